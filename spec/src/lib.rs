@@ -1,0 +1,1 @@
+//! The virtio-hmm wire format and user interface.
