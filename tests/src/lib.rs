@@ -1,1 +1,3 @@
 //! VM fixture.
+
+pub mod artifacts;

@@ -1,0 +1,88 @@
+//! What a virtual machine is made of: the files that the set-up prepared.
+//!
+//! `cargo xtask` writes an [`Artifacts`] manifest; the fixture reads it and
+//! knows nothing of how any of it was built.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// The environment variable that names the manifest.
+pub const MANIFEST_VARIABLE: &str = "VIRTIO_HMM_ARTIFACTS";
+
+/// Every file that a test VM needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Artifacts {
+    /// The command that starts QEMU: a program and its leading arguments.
+    pub qemu: Vec<String>,
+    /// Kernels by name: `stock`, and `debug` when it was asked for.
+    pub kernels: BTreeMap<String, Kernel>,
+    /// The daemon.
+    pub daemon: PathBuf,
+    /// The guest's first process, statically linked.
+    pub agent: PathBuf,
+    /// The guest's `hmm` command, statically linked.
+    pub hmm: PathBuf,
+    /// A statically linked busybox, for the interactive shell.
+    pub busybox: PathBuf,
+    /// The directory with the QEMU configuration files of the checkout.
+    pub qemu_configs: PathBuf,
+    /// Where each VM keeps its logs, one directory for each run.
+    pub logs: PathBuf,
+    /// Whether a probe has booted the stock kernel with KVM on this machine.
+    pub kvm: bool,
+}
+
+/// One guest kernel and what has to be loaded into it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The release, as `uname -r` prints it.
+    pub release: String,
+    /// The bootable image.
+    pub image: PathBuf,
+    /// Modules that the machine needs (transport, console), in load order.
+    pub modules: Vec<PathBuf>,
+    /// Our driver, built for this kernel.
+    pub driver: PathBuf,
+}
+
+impl Artifacts {
+    /// Reads the manifest that [`MANIFEST_VARIABLE`] names.
+    ///
+    /// # Errors
+    ///
+    /// When the variable is unset or the manifest cannot be read; the text
+    /// says which command prepares it.
+    pub fn from_environment() -> Result<Self> {
+        let path = std::env::var_os(MANIFEST_VARIABLE).with_context(|| {
+            format!("{MANIFEST_VARIABLE} is not set: run the VM tests with `cargo xtask test`")
+        })?;
+        Self::read(Path::new(&path))
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    ///
+    /// When the file is missing or is not a manifest.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not an artifact manifest", path.display()))
+    }
+
+    /// Writes the manifest, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self)?;
+        let partial = path.with_extension("partial");
+        std::fs::write(&partial, text)
+            .with_context(|| format!("writing {}", partial.display()))?;
+        std::fs::rename(&partial, path).with_context(|| format!("writing {}", path.display()))
+    }
+}
