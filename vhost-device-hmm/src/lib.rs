@@ -1,1 +1,3 @@
 //! The virtual accelerator.
+
+pub mod device;

@@ -1,0 +1,3 @@
+//! The accelerator.
+
+pub mod operations;
