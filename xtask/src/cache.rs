@@ -1,0 +1,314 @@
+//! A directory of prepared things, each named by what it is made of.
+//!
+//! An entry is built in `NAME-KEY.partial` and renamed when it is complete;
+//! its stamp lists key files with size and digest, which are verified on
+//! every use. It knows nothing of what the entries are.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context, Result};
+use rustix::fs::{flock, FlockOperation};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::host;
+
+const STAMP: &str = "stamp.json";
+
+/// A directory that holds entries.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    directory: PathBuf,
+}
+
+/// What an entry is made of. Two recipes with one key make the same entry.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    name: &'static str,
+    ingredients: Sha256,
+}
+
+/// The proof that an entry is whole.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stamp {
+    files: Vec<KeyFile>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct KeyFile {
+    path: PathBuf,
+    bytes: u64,
+    sha256: String,
+}
+
+/// An exclusive lock on a file, released when dropped or when the process ends.
+#[derive(Debug)]
+#[must_use = "the lock is held only as long as this value lives"]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Recipe {
+    /// An empty recipe for an entry called `name`.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            ingredients: Sha256::new(),
+        }
+    }
+
+    /// Adds an ingredient: text that decides what the entry contains.
+    pub(crate) fn with(mut self, ingredient: impl AsRef<[u8]>) -> Self {
+        let ingredient = ingredient.as_ref();
+        // The length keeps ("ab", "c") apart from ("a", "bc").
+        self.ingredients
+            .update((ingredient.len() as u64).to_le_bytes());
+        self.ingredients.update(ingredient);
+        self
+    }
+
+    /// The name of the entry that this recipe makes.
+    fn entry_name(&self) -> String {
+        let digest = hex(&self.ingredients.clone().finalize());
+        format!("{}-{}", self.name, &digest[..12])
+    }
+}
+
+impl Cache {
+    /// The user's cache: `$VIRTIO_HMM_CACHE`, else `$XDG_CACHE_HOME/virtio-hmm`,
+    /// else `~/.cache/virtio-hmm`.
+    pub(crate) fn of_user() -> Result<Self> {
+        let variable = |name| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
+        let directory = variable("VIRTIO_HMM_CACHE")
+            .or_else(|| variable("XDG_CACHE_HOME").map(|d| d.join("virtio-hmm")))
+            .or_else(|| variable("HOME").map(|d| d.join(".cache/virtio-hmm")))
+            .context("no place for the cache: set HOME or VIRTIO_HMM_CACHE")?;
+        Self::at(std::path::absolute(directory)?)
+    }
+
+    /// A cache in `directory`, which is created when it is missing.
+    pub(crate) fn at(directory: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("creating the cache {}", directory.display()))?;
+        Ok(Self { directory })
+    }
+
+    /// Where the entries are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The whole entry that `recipe` describes, built when it is missing or broken.
+    ///
+    /// `build` fills an empty directory and returns the files (relative to it)
+    /// whose integrity stands for that of the entry. Two runs never build the
+    /// same entry at once: the second waits and re-uses.
+    pub(crate) fn entry(
+        &self,
+        recipe: &Recipe,
+        build: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
+    ) -> Result<PathBuf> {
+        let entry = self.directory.join(recipe.entry_name());
+        let _lock = self.lock(&recipe.entry_name())?;
+        match Stamp::verify(&entry) {
+            Ok(()) => return Ok(entry),
+            Err(broken) if entry.exists() => {
+                eprintln!(
+                    "note: {} is not whole ({broken:#}); building it again",
+                    entry.display()
+                );
+                host::remove_tree(&entry)?;
+            }
+            Err(_) => {}
+        }
+        let partial = self
+            .directory
+            .join(format!("{}.partial", recipe.entry_name()));
+        host::remove_tree(&partial)?;
+        fs::create_dir(&partial).with_context(|| format!("creating {}", partial.display()))?;
+        let key_files = build(&partial)?;
+        Stamp::of(&partial, key_files)?.write(&partial)?;
+        fs::rename(&partial, &entry).with_context(|| format!("completing {}", entry.display()))?;
+        Ok(entry)
+    }
+
+    /// Removes the entry that `recipe` describes, if there is one.
+    pub(crate) fn forget(&self, recipe: &Recipe) -> Result<()> {
+        let _lock = self.lock(&recipe.entry_name())?;
+        host::remove_tree(&self.directory.join(recipe.entry_name()))
+    }
+
+    /// Waits for the lock called `name` in this cache.
+    pub(crate) fn lock(&self, name: &str) -> Result<Lock> {
+        let path = self.directory.join(format!("{name}.lock"));
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            eprintln!("note: waiting for another run that prepares {name}");
+            flock(&file, FlockOperation::LockExclusive)
+                .with_context(|| format!("locking {}", path.display()))?;
+        }
+        Ok(Lock { _file: file })
+    }
+}
+
+impl Stamp {
+    fn of(entry: &Path, files: Vec<PathBuf>) -> Result<Self> {
+        if files.is_empty() {
+            bail!("{} has no key files", entry.display());
+        }
+        let files = files
+            .into_iter()
+            .map(|path| KeyFile::of(entry, path))
+            .collect::<Result<_>>()?;
+        Ok(Self { files })
+    }
+
+    fn write(&self, entry: &Path) -> Result<()> {
+        let path = entry.join(STAMP);
+        fs::write(&path, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn verify(entry: &Path) -> Result<()> {
+        let text = fs::read(entry.join(STAMP)).context("no stamp")?;
+        let stamp: Self = serde_json::from_slice(&text).context("unreadable stamp")?;
+        for expected in stamp.files {
+            let found = KeyFile::of(entry, expected.path.clone())?;
+            if found != expected {
+                bail!("{} has changed", expected.path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl KeyFile {
+    fn of(entry: &Path, path: PathBuf) -> Result<Self> {
+        let file = entry.join(&path);
+        let (bytes, sha256) =
+            digest(&file).with_context(|| format!("{} is missing", file.display()))?;
+        Ok(Self {
+            path,
+            bytes,
+            sha256,
+        })
+    }
+}
+
+/// Size and SHA-256 of a file.
+pub(crate) fn digest(file: &Path) -> io::Result<(u64, String)> {
+    let mut hasher = Sha256::new();
+    let bytes = io::copy(&mut File::open(file)?, &mut hasher)?;
+    Ok((bytes, hex(&hasher.finalize())))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    struct Fixture {
+        cache: Cache,
+        built: Cell<u32>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            Self {
+                cache: Cache::at(directory.path().join("cache")).unwrap(),
+                built: Cell::new(0),
+                _directory: directory,
+            }
+        }
+
+        fn entry(&self, content: &str) -> Result<PathBuf> {
+            self.cache
+                .entry(&Recipe::new("thing").with(content), |partial| {
+                    self.built.set(self.built.get() + 1);
+                    assert_eq!(fs::read_dir(partial)?.count(), 0, "starts empty");
+                    fs::write(partial.join("file"), content)?;
+                    Ok(vec!["file".into()])
+                })
+        }
+    }
+
+    #[test]
+    fn a_whole_entry_is_built_once() {
+        let fixture = Fixture::new();
+        let first = fixture.entry("a").unwrap();
+        let second = fixture.entry("a").unwrap();
+        assert_eq!(first, second);
+        assert_eq!(fixture.built.get(), 1);
+        assert_eq!(fs::read_to_string(first.join("file")).unwrap(), "a");
+    }
+
+    #[test]
+    fn other_ingredients_make_another_entry() {
+        let fixture = Fixture::new();
+        assert_ne!(fixture.entry("a").unwrap(), fixture.entry("b").unwrap());
+        let joined = Recipe::new("thing").with("ab").with("c").entry_name();
+        assert_ne!(
+            joined,
+            Recipe::new("thing").with("a").with("bc").entry_name()
+        );
+    }
+
+    #[test]
+    fn a_changed_truncated_or_unstamped_entry_is_built_again() {
+        let breakages: [fn(&Path); 4] = [
+            |entry| fs::write(entry.join("file"), "x").unwrap(),
+            |entry| fs::write(entry.join("file"), "").unwrap(),
+            |entry| fs::remove_file(entry.join("file")).unwrap(),
+            |entry| fs::write(entry.join(STAMP), "{\"files\":[").unwrap(),
+        ];
+        for breakage in breakages {
+            let fixture = Fixture::new();
+            breakage(&fixture.entry("a").unwrap());
+            let entry = fixture.entry("a").unwrap();
+            assert_eq!(fixture.built.get(), 2);
+            assert_eq!(fs::read_to_string(entry.join("file")).unwrap(), "a");
+        }
+    }
+
+    #[test]
+    fn a_failed_build_leaves_no_entry_and_the_next_starts_afresh() {
+        let fixture = Fixture::new();
+        let recipe = Recipe::new("thing").with("a");
+        let failed = fixture.cache.entry(&recipe, |partial| {
+            fs::write(partial.join("half"), "written")?;
+            bail!("interrupted")
+        });
+        assert!(failed.is_err());
+        assert!(!fixture.cache.directory().join(recipe.entry_name()).exists());
+        fixture.entry("a").unwrap();
+        assert_eq!(fixture.built.get(), 1);
+    }
+
+    #[test]
+    fn an_entry_without_its_key_files_is_not_completed() {
+        let fixture = Fixture::new();
+        let recipe = Recipe::new("thing");
+        assert!(fixture
+            .cache
+            .entry(&recipe, |_| Ok(vec!["absent".into()]))
+            .is_err());
+        assert!(!fixture.cache.directory().join(recipe.entry_name()).exists());
+    }
+}

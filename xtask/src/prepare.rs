@@ -1,0 +1,123 @@
+//! Brings the parts together into the manifest that the fixture reads.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use hmm_tests::artifacts::{self, Artifacts};
+
+use crate::args::{BuildArgs, KernelChoice, SetupArgs};
+use crate::cache::Cache;
+use crate::cargo::Checkout;
+use crate::kernel::Kernel;
+use crate::toolbox::Toolbox;
+use crate::{driver, kvm};
+
+/// Everything that a virtual machine needs, and the manifest that says where.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) artifacts: Artifacts,
+    pub(crate) manifest: PathBuf,
+}
+
+/// What does not come from the checkout.
+#[derive(Debug)]
+pub(crate) struct Foundation {
+    pub(crate) toolbox: Toolbox,
+    pub(crate) kernels: Vec<Kernel>,
+}
+
+impl Foundation {
+    /// Prepares the toolbox and those kernels.
+    pub(crate) fn prepare(checkout: &Checkout, kernels: &[KernelChoice]) -> Result<Self> {
+        let toolbox = Toolbox::prepare(&Cache::of_user()?)?;
+        let kernels = kernels
+            .iter()
+            .map(|&choice| Kernel::prepare(&toolbox, choice, &checkout.root))
+            .collect::<Result<_>>()?;
+        Ok(Self { toolbox, kernels })
+    }
+}
+
+impl Prepared {
+    /// Prepares what is missing, builds what changed and writes the manifest.
+    pub(crate) fn for_kernels(checkout: &Checkout, kernels: &[KernelChoice]) -> Result<Self> {
+        let foundation = Foundation::prepare(checkout, kernels)?;
+        Self::on(&foundation, checkout)
+    }
+
+    /// The same, on a foundation that is there.
+    pub(crate) fn on(foundation: &Foundation, checkout: &Checkout) -> Result<Self> {
+        let toolbox = &foundation.toolbox;
+        let programs = checkout.build_programs()?;
+        let mut kernels = BTreeMap::new();
+        for kernel in &foundation.kernels {
+            let entry = artifacts::Kernel {
+                release: kernel.release.clone(),
+                image: kernel.image.clone(),
+                modules: kernel.modules.clone(),
+                driver: driver::build(toolbox, kernel, checkout)?,
+            };
+            kernels.insert(kernel.name.to_owned(), entry);
+        }
+        let artifacts = Artifacts {
+            qemu: toolbox.qemu(),
+            kernels,
+            daemon: programs.daemon,
+            agent: programs.agent,
+            hmm: programs.hmm,
+            busybox: toolbox.path("/usr/bin/busybox"),
+            qemu_configs: checkout.root.join("qemu-configs"),
+            logs: checkout.output.join("logs"),
+            kvm: kvm::works(toolbox)?,
+        };
+        std::fs::create_dir_all(&artifacts.logs)
+            .with_context(|| format!("creating {}", artifacts.logs.display()))?;
+        let manifest = checkout.output.join("artifacts.json");
+        artifacts.write(&manifest)?;
+        Ok(Self {
+            artifacts,
+            manifest,
+        })
+    }
+}
+
+/// `cargo xtask setup`.
+pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
+    let cache = Cache::of_user()?;
+    if args.update {
+        Toolbox::forget(&cache)?;
+    }
+    let mut kernels = vec![KernelChoice::Stock];
+    if args.debug_kernel {
+        kernels.push(KernelChoice::Debug);
+    }
+    let foundation = Foundation::prepare(&Checkout::locate()?, &kernels)?;
+    for kernel in &foundation.kernels {
+        println!("{} kernel {} is ready", kernel.name, kernel.release);
+    }
+    let guests = match kvm::works(&foundation.toolbox)? {
+        true => "run with KVM",
+        false => "are emulated: KVM does not work here",
+    };
+    println!("guests {guests}");
+    println!("all of it is in {}", cache.directory().display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask build`.
+pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
+    let prepared = Prepared::for_kernels(&Checkout::locate()?, &args.kernels)?;
+    println!("daemon  {}", prepared.artifacts.daemon.display());
+    for kernel in prepared.artifacts.kernels.values() {
+        println!(
+            "driver  {} (Linux {})",
+            kernel.driver.display(),
+            kernel.release
+        );
+    }
+    println!("guest   {}", prepared.artifacts.hmm.display());
+    println!("list    {}", prepared.manifest.display());
+    Ok(ExitCode::SUCCESS)
+}

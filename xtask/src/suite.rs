@@ -1,0 +1,195 @@
+//! `cargo xtask check` and `cargo xtask test`: every part in turn, one summary.
+//!
+//! It knows which parts there are; what they find is `report`'s.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use hmm_tests::artifacts::MANIFEST_VARIABLE;
+
+use crate::args::{KernelChoice, TestArgs};
+use crate::cargo::Checkout;
+use crate::driver;
+use crate::prepare::{Foundation, Prepared};
+use crate::report::{Counts, Report};
+
+/// Tells the VM tests which kernel of the manifest to boot.
+const KERNEL_VARIABLE: &str = "VIRTIO_HMM_KERNEL";
+
+/// The package whose tests start virtual machines.
+const VM_TESTS: &str = "hmm-tests";
+
+/// The package whose tests hold the specification's prose against its code.
+const SPEC: &str = "virtio-hmm-spec";
+
+/// `cargo xtask check`.
+pub(crate) fn check() -> Result<ExitCode> {
+    let mut suite = Suite::new()?;
+    suite.host_parts()?;
+    Ok(suite.close())
+}
+
+/// `cargo xtask test`.
+pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
+    let mut suite = Suite::new()?;
+    suite.host_parts()?;
+    let prepared = suite.single("set-up and build", |suite| {
+        let foundation = Foundation::prepare(&suite.checkout, &args.kernels)?;
+        Prepared::on(&foundation, &suite.checkout).map(|prepared| (foundation, prepared))
+    });
+    if let Some((foundation, prepared)) = prepared {
+        suite.driver_parts(&foundation);
+        for &kernel in &args.kernels {
+            suite.vm_tests(&prepared, kernel)?;
+        }
+    }
+    Ok(suite.close())
+}
+
+/// A run in progress.
+#[derive(Debug)]
+struct Suite {
+    checkout: Checkout,
+    report: Report,
+}
+
+impl Suite {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            checkout: Checkout::locate()?,
+            report: Report::default(),
+        })
+    }
+
+    /// What needs neither toolbox nor virtual machine.
+    fn host_parts(&mut self) -> Result<()> {
+        self.cargo_check("format", &["fmt", "--all", "--check"], &[])?;
+        let lints = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ];
+        self.cargo_check("lints", &lints, &[])?;
+        let documentation = [
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ];
+        self.cargo_check(
+            "documentation",
+            &documentation,
+            &[("RUSTDOCFLAGS", "--deny warnings")],
+        )?;
+
+        let mut spec = self.checkout.cargo();
+        spec.args(["test", "--package", SPEC, "--no-fail-fast"]);
+        self.harness("specification", &mut spec)?;
+
+        let mut host = self.checkout.cargo();
+        host.args([
+            "test",
+            "--workspace",
+            "--exclude",
+            SPEC,
+            "--exclude",
+            VM_TESTS,
+        ])
+        .arg("--no-fail-fast");
+        self.harness("host tests", &mut host)
+    }
+
+    /// What Cargo does not see: the driver's format and lints.
+    fn driver_parts(&mut self, foundation: &Foundation) {
+        let toolbox = &foundation.toolbox;
+        self.single("driver format", |suite| {
+            driver::check_format(toolbox, &suite.checkout)
+        });
+        if let Some(kernel) = foundation.kernels.first() {
+            self.single("driver lints", |suite| {
+                driver::lint(toolbox, kernel, &suite.checkout)
+            });
+        }
+    }
+
+    fn vm_tests(&mut self, prepared: &Prepared, kernel: KernelChoice) -> Result<()> {
+        let mut command = self.checkout.cargo();
+        command
+            .args(["test", "--release", "--package", VM_TESTS, "--no-fail-fast"])
+            .env(MANIFEST_VARIABLE, &prepared.manifest)
+            .env(KERNEL_VARIABLE, kernel.name());
+        self.harness(&format!("VM tests, {} kernel", kernel.name()), &mut command)
+    }
+
+    /// A part that is one yes or no; its value if it went well.
+    fn single<T>(&mut self, name: &str, part: impl FnOnce(&Self) -> Result<T>) -> Option<T> {
+        let begun = begin(name);
+        let result = part(self);
+        self.report
+            .add(name, Counts::one(result.is_ok()), begun.elapsed());
+        result
+            .inspect_err(|error| eprintln!("error: {name}: {error:#}"))
+            .ok()
+    }
+
+    /// A part that is one run of Cargo.
+    fn cargo_check(
+        &mut self,
+        name: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<()> {
+        let begun = begin(name);
+        let mut command = self.checkout.cargo();
+        command.args(arguments).envs(environment.iter().copied());
+        let status = command.status().context("starting cargo")?;
+        self.report
+            .add(name, Counts::one(status.success()), begun.elapsed());
+        Ok(())
+    }
+
+    /// A part that is Rust's test harness: its output is shown and its results are counted.
+    fn harness(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        let begun = begin(name);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting cargo")?;
+        let output = child.stdout.take().context("the output is a pipe")?;
+        let mut counts = Counts::default();
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line.context("reading the tests' output")?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            counts.add_line(&line);
+        }
+        let status = child.wait().context("waiting for the tests")?;
+        // A harness that did not compile, or died, has no failed test to show.
+        if !status.success() && counts.failed == 0 || counts == Counts::default() {
+            counts.failed += 1;
+        }
+        self.report.add(name, counts, begun.elapsed());
+        Ok(())
+    }
+
+    /// Prints the summary.
+    fn close(self) -> ExitCode {
+        println!("\n{}", self.report);
+        if self.report.is_good() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a part's title.
+fn begin(name: &str) -> Instant {
+    println!("\n--- {name}");
+    Instant::now()
+}

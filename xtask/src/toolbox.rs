@@ -1,0 +1,231 @@
+//! The toolbox: a Debian root with every compiler, source and emulator we need.
+//!
+//! The host contributes mmdebstrap alone, so that what builds the driver is
+//! what built the stock kernel. It knows nothing of what is built inside.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cache::{Cache, Recipe};
+use crate::{host, progress};
+
+/// The kernel series; the newest release of it on offer is taken.
+pub(crate) const KERNEL_SERIES: &str = "7.3";
+
+/// The Debian release of the toolbox and of the guest's kernel.
+const SUITE: &str = "trixie";
+
+/// Where trees are built, seen from inside.
+pub(crate) const BUILD: &str = "/build";
+
+const PACKAGES: &[&str] = &[
+    "bc",
+    "bindgen",
+    "bison",
+    "busybox-static",
+    "ca-certificates",
+    "clang",
+    "cpio",
+    "flex",
+    "gcc",
+    "kmod",
+    "libelf-dev",
+    "libssl-dev",
+    "lld",
+    "llvm",
+    "make",
+    "python3",
+    "rust-clippy",
+    "rust-src",
+    "rustc",
+    "rustfmt",
+    "xz-utils",
+    "zstd",
+];
+
+const CUSTOMIZE: &str = include_str!("scripts/toolbox.sh");
+
+/// A complete toolbox.
+#[derive(Debug)]
+pub(crate) struct Toolbox {
+    root: PathBuf,
+    release: String,
+    logs: PathBuf,
+}
+
+impl Toolbox {
+    /// The toolbox of this cache, made when it is missing.
+    pub(crate) fn prepare(cache: &Cache) -> Result<Self> {
+        let logs = cache.directory().join("logs");
+        host::install_missing_packages(&logs.join("host-packages.log"))?;
+        host::check_user_namespaces()?;
+        let entry = cache.entry(&Self::recipe(), |partial| {
+            progress::announce(
+                "making the toolbox",
+                &format!(
+                    "a Debian {SUITE} root with compilers, the {KERNEL_SERIES} kernel and QEMU, \
+                     in {} (about 3 minutes and 3 GB)",
+                    cache.directory().display()
+                ),
+            );
+            bootstrap(&partial.join("root"), &logs.join("toolbox.log"))
+        })?;
+        let root = entry.join("root");
+        let release = fs::read_to_string(root.join("kernel-release"))
+            .context("reading the kernel release of the toolbox")?
+            .trim()
+            .to_owned();
+        Ok(Self {
+            root,
+            release,
+            logs,
+        })
+    }
+
+    /// Removes the toolbox and what was built in it.
+    pub(crate) fn forget(cache: &Cache) -> Result<()> {
+        cache.forget(&Self::recipe())
+    }
+
+    fn recipe() -> Recipe {
+        Recipe::new("toolbox")
+            .with(SUITE)
+            .with(KERNEL_SERIES)
+            .with(PACKAGES.join(","))
+            .with(CUSTOMIZE)
+    }
+
+    /// The release of the stock kernel, as `uname -r` prints it.
+    pub(crate) fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// Where logs of long steps are kept.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
+    /// A path of the toolbox, seen from outside.
+    pub(crate) fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
+        let inside = inside.as_ref();
+        self.root.join(inside.strip_prefix("/").unwrap_or(inside))
+    }
+
+    /// The same path, seen from inside.
+    pub(crate) fn inside(&self, outside: &Path) -> Result<PathBuf> {
+        let relative = outside.strip_prefix(&self.root).with_context(|| {
+            format!(
+                "{} is not in the toolbox {}",
+                outside.display(),
+                self.root.display()
+            )
+        })?;
+        Ok(Path::new("/").join(relative))
+    }
+
+    /// The directory of things built inside, a cache in itself.
+    pub(crate) fn builds(&self) -> Result<Cache> {
+        Cache::at(self.path(BUILD))
+    }
+
+    /// A shell script that runs inside as root, with positional arguments.
+    pub(crate) fn script<I>(&self, script: &str, arguments: I) -> Command
+    where
+        I: IntoIterator<Item: AsRef<OsStr>>,
+    {
+        let mut command = self.enter();
+        command.args([
+            "/usr/bin/env",
+            "-i",
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME=/root",
+            "LC_ALL=C.UTF-8",
+            "sh",
+            "-eu",
+            "-c",
+            script,
+            "sh",
+        ]);
+        command.args(arguments);
+        command
+    }
+
+    /// Root has device nodes in the toolbox; a user borrows those of the host.
+    fn enter(&self) -> Command {
+        const BIND_AND_ENTER: &str = "for each in dev proc sys; do \
+             mount --rbind /$each \"$1/$each\"; done; exec chroot \"$@\"";
+        let mut command = host::as_root_of_own_namespace();
+        if host::is_root() {
+            command.arg("chroot");
+        } else {
+            command.args(["sh", "-eu", "-c", BIND_AND_ENTER, "sh"]);
+        }
+        command.arg(&self.root);
+        command
+    }
+
+    /// The command that starts QEMU outside of the toolbox: QEMU needs no
+    /// root directory of its own, only its libraries and firmware.
+    pub(crate) fn qemu(&self) -> Vec<String> {
+        let path = |inside| self.path(inside).display().to_string();
+        let mut command = vec![path("/lib64/ld-linux-x86-64.so.2")];
+        command.extend([
+            "--library-path".to_owned(),
+            path("/usr/lib/x86_64-linux-gnu"),
+        ]);
+        command.push(path("/usr/bin/qemu-system-x86_64"));
+        for firmware in [
+            "/usr/share/qemu",
+            "/usr/share/seabios",
+            "/usr/lib/ipxe/qemu",
+        ] {
+            command.extend(["-L".to_owned(), path(firmware)]);
+        }
+        command
+    }
+}
+
+/// Makes the root and returns the files that prove it whole.
+fn bootstrap(root: &Path, log: &Path) -> Result<Vec<PathBuf>> {
+    let mode = if host::is_root() { "root" } else { "unshare" };
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args([
+            "--variant=minbase",
+            "--format=directory",
+            "--architectures=amd64",
+        ])
+        .arg(format!("--mode={mode}"))
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!(
+            "--customize-hook=series={KERNEL_SERIES}\n{CUSTOMIZE}"
+        ));
+    for proxy in host::apt_proxies() {
+        command.arg(format!("--aptopt={proxy}"));
+    }
+    command.arg(SUITE).arg(root).args(host::debian_mirror());
+    progress::run("making the toolbox", &mut command, log)?.check()?;
+
+    let release = fs::read_to_string(root.join("kernel-release"))?;
+    let release = release.trim();
+    let files = [
+        "kernel-release".to_owned(),
+        "probe.cpio".to_owned(),
+        "usr/bin/qemu-system-x86_64".to_owned(),
+        "usr/bin/rustc".to_owned(),
+        "usr/bin/bindgen".to_owned(),
+        "usr/bin/busybox".to_owned(),
+        format!("image/boot/vmlinuz-{release}"),
+        format!("image/usr/lib/modules/{release}/modules.dep"),
+        format!("usr/src/linux-headers-{release}/Module.symvers"),
+        format!("usr/src/linux-source-{KERNEL_SERIES}.tar.xz"),
+    ];
+    Ok(files
+        .into_iter()
+        .map(|file| Path::new("root").join(file))
+        .collect())
+}
