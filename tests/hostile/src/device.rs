@@ -1,0 +1,408 @@
+//! The device, driven by a driver that keeps the rules.
+//!
+//! It owns transport, memory and rings, sends chains and checks every one that
+//! comes back: only what was sent, only once, and no byte beyond what the device
+//! says it wrote. Whoever wants to break the rules takes the parts and breaks them,
+//! and starts the device anew afterwards. It knows nothing of requests.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
+use virtio_hmm_spec::wire::config::{Config, MAGIC, VERSION};
+use virtio_hmm_spec::wire::{Queue, DEVICE_ID, QUEUE_COUNT};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::memory::{Arena, HUGE};
+use crate::ring::{Descriptor, Ring, SIZE, STRIDE};
+use crate::transport::{Doorbell, Transport};
+
+/// A descriptor's flags as they lie in memory.
+pub(crate) mod flags {
+    use super::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
+
+    /// Another descriptor follows.
+    pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+    /// The device may write.
+    pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+    /// The descriptor points to a table of descriptors.
+    pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+}
+
+/// How long the device may take for an answer that it owes.
+///
+/// It answers in microseconds; everything beyond is an emulated machine on a busy
+/// host.
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long to rest between two looks at the used ring.
+///
+/// Interrupts are off, so there is no event to wait for; the rest leaves the host's
+/// processors to the device.
+const REST: Duration = Duration::from_micros(50);
+
+/// Where buffers of requests and replies are.
+const BUFFERS: std::ops::Range<usize> = HUGE..2 * HUGE;
+
+/// Where the memory begins that attacks and checks may map and copy.
+pub(crate) const DATA: usize = 2 * HUGE;
+
+/// Huge pages of memory to map and copy.
+pub(crate) const DATA_PAGES: usize = 2;
+
+/// Untouched bytes between two buffers.
+const GAP: usize = 64;
+
+/// What lies in a byte of a reply that the device has not written.
+const BLANK: u8 = 0x5c;
+
+/// Every queue in the order of its number.
+pub(crate) const QUEUES: [Queue; QUEUE_COUNT] =
+    [Queue::Control, Queue::Dma, Queue::Submit, Queue::Fault];
+
+/// One descriptor of a chain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part<'a> {
+    /// Bytes for the device to read.
+    Read(&'a [u8]),
+    /// Room for this many bytes of the device.
+    Write(usize),
+}
+
+/// A chain that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Ticket {
+    queue: Queue,
+    serial: u64,
+}
+
+/// A chain in the device's hands.
+#[derive(Debug)]
+struct InFlight {
+    serial: u64,
+    descriptors: Vec<u16>,
+    /// Where its writable parts are, and how long.
+    writable: Vec<(usize, usize)>,
+}
+
+/// One queue and what is in flight on it.
+#[derive(Debug)]
+struct Channel {
+    ring: Ring,
+    doorbell: Doorbell,
+    free: Vec<u16>,
+    in_flight: HashMap<u32, InFlight>,
+}
+
+/// The device and all that is needed to talk to it.
+#[derive(Debug)]
+pub(crate) struct Device {
+    /// The registers.
+    pub(crate) transport: Transport,
+    /// The memory that the device can reach.
+    pub(crate) arena: Arena,
+    /// What the device says about itself.
+    pub(crate) config: Config,
+    channels: Vec<Channel>,
+    /// The next free byte of [`BUFFERS`].
+    cursor: usize,
+    serial: u64,
+    returned: HashMap<Ticket, Vec<u8>>,
+}
+
+impl Device {
+    /// Takes the device and starts it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, it is not this device, or it does not start.
+    pub(crate) fn open() -> Result<Self> {
+        let transport = Transport::open(DEVICE_ID)?;
+        let mut config = Config::new_zeroed();
+        transport.read_config(config.as_mut_bytes())?;
+        ensure!(
+            config.magic.get() == MAGIC && config.version.get() == VERSION,
+            "{} is not a virtio-hmm accelerator of version {VERSION}",
+            transport.name()
+        );
+        let mut device = Self {
+            transport,
+            arena: Arena::new(DATA / HUGE + DATA_PAGES)?,
+            config,
+            channels: Vec::new(),
+            cursor: BUFFERS.start,
+            serial: 0,
+            returned: HashMap::new(),
+        };
+        device.restart()?;
+        Ok(device)
+    }
+
+    /// Resets the device, checks that it has kept to what it was offered, and starts
+    /// it with empty queues.
+    ///
+    /// # Errors
+    ///
+    /// When it wrote anywhere else or does not start.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.transport.reset()?;
+        self.arena.verify()?;
+        self.negotiate()?;
+        self.channels.clear();
+        self.returned.clear();
+        self.cursor = BUFFERS.start;
+        for (index, queue) in QUEUES.into_iter().enumerate() {
+            let proposed = self.transport.queue_size(queue.raw())?;
+            ensure!(
+                proposed >= SIZE,
+                "queue {index} has only {proposed} descriptors, {SIZE} are needed"
+            );
+            let ring = Ring::place(&mut self.arena, index * STRIDE)?;
+            self.transport
+                .enable_queue(queue.raw(), ring.addresses(&self.arena))?;
+            self.channels.push(Channel {
+                ring,
+                doorbell: self.transport.doorbell(queue.raw())?,
+                free: (0..SIZE).rev().collect(),
+                in_flight: HashMap::new(),
+            });
+        }
+        self.say(VIRTIO_CONFIG_S_DRIVER_OK)
+    }
+
+    /// Does all that comes before the queues are set up (virtio 1.3, 3.1.1).
+    ///
+    /// # Errors
+    ///
+    /// When the device does not take the features.
+    pub(crate) fn negotiate(&self) -> Result<()> {
+        self.say(VIRTIO_CONFIG_S_ACKNOWLEDGE)?;
+        self.say(VIRTIO_CONFIG_S_DRIVER)?;
+        let wanted = 1u64 << VIRTIO_F_VERSION_1 | 1u64 << VIRTIO_RING_F_INDIRECT_DESC;
+        ensure!(
+            self.transport.offered_features()? & wanted == wanted,
+            "the device does not offer what every driver uses"
+        );
+        self.transport.accept_features(wanted)?;
+        self.say(VIRTIO_CONFIG_S_FEATURES_OK)?;
+        let status = u32::from(self.transport.status()?);
+        ensure!(
+            status & VIRTIO_CONFIG_S_FEATURES_OK != 0,
+            "the device refused the features"
+        );
+        Ok(())
+    }
+
+    /// Adds a bit to the device status.
+    ///
+    /// # Errors
+    ///
+    /// When the register cannot be accessed.
+    pub(crate) fn say(&self, bit: u32) -> Result<()> {
+        let status = self.transport.status()? | u8::try_from(bit)?;
+        self.transport.set_status(status)
+    }
+
+    /// Sends a chain that keeps the rules and tells the device.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for it.
+    pub(crate) fn send(&mut self, queue: Queue, parts: &[Part<'_>]) -> Result<Ticket> {
+        let ticket = self.queue(queue, parts)?;
+        self.kick(queue)?;
+        Ok(ticket)
+    }
+
+    /// As [`Self::send`], but does not tell the device.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for it.
+    pub(crate) fn queue(&mut self, queue: Queue, parts: &[Part<'_>]) -> Result<Ticket> {
+        ensure!(!parts.is_empty(), "a chain has at least one descriptor");
+        let free = &mut self.channels[usize::from(queue.raw())].free;
+        ensure!(
+            free.len() >= parts.len(),
+            "the {} queue is full",
+            queue.name()
+        );
+        let descriptors = free.split_off(free.len() - parts.len());
+        let mut writable = Vec::new();
+        for (position, part) in parts.iter().enumerate() {
+            let last = position + 1 == parts.len();
+            let (at, length, direction) = match *part {
+                Part::Read(bytes) => (self.buffer(bytes)?, bytes.len(), 0),
+                Part::Write(length) => {
+                    let at = self.buffer(&vec![BLANK; length])?;
+                    self.arena.offer(at..at + length);
+                    writable.push((at, length));
+                    (at, length, flags::WRITE)
+                }
+            };
+            let descriptor = Descriptor {
+                address: self.arena.physical(at),
+                length: u32::try_from(length)?,
+                flags: direction | if last { 0 } else { flags::NEXT },
+                next: descriptors.get(position + 1).copied().unwrap_or(0),
+            };
+            let (arena, ring) = self.parts(queue);
+            ring.describe(arena, descriptors[position], descriptor)?;
+        }
+        let head = descriptors[0];
+        self.serial += 1;
+        let serial = self.serial;
+        let channel = &mut self.channels[usize::from(queue.raw())];
+        channel.in_flight.insert(
+            u32::from(head),
+            InFlight {
+                serial,
+                descriptors,
+                writable,
+            },
+        );
+        channel.ring.make_available(&mut self.arena, head)?;
+        Ok(Ticket { queue, serial })
+    }
+
+    /// Tells the device to look at a queue.
+    ///
+    /// # Errors
+    ///
+    /// When the register cannot be accessed.
+    pub(crate) fn kick(&self, queue: Queue) -> Result<()> {
+        self.transport
+            .ring(self.channels[usize::from(queue.raw())].doorbell)
+    }
+
+    /// Memory and rings of a queue, to do anything with. The device must be
+    /// restarted before anything is sent again.
+    pub(crate) fn parts(&mut self, queue: Queue) -> (&mut Arena, &mut Ring) {
+        let channel = &mut self.channels[usize::from(queue.raw())];
+        (&mut self.arena, &mut channel.ring)
+    }
+
+    /// Puts bytes where the device can read them and returns where that is.
+    ///
+    /// # Errors
+    ///
+    /// When so much is in flight that there is no room.
+    pub(crate) fn buffer(&mut self, bytes: &[u8]) -> Result<usize> {
+        // Aligned as a table of descriptors must be.
+        let room = (bytes.len() + GAP).next_multiple_of(16);
+        if self.cursor + room > BUFFERS.end {
+            ensure!(
+                self.channels
+                    .iter()
+                    .all(|channel| channel.in_flight.is_empty()),
+                "there is no room for another buffer"
+            );
+            self.cursor = BUFFERS.start;
+        }
+        ensure!(self.cursor + room <= BUFFERS.end, "the buffer is too large");
+        let at = self.cursor;
+        self.arena.write(at, bytes)?;
+        self.cursor += room;
+        Ok(at)
+    }
+
+    /// What the device wrote into the chain, when it has come back.
+    ///
+    /// # Errors
+    ///
+    /// When the device broke a rule of the queues.
+    pub(crate) fn poll(&mut self, ticket: Ticket) -> Result<Option<Vec<u8>>> {
+        for queue in QUEUES {
+            self.collect(queue)
+                .with_context(|| format!("on the {} queue", queue.name()))?;
+        }
+        Ok(self.returned.remove(&ticket))
+    }
+
+    /// Waits for the chain and returns what the device wrote into it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come back in time or the device broke a rule of the queues.
+    pub(crate) fn wait(&mut self, ticket: Ticket) -> Result<Vec<u8>> {
+        self.wait_for(ticket, ANSWER_DEADLINE)?
+            .with_context(|| format!("no answer on the {} queue", ticket.queue.name()))
+    }
+
+    /// As [`Self::wait`] for a chain that may never come back.
+    ///
+    /// # Errors
+    ///
+    /// When the device broke a rule of the queues.
+    pub(crate) fn wait_for(
+        &mut self,
+        ticket: Ticket,
+        patience: Duration,
+    ) -> Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            // Looked at before the clock: a late look finds what is there.
+            let late = Instant::now() > deadline;
+            let answer = self.poll(ticket)?;
+            if answer.is_some() || late {
+                return Ok(answer);
+            }
+            std::thread::sleep(REST);
+        }
+    }
+
+    /// Sends a chain and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`] and [`Self::wait`].
+    pub(crate) fn exchange(&mut self, queue: Queue, parts: &[Part<'_>]) -> Result<Vec<u8>> {
+        let ticket = self.send(queue, parts)?;
+        self.wait(ticket)
+    }
+
+    fn collect(&mut self, queue: Queue) -> Result<()> {
+        let channel = &mut self.channels[usize::from(queue.raw())];
+        while let Some(used) = channel.ring.take_used(&self.arena)? {
+            let Some(chain) = channel.in_flight.remove(&used.id) else {
+                bail!(
+                    "the device returned chain {}, which it did not have",
+                    used.id
+                );
+            };
+            let reply = gather(&self.arena, &chain.writable, usize::try_from(used.length)?)?;
+            channel.free.extend(chain.descriptors);
+            let serial = chain.serial;
+            self.returned.insert(Ticket { queue, serial }, reply);
+        }
+        Ok(())
+    }
+}
+
+/// What the device wrote: the first `length` bytes of the writable parts. The
+/// others must be as they were.
+fn gather(arena: &Arena, writable: &[(usize, usize)], length: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for &(at, length) in writable {
+        bytes.extend(arena.read(at, length)?);
+    }
+    ensure!(
+        length <= bytes.len(),
+        "the device says it wrote {length} bytes where only {} were offered",
+        bytes.len()
+    );
+    let rest = bytes.split_off(length);
+    ensure!(
+        rest.iter().all(|&byte| byte == BLANK),
+        "the device wrote more than the {length} bytes that it says"
+    );
+    Ok(bytes)
+}

@@ -1,0 +1,242 @@
+//! Memory of this process that the device can reach, and that nobody may touch
+//! unasked.
+//!
+//! Huge pages: each is one run of guest physical memory that stays where it is. A
+//! copy is kept of everything that was written here; [`Arena::verify`] compares, so
+//! a byte that the device changed without having been offered it is found wherever
+//! it is. It knows nothing of queues or requests.
+
+use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use anyhow::{bail, ensure, Context, Result};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
+
+/// The size of a huge page in bytes.
+pub(crate) const HUGE: usize = 2 << 20;
+
+const SMALL: u64 = 4096;
+const RESERVE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+const PAGEMAP: &str = "/proc/self/pagemap";
+/// Linux, Documentation/admin-guide/mm/pagemap.rst: present, and the frame number.
+const PRESENT: u64 = 1 << 63;
+const FRAME: u64 = (1 << 55) - 1;
+
+/// What untouched memory holds: never zero, so that cleared bytes are noticed too.
+const PAINT: u8 = 0xa5;
+
+/// Memory of this process at known physical addresses.
+///
+/// Places in it are named by their offset; a run of bytes is contiguous for the
+/// device as well as long as it does not leave its huge page.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    region: Arc<MmapRegion>,
+    physical: Vec<u64>,
+    /// What each byte should hold.
+    expected: Vec<u8>,
+    /// Which bytes the device may have changed.
+    offered: Vec<Range<usize>>,
+}
+
+/// The bytes of an arena for another thread, without any bookkeeping.
+#[derive(Clone, Debug)]
+pub(crate) struct Unwatched(Arc<MmapRegion>);
+
+impl Arena {
+    /// Takes this many huge pages.
+    ///
+    /// # Errors
+    ///
+    /// When the machine has not as many to give, or does not say where they are.
+    pub(crate) fn new(pages: usize) -> Result<Self> {
+        fs::write(RESERVE, pages.to_string()).with_context(|| format!("writing {RESERVE}"))?;
+        let size = pages * HUGE;
+        let region = MmapRegion::build(
+            None,
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE
+                | libc::MAP_ANONYMOUS
+                | libc::MAP_HUGETLB
+                | libc::MAP_POPULATE
+                | libc::MAP_LOCKED,
+        )
+        .with_context(|| format!("taking {pages} huge pages"))?;
+        let mut arena = Self {
+            region: Arc::new(region),
+            physical: Vec::new(),
+            expected: Vec::new(),
+            offered: Vec::new(),
+        };
+        arena.repaint()?;
+        let map = File::open(PAGEMAP).with_context(|| format!("opening {PAGEMAP}"))?;
+        let start = u64::try_from(arena.region.as_ptr().addr())?;
+        for page in 0..pages {
+            let address = start + u64::try_from(page * HUGE)?;
+            arena.physical.push(locate(&map, address)?);
+        }
+        Ok(arena)
+    }
+
+    /// How many bytes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.expected.len()
+    }
+
+    /// The guest physical address of a byte.
+    pub(crate) fn physical(&self, at: usize) -> u64 {
+        self.physical[at / HUGE] + offset_in_page(at)
+    }
+
+    /// Whether all of this physical memory is ours.
+    pub(crate) fn owns(&self, physical: u64, bytes: u64) -> bool {
+        let Some(end) = physical.checked_add(bytes) else {
+            return false;
+        };
+        // Neighbouring huge pages are seldom adjacent: a run that spans two is not
+        // looked for.
+        self.physical
+            .iter()
+            .any(|&start| physical >= start && end <= start + HUGE_BYTES)
+    }
+
+    /// Writes bytes, which are then expected to stay.
+    ///
+    /// # Errors
+    ///
+    /// When they lie outside.
+    pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
+        self.region
+            .as_volatile_slice()
+            .write_slice(bytes, at)
+            .context("writing outside the arena")?;
+        self.expected[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Writes two bytes that the device may read at the same time, after everything
+    /// that was written before.
+    ///
+    /// # Errors
+    ///
+    /// When they lie outside.
+    pub(crate) fn publish(&mut self, at: usize, value: u16) -> Result<()> {
+        self.region
+            .as_volatile_slice()
+            .store(value.to_le(), at, Ordering::Release)
+            .context("writing outside the arena")?;
+        self.expected[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        Ok(())
+    }
+
+    /// Reads two bytes that the device may write at the same time; what it wrote
+    /// before is seen afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When they lie outside.
+    pub(crate) fn observe(&self, at: usize) -> Result<u16> {
+        let value: u16 = self
+            .region
+            .as_volatile_slice()
+            .load(at, Ordering::Acquire)
+            .context("reading outside the arena")?;
+        Ok(u16::from_le(value))
+    }
+
+    /// Reads bytes.
+    ///
+    /// # Errors
+    ///
+    /// When they lie outside.
+    pub(crate) fn read(&self, at: usize, bytes: usize) -> Result<Vec<u8>> {
+        let mut into = vec![0; bytes];
+        self.region
+            .as_volatile_slice()
+            .read_slice(&mut into, at)
+            .context("reading outside the arena")?;
+        Ok(into)
+    }
+
+    /// Lets the device change these bytes until the next [`Self::verify`].
+    pub(crate) fn offer(&mut self, range: Range<usize>) {
+        self.offered.push(range);
+    }
+
+    /// Checks that nothing was changed but what was offered, and paints everything
+    /// anew; nothing is offered afterwards.
+    ///
+    /// # Errors
+    ///
+    /// With the first byte that was changed unasked.
+    pub(crate) fn verify(&mut self) -> Result<()> {
+        let found = self.read(0, self.len())?;
+        for range in self.offered.drain(..) {
+            self.expected[range.clone()].copy_from_slice(&found[range]);
+        }
+        let changed = self.expected.iter().zip(&found).position(|(a, b)| a != b);
+        if let Some(at) = changed {
+            let expected = self.expected[at];
+            let now = found[at];
+            self.repaint()?;
+            bail!(
+                "the device wrote where nothing was offered: {at:#x} held {expected:#04x}, \
+                 now {now:#04x}"
+            );
+        }
+        self.repaint()
+    }
+
+    /// The same memory for a thread that changes it behind everybody's back. It may
+    /// only write to bytes that are offered.
+    pub(crate) fn unwatched(&self) -> Unwatched {
+        Unwatched(Arc::clone(&self.region))
+    }
+
+    fn repaint(&mut self) -> Result<()> {
+        self.offered.clear();
+        self.expected.clear();
+        self.expected.resize(self.region.size(), PAINT);
+        self.region
+            .as_volatile_slice()
+            .write_slice(&self.expected, 0)
+            .context("painting the arena")
+    }
+}
+
+impl Unwatched {
+    /// Writes bytes.
+    ///
+    /// # Errors
+    ///
+    /// When they lie outside.
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) -> Result<()> {
+        self.0
+            .as_volatile_slice()
+            .write_slice(bytes, at)
+            .context("writing outside the arena")
+    }
+}
+
+/// [`HUGE`] as an amount of physical memory.
+const HUGE_BYTES: u64 = HUGE as u64;
+
+fn offset_in_page(at: usize) -> u64 {
+    (at % HUGE) as u64
+}
+
+fn locate(map: &File, address: u64) -> Result<u64> {
+    let mut entry = [0; 8];
+    map.read_exact_at(&mut entry, address / SMALL * 8)
+        .with_context(|| format!("reading {PAGEMAP}"))?;
+    let entry = u64::from_le_bytes(entry);
+    ensure!(
+        entry & PRESENT != 0 && entry & FRAME != 0,
+        "{PAGEMAP} does not say where {address:#x} is; this needs root"
+    );
+    Ok((entry & FRAME) * SMALL)
+}
