@@ -3,7 +3,7 @@
 //! It knows how Debian packs modules and what `modules.dep` says, no more.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{bail, Context, Result};
 
@@ -18,9 +18,9 @@ const UNPACK: &str = include_str!("scripts/unpack-modules.sh");
 
 /// The modules, unpacked, in the order in which they load.
 pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Vec<PathBuf>> {
-    let directory = format!("/image/lib/modules/{}", toolbox.release());
+    let directory = toolbox.modules();
     let read = |name: &str| {
-        let path = toolbox.path(Path::new(&directory).join(name));
+        let path = toolbox.path(directory.join(name));
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
     let order = load_order(&read("modules.dep")?, &read("modules.builtin")?, WANTED)?;
@@ -31,7 +31,7 @@ pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Vec<PathBuf>> {
         .with(UNPACK);
     let entry = toolbox.builds()?.entry(&recipe, |partial| {
         let target = toolbox.inside(partial)?;
-        let arguments = [target.as_os_str(), directory.as_ref()];
+        let arguments = [&target, &directory];
         let mut command = toolbox.script(UNPACK, arguments);
         command.args(&order);
         progress::run(

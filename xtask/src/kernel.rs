@@ -81,7 +81,7 @@ fn stock(toolbox: &Toolbox) -> Result<Kernel> {
     Ok(Kernel {
         name: KernelChoice::Stock.name(),
         release: release.to_owned(),
-        image: toolbox.path(format!("/image/boot/vmlinuz-{release}")),
+        image: toolbox.image(),
         modules: boot_modules::prepare(toolbox)?,
         tree,
         make_arguments: vec![format!("LOCALVERSION=+{suffix}")],

@@ -66,7 +66,6 @@ fn recall(memory: &Path, boot: &str) -> Option<bool> {
 
 /// Whether the smallest guest reaches its first process.
 fn boots(toolbox: &Toolbox, accelerator: &str, processor: &str) -> Result<bool> {
-    let image = toolbox.path(format!("/image/boot/vmlinuz-{}", toolbox.release()));
     // timeout(1) ends a guest that hangs; a panic ends by -no-reboot.
     let mut command = Command::new("timeout");
     command
@@ -92,7 +91,7 @@ fn boots(toolbox: &Toolbox, accelerator: &str, processor: &str) -> Result<bool> 
             "stdio",
         ])
         .args(["-no-reboot", "-append", "console=ttyS0 panic=-1", "-kernel"])
-        .arg(image)
+        .arg(toolbox.image())
         .arg("-initrd")
         .arg(toolbox.path("/probe.cpio"));
     let log = toolbox.log(&format!("boot-{accelerator}"));

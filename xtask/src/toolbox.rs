@@ -4,7 +4,8 @@
 //! what built the stock kernel. It knows nothing of what is built inside.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -72,7 +73,7 @@ impl Toolbox {
                     cache.directory().display()
                 ),
             );
-            bootstrap(&partial.join("root"), &logs.join("toolbox.log"))
+            bootstrap(partial, &logs.join("toolbox.log"))
         })?;
         let root = entry.join("root");
         let release = fs::read_to_string(root.join("kernel-release"))
@@ -107,6 +108,16 @@ impl Toolbox {
     /// Where logs of long steps are kept.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
+    }
+
+    /// The stock kernel's image, seen from outside.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.path(self.modules()).join("vmlinuz")
+    }
+
+    /// The directory of the stock kernel's modules, seen from inside.
+    pub(crate) fn modules(&self) -> PathBuf {
+        Path::new("/image/usr/lib/modules").join(&self.release)
     }
 
     /// A path of the toolbox, seen from outside.
@@ -189,8 +200,15 @@ impl Toolbox {
     }
 }
 
-/// Makes the root and returns the files that prove it whole.
-fn bootstrap(root: &Path, log: &Path) -> Result<Vec<PathBuf>> {
+/// Makes the directory `root` in `entry` and returns the files that prove it whole.
+fn bootstrap(entry: &Path, log: &Path) -> Result<Vec<PathBuf>> {
+    let root = entry.join("root");
+    let customize = entry.join("customize.sh");
+    fs::write(
+        &customize,
+        format!("#!/bin/sh\nseries={KERNEL_SERIES}\n{CUSTOMIZE}"),
+    )?;
+    fs::set_permissions(&customize, Permissions::from_mode(0o755))?;
     let mode = if host::is_root() { "root" } else { "unshare" };
     let mut command = Command::new("mmdebstrap");
     command
@@ -207,7 +225,7 @@ fn bootstrap(root: &Path, log: &Path) -> Result<Vec<PathBuf>> {
     for proxy in host::apt_proxies() {
         command.arg(format!("--aptopt={proxy}"));
     }
-    command.arg(SUITE).arg(root).args(host::debian_mirror());
+    command.arg(SUITE).arg(&root).args(host::debian_mirror());
     progress::run("making the toolbox", &mut command, log)?.check()?;
 
     let release = fs::read_to_string(root.join("kernel-release"))?;
@@ -219,7 +237,7 @@ fn bootstrap(root: &Path, log: &Path) -> Result<Vec<PathBuf>> {
         "usr/bin/rustc".to_owned(),
         "usr/bin/bindgen".to_owned(),
         "usr/bin/busybox".to_owned(),
-        format!("image/boot/vmlinuz-{release}"),
+        format!("image/usr/lib/modules/{release}/vmlinuz"),
         format!("image/usr/lib/modules/{release}/modules.dep"),
         format!("usr/src/linux-headers-{release}/Module.symvers"),
         format!("usr/src/linux-source-{KERNEL_SERIES}.tar.xz"),

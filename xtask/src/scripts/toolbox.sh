@@ -23,8 +23,11 @@ chroot "$root" apt-get install -y --no-install-recommends -t trixie-backports \
 chroot "$root" sh -eux -c '
 	mkdir -p /image /tmp/image
 	cd /tmp/image
-	apt-get download "linux-image-$1"
-	dpkg-deb -x linux-image-*.deb /image
+	apt-get download "linux-image-$1" $(apt-cache depends --important "linux-image-$1" |
+		sed -n "s/^ *Depends: \(linux-[a-z]*-$1\)\$/\1/p")
+	for package in *.deb; do
+		dpkg-deb -x "$package" /image
+	done
 	rm -r /tmp/image
 	ln -sT usr/lib /image/lib
 	depmod -b /image "$1"
