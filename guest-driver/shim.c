@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0
+/* See shim.h. */
+#include <linux/gfp.h>
+#include <linux/highmem.h>
+#include <linux/ioport.h>
+#include <linux/memremap.h>
+#include <linux/migrate.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/pagemap.h>
+#include <linux/scatterlist.h>
+#include <linux/semaphore.h>
+#include <linux/virtio.h>
+#include <linux/virtio_config.h>
+#include <linux/vmalloc.h>
+#include <linux/workqueue.h>
+
+#include "shim.h"
+
+struct device *virtio_hmm_device(struct virtio_device *vdev)
+{
+	return &vdev->dev;
+}
+
+void *virtio_hmm_priv(struct virtqueue *vq)
+{
+	return vq->vdev->priv;
+}
+
+void virtio_hmm_set_priv(struct virtio_device *vdev, void *priv)
+{
+	vdev->priv = priv;
+}
+
+unsigned int virtio_hmm_queue_index(struct virtqueue *vq)
+{
+	return vq->index;
+}
+
+u32 virtio_hmm_read_config(struct virtio_device *vdev, unsigned int offset)
+{
+	return virtio_cread32(vdev, offset);
+}
+
+bool virtio_hmm_has_version_1(struct virtio_device *vdev)
+{
+	return virtio_has_feature(vdev, VIRTIO_F_VERSION_1);
+}
+
+int virtio_hmm_find_queues(struct virtio_device *vdev, unsigned int count,
+			   struct virtqueue **queues, const char *const *names,
+			   void (*callback)(struct virtqueue *vq))
+{
+	struct virtqueue_info info[8] = {};
+	unsigned int i;
+
+	if (count > ARRAY_SIZE(info))
+		return -EINVAL;
+	for (i = 0; i < count; i++) {
+		info[i].name = names[i];
+		info[i].callback = callback;
+	}
+	return virtio_find_vqs(vdev, count, queues, info, NULL);
+}
+
+void virtio_hmm_delete_queues(struct virtio_device *vdev)
+{
+	vdev->config->del_vqs(vdev);
+}
+
+void virtio_hmm_device_ready(struct virtio_device *vdev)
+{
+	virtio_device_ready(vdev);
+}
+
+/* Describes linear or vmalloc memory; returns the pieces, 0 if there are too many. */
+static unsigned int fill(struct scatterlist *sg, void *buffer, size_t len)
+{
+	unsigned int count = 0;
+
+	sg_init_table(sg, VIRTIO_HMM_MAX_PIECES);
+	while (len) {
+		size_t piece = len;
+
+		if (count == VIRTIO_HMM_MAX_PIECES)
+			return 0;
+		if (is_vmalloc_addr(buffer)) {
+			piece = min_t(size_t, len, PAGE_SIZE - offset_in_page(buffer));
+			sg_set_page(&sg[count], vmalloc_to_page(buffer), piece,
+				    offset_in_page(buffer));
+		} else {
+			sg_set_buf(&sg[count], buffer, piece);
+		}
+		buffer += piece;
+		len -= piece;
+		count++;
+	}
+	if (count)
+		sg_mark_end(&sg[count - 1]);
+	return count;
+}
+
+int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
+		   size_t in_len, void *token)
+{
+	struct scatterlist out_sg[VIRTIO_HMM_MAX_PIECES];
+	struct scatterlist in_sg[VIRTIO_HMM_MAX_PIECES];
+	struct scatterlist *sgs[2];
+	unsigned int outs = 0, ins = 0;
+
+	if (out_len) {
+		if (!fill(out_sg, out, out_len))
+			return -E2BIG;
+		sgs[outs++] = out_sg;
+	}
+	if (in_len) {
+		if (!fill(in_sg, in, in_len))
+			return -E2BIG;
+		sgs[outs + ins++] = in_sg;
+	}
+	return virtqueue_add_sgs(vq, sgs, outs, ins, token, GFP_ATOMIC);
+}
+
+void virtio_hmm_init_semaphore(struct semaphore *semaphore, int value)
+{
+	sema_init(semaphore, value);
+}
+
+struct workqueue_struct *virtio_hmm_alloc_workqueue(const char *name)
+{
+	return alloc_workqueue("%s", WQ_UNBOUND, 0, name);
+}
+
+void virtio_hmm_set_seq(struct mmu_interval_notifier *notifier, unsigned long seq)
+{
+	mmu_interval_set_seq(notifier, seq);
+}
+
+bool virtio_hmm_read_retry(struct mmu_interval_notifier *notifier,
+			   unsigned long seq)
+{
+	return mmu_interval_read_retry(notifier, seq);
+}
+
+bool virtio_hmm_blockable(const struct mmu_notifier_range *range)
+{
+	return mmu_notifier_range_blockable(range);
+}
+
+void virtio_hmm_mark_dirty(unsigned long pfn)
+{
+	folio_mark_dirty(page_folio(pfn_to_page(pfn)));
+}
+
+struct page *virtio_hmm_pfn_to_page(unsigned long pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+unsigned long virtio_hmm_page_to_pfn(struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+unsigned long virtio_hmm_folio_pfn(struct folio *folio)
+{
+	return folio_pfn(folio);
+}
+
+unsigned int virtio_hmm_folio_order(struct folio *folio)
+{
+	return folio_order(folio);
+}
+
+struct folio *virtio_hmm_page_folio(struct page *page)
+{
+	return page_folio(page);
+}
+
+struct dev_pagemap *virtio_hmm_folio_pagemap(struct folio *folio)
+{
+	return folio->pgmap;
+}
+
+struct dev_pagemap *virtio_hmm_page_pagemap(struct page *page)
+{
+	return page_pgmap(page);
+}
+
+void virtio_hmm_unlock_and_put(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
+				     struct vm_area_struct *vma,
+				     unsigned long address)
+{
+	gfp_t gfp = GFP_HIGHUSER_MOVABLE;
+	struct folio *folio;
+
+	/* A large folio has a substitute; only who insists waits for compaction. */
+	if (order && insist)
+		gfp = GFP_TRANSHUGE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+	else if (order)
+		gfp = GFP_TRANSHUGE_LIGHT | __GFP_NOWARN;
+	if (vma)
+		folio = vma_alloc_folio(gfp, order, vma, address);
+	else
+		folio = folio_alloc(gfp, order);
+	if (!folio)
+		return NULL;
+	folio_lock(folio);
+	return folio_page(folio, 0);
+}
+
+void virtio_hmm_clear_folio(struct page *page, unsigned int order)
+{
+	unsigned int i;
+
+	for (i = 0; i < 1U << order; i++)
+		clear_highpage(page + i);
+}
+
+void virtio_hmm_init_device_folio(struct page *page, struct dev_pagemap *pagemap,
+				  unsigned int order)
+{
+	zone_device_folio_init((struct folio *)page, pagemap, order);
+}
+
+struct resource *virtio_hmm_request_region(unsigned long bytes, const char *name)
+{
+	return request_free_mem_region(&iomem_resource, bytes, name);
+}
+
+void virtio_hmm_release_region(struct resource *region)
+{
+	release_mem_region(region->start, resource_size(region));
+}
+
+void virtio_hmm_init_pagemap(struct dev_pagemap *pagemap,
+			     const struct resource *region, void *owner)
+{
+	pagemap->type = MEMORY_DEVICE_PRIVATE;
+	pagemap->range.start = region->start;
+	pagemap->range.end = region->end;
+	pagemap->nr_range = 1;
+	pagemap->owner = owner;
+}
+
+struct vm_area_struct *virtio_hmm_fault_vma(struct vm_fault *vmf)
+{
+	return vmf->vma;
+}
+
+unsigned long virtio_hmm_fault_address(struct vm_fault *vmf)
+{
+	return vmf->address;
+}
+
+struct page *virtio_hmm_fault_page(struct vm_fault *vmf)
+{
+	return vmf->page;
+}
