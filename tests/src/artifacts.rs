@@ -81,8 +81,7 @@ impl Artifacts {
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
         let partial = path.with_extension("partial");
-        std::fs::write(&partial, text)
-            .with_context(|| format!("writing {}", partial.display()))?;
+        std::fs::write(&partial, text).with_context(|| format!("writing {}", partial.display()))?;
         std::fs::rename(&partial, path).with_context(|| format!("writing {}", path.display()))
     }
 }

@@ -1,3 +1,28 @@
-//! VM fixture.
+//! Virtual machines with accelerators, for tests and for people.
+//!
+//! A [`Vm`](vm::Vm) is a QEMU with a stock kernel, an [agent](hmm_agent) as its
+//! first process and a daemon for each accelerator. A test says what machine it
+//! wants, runs programs in it and calls [`finish`](vm::Vm::finish), which fails
+//! when the kernel, the daemon or QEMU complained of anything meanwhile.
+//!
+//! The layers, each ignorant of those before it:
+//!
+//! * [`session`]: the machine of a person, for `cargo xtask vm`;
+//! * [`vm`]: a machine with its devices, from start to finish;
+//! * [`guest`], [`qemu`], [`daemon`]: its parts;
+//! * [`initramfs`], [`klog`], [`process`], [`logs`], [`pace`]: what parts are
+//!   made of.
+//!
+//! Nothing here knows how an artifact was built or what the device does.
 
 pub mod artifacts;
+pub mod daemon;
+pub mod guest;
+pub mod initramfs;
+pub mod klog;
+pub mod logs;
+pub mod pace;
+pub mod process;
+pub mod qemu;
+pub mod session;
+pub mod vm;

@@ -1,0 +1,401 @@
+//! QEMU: its command line and its monitor.
+//!
+//! The configuration files of `qemu-configs/` describe the machine; what differs
+//! from one machine to the next is added here. It knows nothing of the guest.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail, ensure, Context, Result};
+use qapi::qmp::{self, QmpCommand};
+use qapi::{Qmp, Stream};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+
+use crate::logs::{tail, Logs};
+use crate::pace::{Pace, ANSWER, BOOT, UNPLUG};
+use crate::process::{Process, Terminal};
+
+/// The kinds of machine that there are configuration files for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Machine {
+    /// PCI; devices can be unplugged.
+    #[default]
+    Q35,
+    /// virtio-mmio alone; no interrupt is shared.
+    Microvm,
+}
+
+impl Machine {
+    const fn base(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35.cfg",
+            Self::Microvm => "microvm.cfg",
+        }
+    }
+
+    const fn agent(self) -> &'static str {
+        match self {
+            Self::Q35 => "agent-pci.cfg",
+            Self::Microvm => "agent-mmio.cfg",
+        }
+    }
+
+    const fn device(self) -> &'static str {
+        match self {
+            Self::Q35 => "hmm-pci.cfg",
+            Self::Microvm => "hmm-mmio.cfg",
+        }
+    }
+}
+
+/// What a guest's console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// The console's log.
+    File,
+    /// The person's terminal; what it shows is logged as well.
+    Terminal,
+}
+
+/// The machine to start.
+#[derive(Debug)]
+pub struct Settings<'a> {
+    /// QEMU: a program and its leading arguments.
+    pub program: &'a [String],
+    /// The directory of the configuration files.
+    pub configs: &'a Path,
+    /// The kind of machine.
+    pub machine: Machine,
+    /// Whether to use KVM.
+    pub kvm: bool,
+    /// The number of processors.
+    pub cpus: u32,
+    /// The size of the guest's memory in bytes.
+    pub memory: u64,
+    /// The number of accelerators.
+    pub devices: usize,
+    /// The kernel.
+    pub kernel: &'a Path,
+    /// The guest's files.
+    pub initramfs: &'a Path,
+    /// The kernel's command line.
+    pub arguments: &'a str,
+    /// The console.
+    pub console: Console,
+}
+
+/// The name of the socket of a device's daemon, in the machine's directory.
+#[must_use]
+pub fn device_socket(device: usize) -> String {
+    format!("hmm{device}.sock")
+}
+
+/// The name by which the monitor knows a device.
+#[must_use]
+pub fn device_name(device: usize) -> String {
+    format!("hmm{device}")
+}
+
+/// A running QEMU.
+#[derive(Debug)]
+pub struct Qemu {
+    process: Process,
+    monitor: Mutex<Monitor>,
+    pace: Pace,
+}
+
+type MonitorStream = Stream<BufReader<UnixStream>, UnixStream>;
+
+struct Monitor(Qmp<MonitorStream>);
+
+impl std::fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Monitor")
+    }
+}
+
+impl Qemu {
+    /// Starts QEMU in `directory`, where the daemons' sockets are.
+    ///
+    /// Returns it and the connection to the guest's agent, which has not said
+    /// anything yet.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU cannot be started or refuses the machine; the text says what it
+    /// printed.
+    pub fn start(
+        settings: &Settings<'_>,
+        directory: &Path,
+        logs: &Logs,
+        pace: Pace,
+    ) -> Result<(Self, UnixStream)> {
+        let agent = listen(directory, "agent.sock")?;
+        let monitor = listen(directory, "monitor.sock")?;
+        let arguments = arguments(settings, directory, logs)?;
+        let (program, leading) = settings
+            .program
+            .split_first()
+            .context("the manifest names no QEMU")?;
+        let mut command = Command::new(program);
+        command
+            .args(leading)
+            .args(&arguments)
+            .current_dir(directory);
+        record(&command, directory, logs)?;
+        let terminal = match settings.console {
+            Console::File => {
+                command.stdin(Stdio::null()).stdout(Stdio::null());
+                Terminal::Apart
+            }
+            Console::Terminal => Terminal::Shared,
+        };
+        let output = File::create(logs.qemu()).context("creating QEMU's log")?;
+        command.stderr(output);
+        let process = Process::start(command, terminal)?;
+        let limit = pace.scale(BOOT);
+        let accepted = accept(&agent, &process, limit)
+            .and_then(|agent| Ok((agent, accept(&monitor, &process, limit)?)))
+            .and_then(|(agent, monitor)| Ok((agent, Monitor::greet(monitor, pace)?)));
+        match accepted {
+            Ok((agent, monitor)) => {
+                let qemu = Self {
+                    process,
+                    monitor: Mutex::new(monitor),
+                    pace,
+                };
+                Ok((qemu, agent))
+            }
+            Err(error) => {
+                // Its last words must be in the log before they are quoted.
+                process.kill();
+                Err(error.context(format!(
+                    "QEMU did not start; it printed\n{}",
+                    tail(&logs.qemu())
+                )))
+            }
+        }
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    /// Waits until it ends; `None` when `limit` passes first.
+    #[must_use]
+    pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
+        self.process.wait(limit)
+    }
+
+    /// Kills it.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Executes a command of the monitor.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU refuses it or does not answer.
+    pub fn execute<C: QmpCommand>(&self, command: &C) -> Result<C::Ok> {
+        let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
+        monitor
+            .0
+            .execute(command)
+            .with_context(|| format!("QEMU's monitor refused {}", C::NAME))
+    }
+
+    /// Unplugs a device and waits until the guest has let it go.
+    ///
+    /// # Errors
+    ///
+    /// When the machine cannot unplug or the guest does not let go in time.
+    pub fn unplug(&self, device: usize) -> Result<()> {
+        let name = device_name(device);
+        self.execute(&qmp::device_del { id: name.clone() })?;
+        let limit = self.pace.scale(UNPLUG);
+        let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
+        monitor
+            .wait_for(limit, |event| {
+                matches!(
+                    event,
+                    qmp::Event::DEVICE_DELETED { data, .. } if data.device.as_ref() == Some(&name)
+                )
+            })
+            .with_context(|| format!("{name} was not unplugged"))
+    }
+}
+
+impl Monitor {
+    fn greet(stream: UnixStream, pace: Pace) -> Result<Self> {
+        stream.set_read_timeout(Some(pace.scale(ANSWER)))?;
+        stream.set_write_timeout(Some(pace.scale(ANSWER)))?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        // The library takes a greeting for granted.
+        ensure!(
+            !reader
+                .fill_buf()
+                .context("reading from QEMU's monitor")?
+                .is_empty(),
+            "QEMU's monitor closed the connection"
+        );
+        let mut qmp = Qmp::new(Stream::new(reader, stream));
+        qmp.handshake().context("greeting QEMU's monitor")?;
+        Ok(Self(qmp))
+    }
+
+    fn wait_for(&mut self, limit: Duration, wanted: impl Fn(&qmp::Event) -> bool) -> Result<()> {
+        // What came between other commands and their answers.
+        if self.0.events().any(|event| wanted(&event)) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + limit;
+        let mut line = String::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "QEMU did not say so within {limit:?}");
+            let stream = self.0.inner_mut();
+            stream.get_ref_write().set_read_timeout(Some(left))?;
+            line.clear();
+            match stream.get_mut_read().read_line(&mut line) {
+                Ok(0) => bail!("QEMU's monitor closed the connection"),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let event: qmp::Event = serde_json::from_str(&line)
+                .with_context(|| format!("QEMU's monitor said {}", line.trim_end()))?;
+            if wanted(&event) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn listen(directory: &Path, name: &str) -> Result<UnixListener> {
+    let path = directory.join(name);
+    UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))
+}
+
+/// Accepts QEMU's connection, unless QEMU ends first.
+fn accept(listener: &UnixListener, process: &Process, limit: Duration) -> Result<UnixStream> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut sources = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(process, PollFlags::IN),
+        ];
+        let timeout = Timespec::try_from(left)?;
+        match poll(&mut sources, Some(&timeout)) {
+            Ok(0) => bail!("it did not connect to its sockets within {limit:?}"),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) if sources[0].revents().is_empty() => {
+                let end = process.wait(limit);
+                bail!(
+                    "it ended: {}",
+                    end.map_or_else(|| "unknown status".to_owned(), |end| end.to_string())
+                )
+            }
+            Ok(_) => return Ok(listener.accept()?.0),
+        }
+    }
+}
+
+fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<Vec<OsString>> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    add(&["-nodefaults", "-no-user-config", "-display", "none"]);
+    // A guest that panics asks for a reboot; its end is ours.
+    add(&["-no-reboot"]);
+    if settings.kvm {
+        add(&["-accel", "kvm", "-cpu", "host"]);
+    } else {
+        add(&["-accel", "tcg,thread=multi", "-cpu", "max"]);
+    }
+    let memory = settings.memory;
+    add(&["-smp", &settings.cpus.to_string()]);
+    add(&["-m", &format!("{memory}B")]);
+    add(&[
+        "-object",
+        &format!("memory-backend-memfd,id=ram,size={memory},share=on"),
+    ]);
+    let log = escaped(&logs.console())?;
+    match settings.console {
+        Console::File => add(&["-chardev", &format!("file,id=console,path={log}")]),
+        // Without signal=off ^C would end QEMU instead of the guest's program.
+        Console::Terminal => add(&[
+            "-chardev",
+            &format!("stdio,id=console,signal=off,logfile={log}"),
+        ]),
+    }
+    add(&["-serial", "chardev:console"]);
+    add(&["-append", settings.arguments]);
+    let mut config = |path: PathBuf| {
+        arguments.push("-readconfig".into());
+        arguments.push(path.into());
+    };
+    config(settings.configs.join(settings.machine.base()));
+    config(settings.configs.join(settings.machine.agent()));
+    for device in 0..settings.devices {
+        config(device_config(settings, directory, device)?);
+    }
+    arguments.extend(["-kernel".into(), settings.kernel.into()]);
+    arguments.extend(["-initrd".into(), settings.initramfs.into()]);
+    Ok(arguments)
+}
+
+/// The configuration of one device: the first one's file, counted up.
+fn device_config(settings: &Settings<'_>, directory: &Path, device: usize) -> Result<PathBuf> {
+    let first = settings.configs.join(settings.machine.device());
+    if device == 0 {
+        return Ok(first);
+    }
+    let text =
+        fs::read_to_string(&first).with_context(|| format!("reading {}", first.display()))?;
+    let path = directory.join(format!("hmm{device}.cfg"));
+    let text = text
+        .replace("hmm0", &device_name(device))
+        .replace("port0", &format!("port{device}"))
+        .replace("chassis = \"1\"", &format!("chassis = \"{}\"", device + 1));
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// A path as a value in one of QEMU's option lists.
+fn escaped(path: &Path) -> Result<String> {
+    Ok(path
+        .to_str()
+        .ok_or_else(|| anyhow!("QEMU cannot be told of {}", path.display()))?
+        .replace(',', ",,"))
+}
+
+/// Keeps the command, so that a person can repeat it.
+fn record(command: &Command, directory: &Path, logs: &Logs) -> Result<()> {
+    let quoted =
+        |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+    let mut script = format!(
+        "#!/bin/sh\n# In a directory with the sockets that the files name.\n# It was {}.\nexec {}",
+        directory.display(),
+        quoted(command.get_program())
+    );
+    for argument in command.get_args() {
+        write!(script, " \\\n  {}", quoted(argument))?;
+    }
+    script.push('\n');
+    let path = logs.command();
+    fs::write(&path, script).with_context(|| format!("writing {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
