@@ -4,8 +4,17 @@
 //! knows nothing of pages, translations, locks, engines or queues, and runs just
 //! as well on a vector of bytes.
 
+mod block;
+mod bytes;
+mod kernels;
+mod list;
+mod range;
+mod reduce;
+#[cfg(test)]
+mod tests;
+
 use virtio_hmm_spec::wire::command::Status;
-use virtio_hmm_spec::wire::operation::{Element, Operation};
+use virtio_hmm_spec::wire::operation::Operation;
 
 /// The most bytes that one step reads or writes, so that a step stays far below a
 /// millisecond: an invalidation may have to wait for it.
@@ -46,6 +55,25 @@ pub trait Memory {
     ///
     /// A [`Fault`] at the first page that is missing.
     fn load(&mut self, address: u64) -> Result<u64, Fault>;
+
+    /// Copies bytes within memory, between ranges that do not overlap.
+    ///
+    /// This is a [`read`](Self::read) and a [`write`](Self::write); an implementation
+    /// that can copy from one place to the other at once is twice as fast.
+    ///
+    /// # Errors
+    ///
+    /// A [`Fault`] at a page that is missing or may not be written; the destination is
+    /// then unspecified.
+    fn copy(&mut self, source: u64, destination: u64, bytes: usize) -> Result<(), Fault> {
+        let mut block = [0; 4096];
+        for start in (0..bytes).step_by(block.len()) {
+            let block = &mut block[..(bytes - start).min(4096)];
+            self.read(source.wrapping_add(start as u64), block)?;
+            self.write(destination.wrapping_add(start as u64), block)?;
+        }
+        Ok(())
+    }
 
     /// Makes sure that a following write to the range succeeds within this step.
     ///
@@ -90,24 +118,86 @@ pub enum Step {
     Done(Status, [u64; 4]),
 }
 
-/// An operation on its way: what it does and how far it has come.
+impl Step {
+    /// Whether a job that has these results is through, all being well.
+    fn more_until(finished: bool, results: [u64; 4]) -> Self {
+        if finished {
+            Self::Done(Status::Ok, results)
+        } else {
+            Self::More
+        }
+    }
+}
+
+/// What each operation can do; see [`Work`] for the promises.
+trait Run {
+    /// Takes one step.
+    fn step(&mut self, memory: &mut impl Memory) -> Result<Step, Fault>;
+}
+
+/// Declares which type runs which operation.
+macro_rules! works {
+    ($( $name:ident in $module:ident, )+) => {
+        #[derive(Debug)]
+        enum Running { $( $name($module::$name), )+ }
+
+        impl Running {
+            fn new(operation: Operation) -> Result<Self, Status> {
+                Ok(match operation {
+                    $( Operation::$name(operation) => Self::$name($module::$name::new(operation)?), )+
+                    _ => return Err(Status::Unsupported),
+                })
+            }
+        }
+
+        impl Run for Running {
+            fn step(&mut self, memory: &mut impl Memory) -> Result<Step, Fault> {
+                match self {
+                    $( Self::$name(running) => running.step(memory), )+
+                }
+            }
+        }
+    };
+}
+
+works! {
+    Fill in bytes,
+    Copy in bytes,
+    Compare in bytes,
+    Checksum in bytes,
+    Sum in reduce,
+    Min in reduce,
+    Max in reduce,
+    Dot in reduce,
+    ListWalk in list,
+}
+
+/// An operation on its way: what it does, how far it has come, and the room that it
+/// needs for itself, which is at most [`Work::MOST_BYTES`].
 ///
 /// A step that ends with a [`Fault`] has changed nothing that matters: the same step
-/// can be taken again once the page is there.
+/// can be taken again once the page is there. What is needed at the same time for a
+/// step to get on is a handful of pages, so that a job ends even if pages come and go.
 #[derive(Debug)]
 pub struct Work {
-    operation: Operation,
+    running: Running,
 }
 
 impl Work {
+    /// The most memory that an operation holds for itself, in bytes.
+    pub const MOST_BYTES: usize = 2 << 20;
+
     /// Starts an operation.
     ///
     /// # Errors
     ///
-    /// [`Status::BadArgument`] or [`Status::BadAddress`] when the arguments make no
-    /// sense together.
+    /// [`Status::BadAddress`] when a range goes beyond the last address,
+    /// [`Status::BadArgument`] when the arguments make no sense together, and
+    /// [`Status::NoMemory`].
     pub fn new(operation: Operation) -> Result<Self, Status> {
-        Ok(Self { operation })
+        Ok(Self {
+            running: Running::new(operation)?,
+        })
     }
 
     /// Takes one step.
@@ -116,7 +206,6 @@ impl Work {
     ///
     /// The [`Fault`] that stopped the step; repeat it when the page is there.
     pub fn step(&mut self, memory: &mut impl Memory) -> Result<Step, Fault> {
-        let _ = (memory, &self.operation, Element::U32);
-        Ok(Step::Done(Status::Ok, [0; 4]))
+        self.running.step(memory)
     }
 }

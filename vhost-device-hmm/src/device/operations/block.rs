@@ -1,0 +1,81 @@
+//! An operation's own room for the elements it is working on.
+//!
+//! Data go through it so that they need no alignment in the job's memory and cannot
+//! change while they are used. It knows nothing of addresses.
+
+use virtio_hmm_spec::wire::command::Status;
+use virtio_hmm_spec::wire::operation::Element;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+#[cfg(target_endian = "big")]
+compile_error!("elements are little-endian in memory and are used as they are");
+
+/// The usual size of a block: small enough that the processor works on one block while
+/// it fetches the next, large enough that the look-ups of its pages cost little.
+pub(super) const BLOCK_BYTES: usize = 4 << 10;
+
+/// What a block can hold.
+pub(super) trait Value:
+    FromBytes + IntoBytes + Immutable + KnownLayout + Copy + Default + PartialEq + PartialOrd
+{
+}
+
+impl Value for u8 {}
+impl Value for u32 {}
+impl Value for u64 {}
+impl Value for i64 {}
+impl Value for f32 {}
+impl Value for f64 {}
+
+/// Elements of one type at a time, aligned for all types.
+#[derive(Debug)]
+pub(super) struct Block {
+    words: Vec<u64>,
+}
+
+impl Block {
+    /// Room for `bytes`, rounded up to eight.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::NoMemory`].
+    pub(super) fn new(bytes: usize) -> Result<Self, Status> {
+        Ok(Self {
+            words: zeroed(bytes.div_ceil(size_of::<u64>()))?,
+        })
+    }
+
+    /// The first `count` elements.
+    pub(super) fn get<T: Value>(&self, count: usize) -> &[T] {
+        let bytes = &self.words.as_bytes()[..count * size_of::<T>()];
+        <[T]>::ref_from_bytes(bytes).expect("words are aligned for every element")
+    }
+
+    /// The first `count` elements, to be changed.
+    pub(super) fn get_mut<T: Value>(&mut self, count: usize) -> &mut [T] {
+        let bytes = &mut self.words.as_mut_bytes()[..count * size_of::<T>()];
+        <[T]>::mut_from_bytes(bytes).expect("words are aligned for every element")
+    }
+}
+
+/// A vector of `count` default values.
+///
+/// # Errors
+///
+/// [`Status::NoMemory`].
+pub(super) fn zeroed<T: Clone + Default>(count: usize) -> Result<Vec<T>, Status> {
+    let mut values = Vec::new();
+    values
+        .try_reserve_exact(count)
+        .map_err(|_| Status::NoMemory)?;
+    values.resize(count, T::default());
+    Ok(values)
+}
+
+/// The size of an element, for indexing.
+pub(super) const fn size(element: Element) -> usize {
+    match element {
+        Element::U32 | Element::F32 => 4,
+        Element::U64 | Element::I64 | Element::F64 => 8,
+    }
+}

@@ -1,0 +1,151 @@
+//! The inner loops over blocks of numbers, for the vector unit that the processor has.
+//!
+//! Each loop keeps [`LANES`] independent results so that it neither waits for the
+//! previous addition nor keeps an order that vectors cannot: the order in which
+//! floating point numbers are added up is unspecified.
+
+use multiversion::multiversion;
+
+/// Independent results: enough to fill the vector registers that hide the latency of
+/// an addition.
+const LANES: usize = 32;
+
+/// Adds up `values` with `add`, and the lanes with `join`.
+#[inline(always)]
+fn fold<T: Copy, S: Copy>(
+    values: &[T],
+    start: S,
+    add: impl Fn(S, T) -> S,
+    join: impl Fn(S, S) -> S,
+) -> S {
+    let mut lanes = [start; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = add(*lane, *value);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = add(*lane, *value);
+    }
+    lanes.into_iter().fold(start, join)
+}
+
+/// As [`fold`], over pairs.
+#[inline(always)]
+fn fold_pairs<T: Copy>(x: &[T], y: &[T], add: impl Fn(f64, T, T) -> f64) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (x_chunks, y_chunks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest = x_chunks.remainder().iter().zip(y_chunks.remainder());
+    for (x, y) in x_chunks.zip(y_chunks) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane = add(*lane, *x, *y);
+        }
+    }
+    for (lane, (x, y)) in lanes.iter_mut().zip(rest) {
+        *lane = add(*lane, *x, *y);
+    }
+    lanes.into_iter().sum()
+}
+
+/// Declares loops that are compiled for several vector units.
+macro_rules! kernels {
+    ($(
+        $(#[$meta:meta])*
+        fn $name:ident($($argument:ident: $type:ty),+) $(-> $result:ty)? $body:block
+    )+) => { $(
+        $(#[$meta])*
+        #[multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
+            "x86_64+avx2",
+        ))]
+        pub(super) fn $name($($argument: $type),+) $(-> $result)? $body
+    )+ };
+}
+
+kernels! {
+    /// The sum, in 64 bits.
+    fn sum_u32(values: &[u32]) -> u64 {
+        fold(values, 0, |sum, value| sum + u64::from(value), u64::wrapping_add)
+    }
+
+    /// The sum; it wraps.
+    fn sum_u64(values: &[u64]) -> u64 {
+        fold(values, 0, u64::wrapping_add, u64::wrapping_add)
+    }
+
+    /// The sum; it wraps.
+    fn sum_i64(values: &[i64]) -> i64 {
+        fold(values, 0, i64::wrapping_add, i64::wrapping_add)
+    }
+
+    /// The sum in double precision.
+    fn sum_f32(values: &[f32]) -> f64 {
+        fold(values, 0.0, |sum, value| sum + f64::from(value), |left, right| left + right)
+    }
+
+    /// The sum.
+    fn sum_f64(values: &[f64]) -> f64 {
+        fold(values, 0.0, |sum, value| sum + value, |left, right| left + right)
+    }
+
+    /// The dot product in double precision.
+    fn dot_f32(x: &[f32], y: &[f32]) -> f64 {
+        fold_pairs(x, y, |sum, x, y| sum + f64::from(x) * f64::from(y))
+    }
+
+    /// The dot product.
+    fn dot_f64(x: &[f64], y: &[f64]) -> f64 {
+        fold_pairs(x, y, |sum, x, y| sum + x * y)
+    }
+
+    /// `y = alpha * x + y`, rounded twice.
+    fn axpy_f32(alpha: f32, x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += alpha * x;
+        }
+    }
+
+    /// `y = alpha * x + y`, rounded twice.
+    fn axpy_f64(alpha: f64, x: &[f64], y: &mut [f64]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += alpha * x;
+        }
+    }
+
+    /// Multiplies all values.
+    fn scale_f32(factor: f32, values: &mut [f32]) {
+        for value in values {
+            *value *= factor;
+        }
+    }
+}
+
+/// Declares the search for the smallest and the largest value of one type. What is no
+/// number is never smaller or larger.
+macro_rules! extremes {
+    ($( $type:ty, $min:ident from $highest:expr, $max:ident from $lowest:expr; )+) => {
+        kernels! { $(
+            /// The smallest value, or the highest possible one if there is none.
+            fn $min(values: &[$type]) -> $type {
+                let smaller = |best: $type, value: $type| if value < best { value } else { best };
+                fold(values, $highest, smaller, smaller)
+            }
+
+            /// The largest value, or the lowest possible one if there is none.
+            fn $max(values: &[$type]) -> $type {
+                let larger = |best: $type, value: $type| if value > best { value } else { best };
+                fold(values, $lowest, larger, larger)
+            }
+        )+ }
+    };
+}
+
+extremes! {
+    u32, min_u32 from u32::MAX, max_u32 from u32::MIN;
+    u64, min_u64 from u64::MAX, max_u64 from u64::MIN;
+    i64, min_i64 from i64::MAX, max_i64 from i64::MIN;
+    f32, min_f32 from f32::INFINITY, max_f32 from f32::NEG_INFINITY;
+    f64, min_f64 from f64::INFINITY, max_f64 from f64::NEG_INFINITY;
+}
