@@ -4,7 +4,7 @@
 //! driver and the device say to each other ([`wire`]) and what a program in the
 //! guest says to the driver ([`uapi`]). The daemon, the guest library, the tests
 //! and, through `#[path]`, the kernel module compile these same files. The prose
-//! in `virtio-hmm.md` is checked against them by `tests/prose.rs`.
+//! in `virtio-hmm.md` and `uapi.md` is checked against them by `tests/prose`.
 //!
 //! This crate holds layouts, values and their checked forms. It knows nothing of
 //! queues, memory, processes or ioctls being carried out.

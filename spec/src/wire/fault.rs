@@ -46,7 +46,8 @@ layout! {
 
     /// A job waits for a page.
     pub struct FaultRecord {
-        /// Names this fault in the driver's answer; never used twice between resets.
+        /// Names this fault in the driver's answer; never used twice until the next
+        /// [`Request::Init`](super::command::Request::Init).
         pub fault: U64,
         /// The address that was touched.
         pub address: U64,
@@ -66,3 +67,10 @@ layout! {
 /// The smallest fault buffer that a driver may offer, in bytes: one record.
 pub const MIN_BUFFER: usize =
     core::mem::size_of::<FaultHeader>() + core::mem::size_of::<FaultRecord>();
+
+/// How many retries in a row, at one address and without progress, end a job with
+/// [`Status::Storm`](super::command::Status::Storm).
+///
+/// Far more than an invalidation that races with the driver can cause, and few enough
+/// that a driver that answers without mapping anything is stopped within moments.
+pub const STORM_RETRIES: u32 = 1024;

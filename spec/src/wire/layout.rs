@@ -5,6 +5,8 @@
 pub struct Field {
     /// The field's name.
     pub name: &'static str,
+    /// Its type as the source has it.
+    pub type_name: &'static str,
     /// Its offset from the start of the structure, in bytes.
     pub offset: usize,
     /// Its size in bytes.
@@ -54,6 +56,7 @@ macro_rules! layout {
             const SIZE: usize = core::mem::size_of::<$name>();
             const FIELDS: &'static [$crate::wire::Field] = &[ $( $crate::wire::Field {
                 name: stringify!($field),
+                type_name: stringify!($type),
                 offset: core::mem::offset_of!($name, $field),
                 size: core::mem::size_of::<$type>(),
             }, )+ ];

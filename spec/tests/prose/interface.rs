@@ -1,0 +1,179 @@
+//! The crate's side of the comparison, gathered from its types and constants.
+//!
+//! That nothing is left out here is the business of `census.rs`.
+
+use virtio_hmm_spec::uapi::{self, page_state, CALLS};
+use virtio_hmm_spec::wire::command::{
+    self, map_flags, query_flags, AnswerEntry, CancelEntry, InitEntry, MapEntry, QueryResult,
+    RangeEntry, ReplyHeader, Request, RequestHeader, Status,
+};
+use virtio_hmm_spec::wire::config::{self, capability, Config};
+use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult, Kind};
+use virtio_hmm_spec::wire::fault::{self, Action, FaultHeader, FaultRecord, Reason};
+use virtio_hmm_spec::wire::job::{self, JobDescriptor, JobReply, JobRequest};
+use virtio_hmm_spec::wire::operation::{Description, Element, Operation};
+use virtio_hmm_spec::wire::statistics::Statistics;
+use virtio_hmm_spec::wire::{self, rights, Field, Layout, Queue, Values};
+
+/// Everything that the text has to describe.
+pub(crate) struct Interface {
+    pub(crate) structures: Vec<Structure>,
+    pub(crate) operations: &'static [Description],
+    /// Enumerations.
+    pub(crate) enumerations: Vec<Set>,
+    /// Constants, by module.
+    pub(crate) constants: Vec<Set>,
+    /// The calls with their numbers.
+    pub(crate) calls: Set,
+    /// The calls' request codes, in the same order.
+    pub(crate) call_codes: Vec<u32>,
+    /// The errors that calls fail with.
+    pub(crate) errors: Set,
+}
+
+/// The layout of a structure.
+pub(crate) struct Structure {
+    pub(crate) name: &'static str,
+    pub(crate) size: usize,
+    pub(crate) fields: &'static [Field],
+}
+
+/// Named numbers.
+#[derive(Clone)]
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    pub(crate) values: Vec<(&'static str, u64)>,
+}
+
+fn structure<T: Layout>() -> Structure {
+    Structure {
+        name: T::NAME,
+        size: T::SIZE,
+        fields: T::FIELDS,
+    }
+}
+
+fn enumeration<T: Values>() -> Set {
+    let values = T::VALUES
+        .iter()
+        .map(|&(name, value)| (name, value.into()))
+        .collect();
+    Set {
+        name: T::NAME,
+        values,
+    }
+}
+
+/// The named constants of a module.
+macro_rules! constants {
+    ($($module:ident { $($name:ident),+ $(,)? })+) => { vec![ $( Set {
+        name: stringify!($module),
+        values: vec![ $( (stringify!($name), u64::try_from($module::$name).expect("positive")), )+ ],
+    }, )+ ] };
+}
+
+macro_rules! errors {
+    ($($name:ident),+ $(,)?) => {
+        vec![ $( (stringify!($name), u64::try_from(libc::$name).expect("positive")), )+ ]
+    };
+}
+
+impl Interface {
+    /// What the crate defines.
+    pub(crate) fn of_the_crate() -> Self {
+        Self {
+            structures: vec![
+                structure::<Config>(),
+                structure::<RequestHeader>(),
+                structure::<ReplyHeader>(),
+                structure::<InitEntry>(),
+                structure::<MapEntry>(),
+                structure::<RangeEntry>(),
+                structure::<AnswerEntry>(),
+                structure::<CancelEntry>(),
+                structure::<QueryResult>(),
+                structure::<DmaItem>(),
+                structure::<ItemResult>(),
+                structure::<JobDescriptor>(),
+                structure::<JobRequest>(),
+                structure::<JobReply>(),
+                structure::<FaultHeader>(),
+                structure::<FaultRecord>(),
+                structure::<Statistics>(),
+                structure::<uapi::Info>(),
+                structure::<uapi::Bind>(),
+                structure::<uapi::Submit>(),
+                structure::<uapi::Wait>(),
+                structure::<uapi::Migrate>(),
+                structure::<uapi::Residency>(),
+                structure::<uapi::Counters>(),
+                structure::<uapi::DriverStatistics>(),
+            ],
+            operations: Operation::DESCRIPTIONS,
+            enumerations: vec![
+                enumeration::<Queue>(),
+                enumeration::<Request>(),
+                enumeration::<Status>(),
+                enumeration::<Kind>(),
+                enumeration::<Action>(),
+                enumeration::<Reason>(),
+                enumeration::<Element>(),
+                enumeration::<uapi::Destination>(),
+            ],
+            constants: constants! {
+                wire { DEVICE_ID, QUEUE_COUNT, PAGE_SHIFT, PAGE_BYTES, LARGE_ORDER, LARGE_PAGES }
+                rights { READ, WRITE, ATOMIC, ALL }
+                config { MAGIC, VERSION }
+                capability { CHECK }
+                map_flags { DEVICE, ALL }
+                query_flags { PRESENT, ACCESSED, DIRTY }
+                command { MAX_QUERY_PAGES }
+                job { MAX_ARGUMENTS }
+                fault { MIN_BUFFER, STORM_RETRIES }
+                uapi { VERSION, IOCTL_TYPE, MAX_DEVICES, MAX_SUBMIT, MAX_RESIDENCY_PAGES }
+                page_state { PLACE, NONE, SYSTEM, DEVICE, OTHER, WRITABLE, LARGE, MAPPED }
+            },
+            calls: Set {
+                name: "Call",
+                values: CALLS
+                    .iter()
+                    .map(|&(number, name, _)| (name, number.into()))
+                    .collect(),
+            },
+            call_codes: CALLS.iter().map(|&(_, _, code)| code).collect(),
+            errors: Set {
+                name: "errno",
+                values: errors![
+                    ENOTTY, EFAULT, EINVAL, EPROTO, EBUSY, EPERM, ENOSPC, EAGAIN, ENOENT, ETIME,
+                    EINTR, ESRCH, EACCES, ENOMEM, ENODEV, EIO,
+                ],
+            },
+        }
+    }
+
+    /// Every set of named numbers.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &Set> {
+        self.enumerations
+            .iter()
+            .chain(&self.constants)
+            .chain([&self.calls, &self.errors])
+    }
+}
+
+/// A field's type as a listing writes it, and how many of it there are.
+pub(crate) fn listed_type(field: &Field) -> (String, usize) {
+    let element = field.type_name.trim_start_matches('[');
+    let element = element
+        .split_once(';')
+        .map_or(element, |(element, _)| element)
+        .trim();
+    let (name, size) = match element {
+        "U16" => ("le16".to_owned(), 2),
+        "U32" => ("le32".to_owned(), 4),
+        "U64" => ("le64".to_owned(), 8),
+        "u32" | "i32" => (element.to_owned(), 4),
+        "u64" | "i64" => (element.to_owned(), 8),
+        structure => (format!("struct {structure}"), field.size),
+    };
+    (name, field.size / size)
+}
