@@ -100,7 +100,8 @@ pub enum Place {
 pub struct PageState(u8);
 
 impl PageState {
-    pub(crate) fn from_raw(raw: u8) -> Self {
+    /// The state that a combination of [`page_state`] bits stands for.
+    pub fn from_raw(raw: u8) -> Self {
         Self(raw)
     }
 

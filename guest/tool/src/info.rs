@@ -1,0 +1,56 @@
+//! `hmm info`.
+
+use std::path::Path;
+
+use anyhow::{bail, Result};
+use hmm::spec::wire::config::capability;
+use hmm::Device;
+
+/// Shows what the device is and how large.
+pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
+    let device = match Device::open(path) {
+        Ok(device) => device,
+        Err(error) => match Device::list().as_slice() {
+            [] => bail!("{error}; there is no accelerator: is the driver loaded?"),
+            others => bail!("{error}; there are {others:?}"),
+        },
+    };
+    let info = device.info()?;
+    let checking = info.capabilities & capability::CHECK != 0;
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "version": info.version,
+                "device_version": info.device_version,
+                "engines": info.engines,
+                "device_memory": info.device_memory,
+                "free_memory": info.free_memory,
+                "checking": checking,
+                "max_jobs": info.max_jobs,
+                "max_spaces": info.max_spaces,
+                "address_bits": info.address_bits,
+            })
+        );
+        return Ok(());
+    }
+    println!(
+        "{}: version {}, device version {}",
+        path.display(),
+        info.version,
+        info.device_version
+    );
+    println!("  engines         {}", info.engines);
+    println!(
+        "  device memory   {} MiB, {} MiB free",
+        info.device_memory >> 20,
+        info.free_memory >> 20
+    );
+    println!("  addresses       {} bits", info.address_bits);
+    println!(
+        "  at a time       {} processes, {} jobs",
+        info.max_spaces, info.max_jobs
+    );
+    println!("  checking mode   {}", if checking { "on" } else { "off" });
+    Ok(())
+}

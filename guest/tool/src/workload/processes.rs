@@ -1,0 +1,206 @@
+//! Several processes and threads at once, one of which is killed.
+//!
+//! The processes are this program again. One, the victim, runs a job that would never
+//! end; it is killed while the job runs. Whoever is left must get right answers, and the
+//! device must forget the dead one.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+use fastrand::Rng;
+use hmm::{work, Counters, Destination, Device, PageRange, Space};
+
+use super::Trial;
+use crate::args::{Part, Worker};
+use crate::memory::{write_pattern, Mapping};
+
+/// Threads that share this process's space.
+const THREADS: u64 = 3;
+
+/// Rounds of work that each thread and process does.
+const ROUNDS: usize = 8;
+
+/// Integers in each round.
+const COUNT: usize = 1 << 16;
+
+/// Memory that the victim keeps on the device.
+const VICTIM_BYTES: usize = 8 << 20;
+
+/// How long a job may take to begin, and a dead process to be forgotten: far more than
+/// either needs on the slowest emulated machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the victim says when its job runs.
+const RUNNING: &str = "running";
+
+/// Starts them all, kills one, and waits for the others.
+pub(super) fn run(trial: &mut Trial<'_>) -> Result<()> {
+    let before = trial.space.device().counters()?;
+    let start = Instant::now();
+    let mut victim = Worker {
+        part: Part::Victim,
+        seed: trial.random.u64(..),
+    }
+    .spawn(trial.path)?;
+    // The victim is one of them.
+    let peers: Vec<_> = (1..trial.size())
+        .map(|_| {
+            Worker {
+                part: Part::Peer,
+                seed: trial.random.u64(..),
+            }
+            .spawn(trial.path)
+        })
+        .collect::<Result<_>>()?;
+
+    let seeds: Vec<_> = (0..THREADS).map(|_| trial.random.u64(..)).collect();
+    let space = trial.space;
+    let (killed, answers) = thread::scope(|scope| {
+        let threads: Vec<_> = seeds
+            .into_iter()
+            .map(|seed| scope.spawn(move || rounds(space, seed)))
+            .collect();
+        let killed = kill_in_the_middle(&mut victim);
+        let answers: Vec<_> = threads
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
+        (killed, answers)
+    });
+    for answer in answers {
+        let wrong = answer.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        trial.check_equal("wrong answers in a thread", wrong, 0);
+    }
+    trial.check_equal("signal that ended the victim", killed?, Some(9));
+    for mut peer in peers {
+        let status = peer.wait().context("waiting for a process")?;
+        trial.check(status.success(), || {
+            format!("a process ended with {status}")
+        });
+    }
+    trial.add_device_time(start.elapsed());
+
+    let device = trial.space.device();
+    let held = |counters: &Counters| {
+        let (driver, device) = (&counters.driver, &counters.device);
+        (
+            driver.spaces,
+            driver.used_frames,
+            device.spaces.get(),
+            device.jobs.get(),
+        )
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut now = device.counters()?;
+    // The kernel may free the last of a dead process's memory a little after its death;
+    // nothing announces that.
+    while held(&now) != held(&before) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+        now = device.counters()?;
+    }
+    trial.check_equal(
+        "spaces, frames, spaces on the device and jobs that are left",
+        held(&now),
+        held(&before),
+    );
+    trial.report.note = format!("and {THREADS} threads; one process killed in the middle of a job");
+    Ok(())
+}
+
+/// Kills the victim when its job runs: the signal that ended it.
+fn kill_in_the_middle(victim: &mut Child) -> Result<Option<i32>> {
+    let output = victim.stdout.take().context("the victim has no output")?;
+    let mut line = String::new();
+    BufReader::new(output)
+        .read_line(&mut line)
+        .context("listening to the victim")?;
+    victim.kill().context("killing the victim")?;
+    let status = victim.wait().context("waiting for the victim")?;
+    ensure!(
+        line.trim_end() == RUNNING,
+        "the victim's job never ran: {status}"
+    );
+    Ok(status.signal())
+}
+
+impl Worker {
+    fn spawn(self, device: &Path) -> Result<Child> {
+        let part = if self.part == Part::Peer {
+            "peer"
+        } else {
+            "victim"
+        };
+        Command::new("/proc/self/exe")
+            .arg("--device")
+            .arg(device)
+            .args(["worker", part, "--seed", &self.seed.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting another process")
+    }
+}
+
+/// The part of one process: whether all its answers were right.
+pub(crate) fn work(device: &Path, worker: Worker) -> Result<bool> {
+    let space = Device::open(device)?.bind()?;
+    match worker.part {
+        Part::Peer => Ok(rounds(&space, worker.seed)? == 0),
+        Part::Victim => run_until_killed(&space, worker.seed),
+    }
+}
+
+/// Works and checks: how many answers were wrong.
+fn rounds(space: &Space, seed: u64) -> Result<usize> {
+    let mut random = Rng::with_seed(seed);
+    let mut wrong = 0;
+    for round in 0..ROUNDS {
+        let mut data: Vec<u64> = (0..COUNT).map(|_| random.u64(..)).collect();
+        let mut scratch = vec![0; COUNT];
+        let mut expected = data.clone();
+        expected.sort_unstable();
+        let sum = data
+            .iter()
+            .fold(0, |sum: u64, number| sum.wrapping_add(*number));
+        if round % 2 == 1 {
+            space.migrate(PageRange::covering(&data), Destination::Device)?;
+        }
+        let max = space.scope(|scope| -> Result<_> {
+            let first = scope.submit(work::sum(&data))?;
+            let second = scope.submit(work::max(&data))?;
+            wrong += usize::from(first.wait()?.value != sum);
+            Ok(second.wait()?.value.map(|extreme| extreme.value))
+        })?;
+        wrong += usize::from(max != expected.last().copied());
+        space.run(work::sort(&mut data, &mut scratch))?;
+        wrong += usize::from(data != expected);
+    }
+    Ok(wrong)
+}
+
+/// Keeps pages on the device and a job in flight. Only a failure makes it return.
+fn run_until_killed(space: &Space, seed: u64) -> Result<bool> {
+    let mut memory = Mapping::anonymous(VICTIM_BYTES)?;
+    write_pattern(seed, memory.numbers_mut());
+    space.migrate(memory.pages(), Destination::Device)?;
+    let counter = AtomicU64::new(0);
+    space.scope(|scope| -> Result<_> {
+        let endless = scope.submit(work::atomic_add(&counter, 1, u64::MAX))?;
+        let deadline = Instant::now() + PATIENCE;
+        while counter.load(Ordering::Relaxed) == 0 && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        if counter.load(Ordering::Relaxed) > 0 {
+            let mut output = std::io::stdout().lock();
+            writeln!(output, "{RUNNING}").and_then(|()| output.flush())?;
+        }
+        endless.wait()?;
+        Ok(false)
+    })
+}
