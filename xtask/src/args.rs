@@ -1,5 +1,7 @@
 //! The command line. It says what can be asked, not how it is done.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Set up, build, demonstrate and test virtio-hmm.
@@ -20,6 +22,8 @@ pub(crate) enum Command {
     Setup(SetupArgs),
     /// Build the daemon, the driver and the guest programs
     Build(BuildArgs),
+    /// Start a virtual machine with the device, for a shell or one command
+    Vm(VmArgs),
     /// Check formatting, lints, documentation and host tests: the quick part, before a push
     Check,
     /// Run every test: the checks, then the tests in virtual machines
@@ -42,6 +46,33 @@ pub(crate) struct BuildArgs {
     /// The kernels to build the driver for
     #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
     pub(crate) kernels: Vec<KernelChoice>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct VmArgs {
+    /// Put this file of the host into the guest's /root; may be repeated
+    #[arg(long = "file", value_name = "HOST_PATH")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// The number of devices
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(..=8))]
+    pub(crate) devices: u8,
+
+    /// The guest's memory, such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = size)]
+    pub(crate) memory: u64,
+
+    /// Each device's own memory
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
+    pub(crate) device_memory: u64,
+
+    /// The guest's kernel
+    #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
+    pub(crate) kernel: KernelChoice,
+
+    /// The command to run in the guest, in /root; without one, a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -70,10 +101,35 @@ impl KernelChoice {
     }
 }
 
+/// Bytes, from a number with an optional unit; 1K is 1024.
+fn size(text: &str) -> Result<u64, parse_size::Error> {
+    parse_size::Config::new().with_binary().parse_size(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn sizes_are_in_powers_of_1024() {
+        assert_eq!(size("512M").unwrap(), 512 << 20);
+        assert_eq!(size("2G").unwrap(), 2 << 30);
+        assert_eq!(size("4096").unwrap(), 4096);
+        assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_guests() {
+        let line = "xtask vm --devices 2 --file a --file b -- hmm --devices 3";
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let Command::Vm(vm) = args.command else {
+            panic!("another command");
+        };
+        assert_eq!(vm.devices, 2);
+        assert_eq!(vm.files, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(vm.command, ["hmm", "--devices", "3"]);
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -20,15 +20,17 @@ mod progress;
 mod report;
 mod suite;
 mod toolbox;
+mod vm;
 
 use args::{Args, Command};
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Setup(setup) => prepare::setup(&setup),
-        Command::Build(build) => prepare::build(&build),
+        Command::Setup(args) => prepare::setup(&args),
+        Command::Build(args) => prepare::build(&args),
+        Command::Vm(args) => vm::vm(&args),
         Command::Check => suite::check(),
-        Command::Test(test) => suite::test(&test),
+        Command::Test(args) => suite::test(&args),
     };
     match result {
         Ok(code) => code,
