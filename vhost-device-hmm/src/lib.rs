@@ -1,3 +1,4 @@
 //! The virtual accelerator.
 
 pub mod device;
+pub mod report;

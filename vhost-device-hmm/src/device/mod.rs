@@ -1,3 +1,38 @@
-//! The accelerator.
+//! The accelerator: spaces, mappings, jobs, faults and copies.
+//!
+//! Nothing in here knows of virtio, queues or vhost-user. Requests come in as
+//! [`request::Command`], [`request::Copy`] and [`job::Submission`]; the guest's memory
+//! is a [`memory::SystemMemory`], so that a test can hand in any memory of its own.
+//!
+//! ```text
+//! Accelerator ─┬─ space ── mmu            what is mapped, and the promise
+//!              ├─ schedule ── job, fault  what runs, what waits, what has ended
+//!              ├─ engine ── view ── tlb   how a job reaches memory
+//!              │              └─ operations
+//!              ├─ dma                     copies between frames
+//!              ├─ memory                  what frames are backed by
+//!              └─ check, statistics       what went on
+//! ```
+//!
+//! Lock order: `copying`, the list of spaces, a space, an engine's TLB, the guest's
+//! memory, the schedule. The listener is called without any of them.
 
+pub mod check;
+pub mod dma;
+pub mod engine;
+pub mod fault;
+pub mod job;
+pub mod memory;
+pub mod mmu;
 pub mod operations;
+pub mod request;
+pub mod schedule;
+pub mod space;
+pub mod statistics;
+pub mod tlb;
+pub mod view;
+
+mod accelerator;
+mod validate;
+
+pub use accelerator::{Accelerator, DeviceConfig, Listener, StartError};

@@ -1,0 +1,180 @@
+//! Copy lists: frames to frames, without any address space.
+//!
+//! Each byte is copied once, straight between the guest's memory and device memory,
+//! and a run that lies side by side in the host with one call. It knows nothing of
+//! spaces or jobs; that nobody else uses the frames is the driver's business.
+
+use std::sync::Arc;
+
+use virtio_hmm_spec::wire::command::Status;
+use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
+use virtio_hmm_spec::wire::PAGE_BYTES;
+use vm_memory::VolatileSlice;
+
+use super::check::{Check, POISON};
+use super::memory::{DeviceMemory, SystemMemory};
+use super::statistics::Counters;
+
+/// How much is filled at a time: fits any first-level cache together with its target.
+const FILL_BYTES: usize = 8 << 10;
+
+static ZEROS: [u8; FILL_BYTES] = [0; FILL_BYTES];
+static POISONED: [u8; FILL_BYTES] = [POISON; FILL_BYTES];
+
+/// What copies work with.
+#[derive(Debug)]
+pub struct Dma<'a> {
+    /// Device memory.
+    pub device: &'a DeviceMemory,
+    /// The guest's memory.
+    pub system: &'a Arc<SystemMemory>,
+    /// The checking mode, if on.
+    pub check: Option<&'a Check>,
+    /// Where work is counted.
+    pub counters: &'a Counters,
+}
+
+/// A checked item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Item {
+    kind: Kind,
+    pages: u64,
+    source: u64,
+    destination: u64,
+}
+
+impl Item {
+    /// An item whose fields make sense by themselves.
+    fn decode(raw: &DmaItem) -> Result<Self, Status> {
+        let kind = Kind::from_raw(raw.kind.get());
+        let item = Self {
+            kind: kind.unwrap_or(Kind::Discard),
+            pages: raw.pages.get().into(),
+            source: raw.source.get(),
+            destination: raw.destination.get(),
+        };
+        let reads_nothing = matches!(kind, Some(Kind::Clear | Kind::Discard));
+        if item.pages == 0 || (reads_nothing && item.source != 0) {
+            return Err(Status::Malformed);
+        }
+        kind.map(|_| item).ok_or(Status::Unsupported)
+    }
+}
+
+impl Dma<'_> {
+    /// Carries out one item.
+    pub fn run(&self, raw: &DmaItem) -> Status {
+        let status = Item::decode(raw).and_then(|item| self.execute(&item));
+        match status {
+            Ok(()) => Status::Ok,
+            Err(status) => {
+                self.counters.items_failed.add(1);
+                status
+            }
+        }
+    }
+
+    fn execute(&self, item: &Item) -> Result<(), Status> {
+        let &Item { kind, pages, source, destination } = item;
+        let device =
+            |frame| self.device.slice(frame, pages).ok_or(Status::BadFrame);
+        let bytes = pages * PAGE_BYTES;
+        match kind {
+            Kind::ToDevice => {
+                let to = device(destination)?;
+                self.check_system(source, pages)?;
+                self.device.live().insert(destination, pages);
+                self.each_piece(source, pages, &to, |piece, part| {
+                    piece.copy_to_volatile_slice(part);
+                })?;
+                self.counters.bytes_to_device.add(bytes);
+            }
+            Kind::ToSystem => {
+                let from = device(source)?;
+                self.check_system(destination, pages)?;
+                self.check_use(source, pages);
+                self.each_piece(destination, pages, &from, |piece, part| {
+                    part.copy_to_volatile_slice(piece);
+                })?;
+                self.counters.bytes_to_system.add(bytes);
+            }
+            Kind::OnDevice => {
+                let (from, to) = (device(source)?, device(destination)?);
+                if source.abs_diff(destination) < pages {
+                    return Err(Status::BadFrame);
+                }
+                self.check_use(source, pages);
+                self.device.live().insert(destination, pages);
+                from.copy_to_volatile_slice(to);
+                self.counters.bytes_on_device.add(bytes);
+            }
+            Kind::Clear => {
+                let to = device(destination)?;
+                self.device.live().insert(destination, pages);
+                fill(&to, &ZEROS);
+                self.counters.bytes_cleared.add(bytes);
+            }
+            Kind::Discard => {
+                let frames = device(destination)?;
+                let discarded = self.device.live().remove(destination, pages);
+                match self.check {
+                    Some(check) => {
+                        check.discards(destination, pages);
+                        fill(&frames, &POISONED);
+                    }
+                    None => self.device.release(destination, pages).map_err(|error| {
+                        log::error!("cannot release device frames: {error}");
+                        Status::DeviceError
+                    })?,
+                }
+                self.counters.frames_discarded.add(discarded);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_system(&self, frame: u64, pages: u64) -> Result<(), Status> {
+        let known = self.system.contains(frame, pages);
+        known.then_some(()).ok_or(Status::BadFrame)
+    }
+
+    fn check_use(&self, frame: u64, pages: u64) {
+        if let Some(check) = self.check {
+            check.used(frame, pages, format_args!("copied from"));
+        }
+    }
+
+    /// Visits a run of the guest's frames piece by piece, each with the part of a run of
+    /// device memory that belongs to it.
+    fn each_piece<'a>(
+        &self,
+        frame: u64,
+        pages: u64,
+        device: &VolatileSlice<'a>,
+        mut visit: impl FnMut(VolatileSlice<'_>, VolatileSlice<'a>),
+    ) -> Result<(), Status> {
+        let mut done = 0;
+        for piece in self.system.pieces(frame, pages) {
+            let piece = piece.ok_or(Status::CopyFailed)?;
+            let part = device
+                .subslice(done, piece.len())
+                .map_err(|_| Status::CopyFailed)?;
+            done += piece.len();
+            visit(piece, part);
+        }
+        Ok(())
+    }
+}
+
+/// Fills memory with a pattern, over and over.
+fn fill(memory: &VolatileSlice<'_>, pattern: &[u8]) {
+    let mut rest = *memory;
+    while !rest.is_empty() {
+        let filled = pattern.len().min(rest.len());
+        rest.copy_from(pattern);
+        match rest.offset(filled) {
+            Ok(next) => rest = next,
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What can be asked of the accelerator, and what it answers.
+//!
+//! A request is well formed: its lengths and its reserved fields are right and its
+//! operation exists. Whether what it names exists and may be used is for the
+//! accelerator to say, by a status.
+
+use virtio_hmm_spec::wire::command::{MapEntry, QueryResult, RangeEntry, Status};
+use virtio_hmm_spec::wire::dma::DmaItem;
+use virtio_hmm_spec::wire::fault::Reason;
+use virtio_hmm_spec::wire::statistics::Statistics;
+
+/// A control request.
+#[derive(Clone, Debug)]
+pub enum Command<'a> {
+    /// Forget everything and start anew.
+    Init {
+        /// The version that the driver speaks.
+        version: u32,
+    },
+    /// Create a space.
+    SpaceCreate {
+        /// The driver's name for it.
+        space: u32,
+    },
+    /// End a space's jobs and forget it.
+    SpaceDestroy {
+        /// Which one.
+        space: u32,
+    },
+    /// Install mappings.
+    Map {
+        /// Where.
+        space: u32,
+        /// Which ones.
+        entries: &'a [MapEntry],
+    },
+    /// Remove mappings.
+    Unmap {
+        /// Where.
+        space: u32,
+        /// Which ones.
+        ranges: &'a [RangeEntry],
+    },
+    /// Leave only the right to read.
+    Protect {
+        /// Where.
+        space: u32,
+        /// Of which mappings.
+        ranges: &'a [RangeEntry],
+    },
+    /// Answer faults.
+    Answer(Vec<Answer>),
+    /// End jobs early.
+    Cancel(Vec<u64>),
+    /// Look up translations.
+    Query {
+        /// Where.
+        space: u32,
+        /// Which ones.
+        range: RangeEntry,
+    },
+    /// Read the counters.
+    Statistics,
+}
+
+/// The driver's answer to one fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The page is mapped as well as it can be.
+    Retry {
+        /// Which fault.
+        fault: u64,
+    },
+    /// The page cannot be had.
+    Terminate {
+        /// Which fault.
+        fault: u64,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// A list of copies.
+#[derive(Clone, Copy, Debug)]
+pub struct Copy<'a> {
+    /// What to do, in order.
+    pub items: &'a [DmaItem],
+}
+
+/// A request that is not carried out. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub status: Status,
+    /// The index of the entry at fault, or zero.
+    pub entry: u32,
+}
+
+impl Refusal {
+    /// A refusal that is about an entry.
+    pub fn at(status: Status, entry: usize) -> Self {
+        Self { status, entry: u32::try_from(entry).unwrap_or(u32::MAX) }
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { status, entry: 0 }
+    }
+}
+
+/// What a control request has come to.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// It was refused.
+    Refused(Refusal),
+    /// How pages are translated.
+    Translations(Vec<QueryResult>),
+    /// The counters.
+    Statistics(Box<Statistics>),
+}
+
+/// Of several refusals the one that the status ladder ("Status ladder") names first.
+pub(super) fn first_refusal(
+    checks: impl Iterator<Item = Result<(), Status>>,
+) -> Result<(), Refusal> {
+    let mut first: Option<Refusal> = None;
+    for (index, check) in checks.enumerate() {
+        if let Err(status) = check {
+            if first.is_none_or(|refusal| status.raw() < refusal.status.raw()) {
+                first = Some(Refusal::at(status, index));
+            }
+        }
+    }
+    first.map_or(Ok(()), Err)
+}

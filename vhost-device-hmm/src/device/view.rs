@@ -1,0 +1,272 @@
+//! A job's addresses as its operation sees them, for the length of one step.
+//!
+//! The view exists only while the space's read lock is held, which is what an
+//! invalidation waits for. It translates through the engine's TLB and the space's
+//! table, and copies straight from or to the memory behind a leaf.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use virtio_hmm_spec::wire::{rights, LARGE_PAGES, PAGE_BYTES, PAGE_SHIFT};
+use vm_memory::{VolatileMemory, VolatileSlice};
+
+use super::check::Check;
+use super::memory::DeviceMemory;
+use super::mmu::Place;
+use super::operations::{Fault, Memory, Width};
+use super::space::Mappings;
+use super::statistics::Tally;
+use super::tlb::{Hit, Tlb};
+
+/// How many announcements are kept: as many as an operation has operands.
+const EXPECTATIONS: usize = 4;
+
+/// One step's view of a space.
+#[derive(Debug)]
+pub struct View<'a> {
+    space: u32,
+    mappings: &'a Mappings,
+    tlb: &'a mut Tlb,
+    device: &'a DeviceMemory,
+    check: Option<&'a Check>,
+    tally: &'a mut Tally,
+    expected: [Expectation; EXPECTATIONS],
+    announced: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Expectation {
+    address: u64,
+    bytes: u64,
+    access: u32,
+}
+
+impl<'a> View<'a> {
+    /// A view of a space whose read lock the caller holds.
+    pub fn new(
+        space: u32,
+        mappings: &'a Mappings,
+        tlb: &'a mut Tlb,
+        device: &'a DeviceMemory,
+        check: Option<&'a Check>,
+        tally: &'a mut Tally,
+    ) -> Self {
+        let expected = [Expectation::default(); EXPECTATIONS];
+        Self { space, mappings, tlb, device, check, tally, expected, announced: 0 }
+    }
+
+    /// How many pages the job will want in the same way from a fault's page on, as far
+    /// as it was announced; at least one.
+    pub fn expected_pages(&self, fault: &Fault) -> u32 {
+        let bytes = self
+            .expected
+            .iter()
+            .filter(|range| range.access == fault.access)
+            .filter_map(|range| {
+                let offset = fault.address.checked_sub(range.address)?;
+                range.bytes.checked_sub(offset).filter(|rest| *rest > 0)
+            })
+            .max()
+            .unwrap_or(1);
+        let pages = (fault.address % PAGE_BYTES).saturating_add(bytes).div_ceil(PAGE_BYTES);
+        u32::try_from(pages).unwrap_or(u32::MAX)
+    }
+
+    /// Finds the memory behind an address.
+    #[inline]
+    fn resolve(&mut self, address: u64, access: u32) -> Result<Hit, Fault> {
+        match self.tlb.find(self.mappings.epoch, address, access) {
+            Some(hit) => {
+                self.tally.hits += 1;
+                if let Some(check) = self.check {
+                    self.verify(check, hit, address, access);
+                }
+                Ok(hit)
+            }
+            None => self.walk(address, access),
+        }
+    }
+
+    /// Looks an address up in the table and takes it into the TLB.
+    #[cold]
+    fn walk(&mut self, address: u64, access: u32) -> Result<Hit, Fault> {
+        self.tally.misses += 1;
+        let fault = Fault { address, access };
+        let page = address >> PAGE_SHIFT;
+        let translation = self.mappings.table.find(page).ok_or(fault)?;
+        if translation.leaf.rights & access != access {
+            return Err(fault);
+        }
+        let writes = access & (rights::WRITE | rights::ATOMIC) != 0;
+        let epoch = self.mappings.epoch;
+        // A frame that is not backed any more is as good as no frame: the driver will
+        // find that it cannot map it either.
+        self.tlb
+            .fill(epoch, page, &translation, writes || translation.leaf.dirty)
+            .ok_or(fault)?;
+        translation.mark(writes);
+        let hit = self.tlb.find(epoch, address, access).ok_or(fault)?;
+        if translation.leaf.place == Place::Device {
+            if let Some(check) = self.check {
+                let frame = translation.frame_of(page);
+                check.used(frame, 1, format_args!("used by a job in space {}", self.space));
+            } else if writes {
+                self.device.live().insert(translation.leaf.frame, 1 << translation.order);
+            }
+        }
+        Ok(hit)
+    }
+
+    /// Compares a hit with what the table says.
+    #[cold]
+    fn verify(&mut self, check: &Check, hit: Hit, address: u64, access: u32) {
+        let page = address >> PAGE_SHIFT;
+        let (bytes, place) = self.tlb.bytes(hit);
+        let host = bytes.ptr_guard().as_ptr() as usize & !(PAGE_BYTES as usize - 1);
+        let in_force = self.mappings.table.find(page).filter(|translation| {
+            translation.leaf.place == place
+                && translation.leaf.rights & access == access
+                && self.tlb.host_of(place, translation.frame_of(page)) == Some(host)
+        });
+        match in_force {
+            None => check.found_stale(self.space, format_args!("access to {address:#x}")),
+            Some(translation) if place == Place::Device => {
+                let frame = translation.frame_of(page);
+                check.used(frame, 1, format_args!("used by a job in space {}", self.space));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Visits the memory behind a range piece by piece: one piece for each leaf.
+    #[inline]
+    fn pieces(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        access: u32,
+        mut visit: impl FnMut(VolatileSlice<'_>, usize),
+    ) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < bytes {
+            // A range that wraps passes addresses that nothing can be mapped at.
+            let here = address.checked_add(done as u64).ok_or(Fault { address, access })?;
+            let hit = self.resolve(here, access)?;
+            let (slice, place) = self.tlb.bytes(hit);
+            let length = slice.len().min(bytes - done);
+            let Ok(slice) = slice.subslice(0, length) else {
+                return Err(Fault { address: here, access });
+            };
+            if length == 0 {
+                return Err(Fault { address: here, access });
+            }
+            visit(slice, done);
+            account(self.tally, place, length);
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that each page of a range can be accessed.
+    fn touch(&mut self, address: u64, bytes: u64, access: u32) -> Result<(), Fault> {
+        let mut here = address;
+        let mut left = bytes;
+        while left > 0 {
+            let hit = self.resolve(here, access)?;
+            let leaf_rest = match hit.is_large() {
+                true => LARGE_PAGES * PAGE_BYTES - here % (LARGE_PAGES * PAGE_BYTES),
+                false => PAGE_BYTES - here % PAGE_BYTES,
+            };
+            left = left.saturating_sub(leaf_rest);
+            here = here.checked_add(leaf_rest).ok_or(Fault { address: here, access })?;
+        }
+        Ok(())
+    }
+}
+
+#[inline]
+fn account(tally: &mut Tally, place: Place, bytes: usize) {
+    match place {
+        Place::System => tally.system_bytes += bytes as u64,
+        Place::Device => tally.device_bytes += bytes as u64,
+    }
+}
+
+impl Memory for View<'_> {
+    fn read(&mut self, address: u64, into: &mut [u8]) -> Result<(), Fault> {
+        self.pieces(address, into.len(), rights::READ, |slice, done| {
+            if let Some(into) = into.get_mut(done..) {
+                slice.copy_to(into);
+            }
+        })
+    }
+
+    fn write(&mut self, address: u64, from: &[u8]) -> Result<(), Fault> {
+        let one_page = address % PAGE_BYTES + from.len() as u64 <= PAGE_BYTES;
+        if !one_page {
+            self.touch(address, from.len() as u64, rights::WRITE)?;
+        }
+        self.pieces(address, from.len(), rights::WRITE, |slice, done| {
+            if let Some(from) = from.get(done..) {
+                slice.copy_from(from);
+            }
+        })
+    }
+
+    #[inline]
+    fn load(&mut self, address: u64) -> Result<u64, Fault> {
+        let hit = self.resolve(address, rights::READ)?;
+        let (slice, place) = self.tlb.bytes(hit);
+        if let Ok(value) = slice.get_ref::<u64>(0) {
+            account(self.tally, place, 8);
+            return Ok(u64::from_le(value.load()));
+        }
+        let mut bytes = [0; 8];
+        self.read(address, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn reserve(&mut self, address: u64, bytes: u64) -> Result<(), Fault> {
+        self.touch(address, bytes, rights::WRITE)
+    }
+
+    fn update(
+        &mut self,
+        address: u64,
+        width: Width,
+        mut update: impl FnMut(u64) -> Option<u64>,
+    ) -> Result<u64, Fault> {
+        let access = rights::ALL;
+        let fault = Fault { address, access };
+        let hit = self.resolve(address, access)?;
+        let (slice, place) = self.tlb.bytes(hit);
+        let (old, bytes) = match width {
+            Width::U32 => {
+                let cell: &AtomicU32 = slice.get_atomic_ref(0).map_err(|_| fault)?;
+                let result = cell.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| {
+                    // The element is the low half.
+                    #[expect(clippy::cast_possible_truncation)]
+                    update(u32::from_le(old).into()).map(|new| (new as u32).to_le())
+                });
+                let (Ok(old) | Err(old)) = result;
+                (u32::from_le(old).into(), 4)
+            }
+            Width::U64 => {
+                let cell: &AtomicU64 = slice.get_atomic_ref(0).map_err(|_| fault)?;
+                let result = cell.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| {
+                    update(u64::from_le(old)).map(u64::to_le)
+                });
+                let (Ok(old) | Err(old)) = result;
+                (u64::from_le(old), 8)
+            }
+        };
+        account(self.tally, place, bytes);
+        Ok(old)
+    }
+
+    fn expect(&mut self, address: u64, bytes: u64, access: u32) {
+        if let Some(slot) = self.expected.get_mut(self.announced % EXPECTATIONS) {
+            *slot = Expectation { address, bytes, access };
+        }
+        self.announced = self.announced.wrapping_add(1);
+    }
+}
