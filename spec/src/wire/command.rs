@@ -38,8 +38,8 @@ values! {
 values! {
     /// How a request or a job ended.
     ///
-    /// Where several apply, the lowest number that is not zero is the one reported:
-    /// first of the request as a whole, then of the first entry at fault ("Status").
+    /// Where several apply, to the request or to any of its entries, the lowest number
+    /// that is not zero is the one reported ("Status").
     pub enum Status: u32 {
         /// Done.
         Ok = 0,
@@ -99,8 +99,8 @@ layout! {
     pub struct ReplyHeader {
         /// A [`Status`].
         pub status: U32,
-        /// With an error: the index of the entry at fault, zero if it is none of them.
-        /// Else how many results follow.
+        /// With an error: the index of the first entry that it applies to, or zero. Else
+        /// how many results follow.
         pub detail: U32,
     }
 

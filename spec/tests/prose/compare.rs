@@ -41,7 +41,7 @@ const DUTY_WORDS: &[&str] = &["MUST NOT", "MUST", "SHOULD NOT", "SHOULD", "MAY"]
 
 /// Every difference between the documents, taken together, and the crate.
 pub(crate) fn differences(
-    documents: &[Document],
+    documents: &[&Document],
     interface: &Interface,
     examples: &[(&str, Vec<u8>)],
 ) -> Vec<Difference> {
@@ -336,7 +336,7 @@ fn has_duty_word(text: &str) -> bool {
 /// Each thing that can be described is described exactly once.
 fn everything_once(
     report: &mut Report,
-    documents: &[Document],
+    documents: &[&Document],
     interface: &Interface,
     examples: &[(&str, Vec<u8>)],
 ) {
