@@ -20,7 +20,7 @@ use hmm_agent::protocol::{
 };
 pub use hmm_agent::protocol::{Recipient, Record, Stream, Terminal};
 
-use crate::klog::{judge, Complaint, Severity};
+use crate::klog::{judge, judge_console, Complaint, Severity};
 use crate::logs::{tail, Logs};
 use crate::pace::{Pace, AFTER_TROUBLE, ANSWER, BOOT, COMMAND};
 
@@ -32,7 +32,7 @@ const MAX_OUTPUT: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is not there any more.
-    #[error("the guest is gone while {doing}; its console shows last\n{console}\nlogs: {}", logs.display())]
+    #[error("the guest is gone while {doing}; its console shows\n{console}\nlogs: {}", logs.display())]
     Gone {
         /// What was being done.
         doing: String,
@@ -283,7 +283,7 @@ impl Guest {
             Ok(release) => release,
             Err(RecvTimeoutError::Disconnected) => Err(Error::Gone {
                 doing: doing(),
-                console: tail(&logs.console()),
+                console: last_words(logs),
                 logs: logs.directory().to_owned(),
             })?,
             Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut {
@@ -495,10 +495,25 @@ impl Guest {
     fn gone(&self, doing: String) -> Error {
         Error::Gone {
             doing,
-            console: tail(&self.logs.console()),
+            console: last_words(&self.logs),
             logs: self.logs.directory().to_owned(),
         }
     }
+}
+
+/// What the console shows of a guest that is gone: what its kernel complained of,
+/// and the end.
+fn last_words(logs: &Logs) -> String {
+    /// The first complaints tell the cause; what follows are its effects.
+    const COMPLAINTS: usize = 5;
+    let console = std::fs::read(logs.console()).unwrap_or_default();
+    let mut words: Vec<String> = judge_console(&String::from_utf8_lossy(&console), LOG_MARK)
+        .into_iter()
+        .take(COMPLAINTS)
+        .map(|complaint| format!("    {complaint}"))
+        .collect();
+    words.push(tail(&logs.console()));
+    words.join("\n")
 }
 
 /// A program that runs in the guest. Dropped, it is killed.

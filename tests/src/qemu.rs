@@ -54,6 +54,18 @@ impl Machine {
             Self::Microvm => "hmm-mmio.cfg",
         }
     }
+
+    /// What the kernel must be told about the machine.
+    ///
+    /// # Errors
+    ///
+    /// When the host does not tell how fast its clock is.
+    pub fn kernel_arguments(self, kvm: bool) -> Result<String> {
+        match self {
+            Self::Microvm if !kvm => Ok(format!(" tsc_early_khz={}", clock_khz()?)),
+            Self::Microvm | Self::Q35 => Ok(String::new()),
+        }
+    }
 }
 
 /// What a guest's console is.
@@ -282,6 +294,23 @@ impl Monitor {
     }
 }
 
+/// The rate of the processor's clock, which an emulated processor shows its guest.
+///
+/// A microvm has no other clock to measure it by, and without KVM nobody tells the
+/// guest: its kernel would wait for the first timer interrupt for ever.
+fn clock_khz() -> Result<u64> {
+    const SOURCE: &str = "/proc/cpuinfo";
+    let text = fs::read_to_string(SOURCE).with_context(|| format!("reading {SOURCE}"))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("cpu MHz"))
+        .and_then(|rest| rest.trim_start_matches([' ', '\t', ':']).split_once('.'))
+        .and_then(|(mhz, thousandths)| {
+            let khz: u64 = thousandths.get(..3)?.parse().ok()?;
+            Some(mhz.parse::<u64>().ok()? * 1000 + khz)
+        })
+        .with_context(|| format!("{SOURCE} does not tell the processor's clock rate"))
+}
+
 fn listen(directory: &Path, name: &str) -> Result<UnixListener> {
     let path = directory.join(name);
     UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))
@@ -315,6 +344,16 @@ fn accept(listener: &UnixListener, process: &Process, limit: Duration) -> Result
 
 fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = Vec::new();
+    // The files first: what follows takes precedence over them.
+    let mut config = |path: PathBuf| {
+        arguments.push("-readconfig".into());
+        arguments.push(path.into());
+    };
+    config(settings.configs.join(settings.machine.base()));
+    config(settings.configs.join(settings.machine.agent()));
+    for device in 0..settings.devices {
+        config(device_config(settings, directory, device)?);
+    }
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none"]);
     // A guest that panics asks for a reboot; its end is ours.
@@ -342,15 +381,6 @@ fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<V
     }
     add(&["-serial", "chardev:console"]);
     add(&["-append", settings.arguments]);
-    let mut config = |path: PathBuf| {
-        arguments.push("-readconfig".into());
-        arguments.push(path.into());
-    };
-    config(settings.configs.join(settings.machine.base()));
-    config(settings.configs.join(settings.machine.agent()));
-    for device in 0..settings.devices {
-        config(device_config(settings, directory, device)?);
-    }
     arguments.extend(["-kernel".into(), settings.kernel.into()]);
     arguments.extend(["-initrd".into(), settings.initramfs.into()]);
     Ok(arguments)
@@ -398,4 +428,61 @@ fn record(command: &Command, directory: &Path, logs: &Logs) -> Result<()> {
     fs::write(&path, script).with_context(|| format!("writing {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtio_hmm_spec::wire::{self, config::Config};
+
+    fn config(name: &str) -> String {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qemu-configs");
+        fs::read_to_string(directory.join(name)).unwrap()
+    }
+
+    #[test]
+    fn the_configuration_files_say_what_the_specification_says() {
+        for name in ["hmm-pci.cfg", "hmm-mmio.cfg"] {
+            let config = config(name);
+            for (key, value) in [
+                ("virtio-id", usize::try_from(wire::DEVICE_ID).unwrap()),
+                ("num_vqs", wire::QUEUE_COUNT),
+                ("config_size", size_of::<Config>()),
+            ] {
+                let line = format!("{key} = \"{value}\"\n");
+                assert!(config.contains(&line), "{name} should have {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_device_has_names_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qemu-configs");
+        let settings = Settings {
+            program: &[],
+            configs: &configs,
+            machine: Machine::Q35,
+            kvm: false,
+            cpus: 1,
+            memory: 0,
+            devices: 3,
+            kernel: Path::new(""),
+            initramfs: Path::new(""),
+            arguments: "",
+            console: Console::File,
+        };
+        let path = device_config(&settings, directory.path(), 2).unwrap();
+        let text = fs::read_to_string(path).unwrap();
+        for part in [
+            "[device \"hmm2\"]",
+            "[device \"port2\"]",
+            "bus = \"port2\"",
+            "path = \"hmm2.sock\"",
+            "chassis = \"3\"",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(!text.contains("hmm0") && !text.contains("port0"), "{text}");
+    }
 }

@@ -25,6 +25,12 @@ pub const MIB: u64 = 1 << 20;
 /// One gibibyte.
 pub const GIB: u64 = 1 << 30;
 
+/// The environment variable that names the kernel of machines that do not choose.
+pub const KERNEL_VARIABLE: &str = "VIRTIO_HMM_KERNEL";
+
+/// The kernel of machines that nobody chose one for.
+const STOCK: &str = "stock";
+
 /// The name of our driver among the guest's modules.
 pub const DRIVER_NAME: &str = "virtio_hmm";
 
@@ -61,7 +67,8 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Chooses the kernel: `stock`, the default, or `debug`.
+    /// Chooses the kernel: `stock` or `debug`. By default it is the one that
+    /// [`KERNEL_VARIABLE`] names, else the stock kernel.
     #[must_use]
     pub fn kernel(mut self, name: impl Into<String>) -> Self {
         self.kernel = name.into();
@@ -213,7 +220,7 @@ impl<'a> Builder<'a> {
             devices: self.devices,
             kernel: &kernel.image,
             initramfs: &initramfs,
-            arguments: &self.kernel_arguments(pace),
+            arguments: &self.kernel_arguments(pace)?,
             console: self.console,
         };
         let (qemu, agent) = Qemu::start(&settings, directory.path(), logs, pace)?;
@@ -240,21 +247,22 @@ impl<'a> Builder<'a> {
         Ok(vm)
     }
 
-    fn kernel_arguments(&self, pace: Pace) -> String {
+    fn kernel_arguments(&self, pace: Pace) -> Result<String> {
         let console = match self.console {
             Console::File => "console=ttyS0",
             // The person sees what is serious; the log has the rest.
             Console::Terminal => "console=ttyS0 quiet loglevel=4",
         };
-        format!(
+        Ok(format!(
             // panic=-1: a panic is a reboot, and a reboot the end of QEMU.
             // printk.devkmsg=on: what the agent logs is not rate limited.
             // log_buf_len: nothing is overwritten before it is read.
             "{console} panic=-1 printk.devkmsg=on log_buf_len=4M \
-             sysctl.kernel.hung_task_timeout_secs={}{}",
+             sysctl.kernel.hung_task_timeout_secs={}{}{}",
             pace.hung_task_seconds(),
+            self.machine.kernel_arguments(self.artifacts.kvm)?,
             self.arguments
-        )
+        ))
     }
 }
 
@@ -275,14 +283,14 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A machine with the stock kernel, 2 processors, 1 GiB of memory and one
+    /// A machine with 2 processors, 1 GiB of memory and one
     /// accelerator of 256 MiB, unless it is told otherwise.
     #[must_use]
     pub fn builder(artifacts: &Artifacts) -> Builder<'_> {
         Builder {
             artifacts,
             name: thread::current().name().unwrap_or("vm").to_owned(),
-            kernel: "stock".to_owned(),
+            kernel: std::env::var(KERNEL_VARIABLE).unwrap_or_else(|_| STOCK.to_owned()),
             machine: Machine::default(),
             memory: GIB,
             cpus: 2,

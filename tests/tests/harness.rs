@@ -1,15 +1,430 @@
-//! The harness notices what it must notice.
+//! The harness itself: it gives a test what it asks for, and notices what a test
+//! would miss. Every other test rests on this one.
 
-use hmm_tests::artifacts::Artifacts;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command as HostCommand;
+use std::time::{Duration, Instant};
+
+use hmm_tests::artifacts::{Artifacts, MANIFEST_VARIABLE};
+use hmm_tests::daemon::{self, Daemon};
+use hmm_tests::guest::{Command, Error, Status};
+use hmm_tests::klog::Severity;
+use hmm_tests::pace::Pace;
+use hmm_tests::qemu::Machine;
+use hmm_tests::session;
 use hmm_tests::vm::Vm;
+use tempfile::TempDir;
+
+fn artifacts() -> Artifacts {
+    match Artifacts::from_environment() {
+        Ok(artifacts) => artifacts,
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+/// A file of the host with a name and contents.
+fn host_file(directory: &TempDir, name: &str, contents: &str, mode: u32) -> PathBuf {
+    let path = directory.path().join(name);
+    fs::write(&path, contents).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    path
+}
+
+/// The error number of a refusal.
+fn errno<T: std::fmt::Debug>(result: Result<T, Error>) -> Option<i32> {
+    match result {
+        Err(Error::Refused { errno, .. }) => errno,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+const ENOENT: i32 = 2;
+const ESRCH: i32 = 3;
+const ENOEXEC: i32 = 8;
 
 #[test]
-fn first() {
-    let artifacts = Artifacts::from_environment().unwrap();
-    let vm = Vm::builder(&artifacts).devices(0).start().unwrap();
-    let output = vm
-        .run(["sh", "-c", "echo hello; echo oops >&2; uname -r; exit 3"])
+fn a_test_without_artifacts_fails_and_says_how_to_get_them() {
+    let output = HostCommand::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_machine_that_cannot_exist_is_refused_with_qemus_words",
+        ])
+        .env_remove(MANIFEST_VARIABLE)
+        .output()
         .unwrap();
-    println!("{output:?}");
+    assert!(!output.status.success(), "a skipped test is a failed test");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("VIRTIO_HMM_ARTIFACTS is not set: run the VM tests with `cargo xtask test`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_machine_that_cannot_exist_is_refused_with_qemus_words() {
+    let artifacts = artifacts();
+    let begun = Instant::now();
+    let error = Vm::builder(&artifacts)
+        .devices(0)
+        .cpus(100_000)
+        .start()
+        .unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains("QEMU did not start"), "{text}");
+    assert!(text.contains("CPUs"), "what QEMU printed is shown: {text}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "its end is noticed and not waited for"
+    );
+}
+
+#[test]
+fn a_kernel_that_was_not_prepared_is_named() {
+    let artifacts = artifacts();
+    let error = Vm::builder(&artifacts).kernel("plan9").start().unwrap_err();
+    assert!(error.to_string().contains("plan9"), "{error:#}");
+}
+
+#[test]
+fn a_guest_does_what_it_is_asked_and_ends_without_complaint() {
+    let artifacts = artifacts();
+    let directory = TempDir::new().unwrap();
+    let given = host_file(
+        &directory,
+        "given",
+        "#!/bin/sh\necho \"in $PWD: $*\"\n",
+        0o755,
+    );
+    let vm = Vm::builder(&artifacts)
+        .devices(0)
+        .file(given)
+        .start()
+        .unwrap();
+
+    programs_report_their_output_and_their_end(&vm);
+    programs_run_side_by_side(&vm);
+    a_program_that_takes_too_long_is_an_error_and_is_killed(&vm);
+    files_and_modules_can_be_reached(&vm);
+    the_kernel_log_is_complete(&vm);
+
+    let logs = vm.logs().clone();
     vm.finish().unwrap();
+    for log in [logs.console(), logs.kernel(), logs.command()] {
+        let length = fs::metadata(&log).unwrap().len();
+        assert!(length > 0, "{} is kept", log.display());
+    }
+}
+
+fn programs_report_their_output_and_their_end(vm: &Vm) {
+    let output = vm
+        .run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+        .unwrap();
+    assert_eq!(output.status, Status::Exited(3));
+    assert_eq!(output.stdout, b"out\n");
+    assert_eq!(output.stderr, b"err\n");
+    let error = output.succeeded().unwrap_err().to_string();
+    assert!(
+        error.contains("Exited(3)") && error.contains("err"),
+        "{error}"
+    );
+
+    let killed = vm.run(["sh", "-c", "kill -9 $$"]).unwrap();
+    assert_eq!(killed.status, Status::Signalled(9));
+
+    assert_eq!(errno(vm.run(["no-such-program"])), Some(ENOENT));
+
+    let given = vm.run(["given", "a b", "c"]).unwrap();
+    assert_eq!(given.succeeded().unwrap(), "in /root: a b c\n");
+
+    let variable = Command::new("sh")
+        .arguments(["-c", "echo $WORD"])
+        .variable("WORD", "hello");
+    assert_eq!(vm.run(variable).unwrap().text(), "hello\n");
+
+    let much = vm.run(["head", "-c", "3000001", "/dev/zero"]).unwrap();
+    assert_eq!(much.stdout.len(), 3_000_001, "nothing of it is lost");
+
+    // Its child keeps the pipe open: the end of the program counts, not the pipe's.
+    let left = vm
+        .run(["sh", "-c", "sleep 54321 & echo last words"])
+        .unwrap();
+    assert_eq!(left.text(), "last words\n");
+}
+
+fn programs_run_side_by_side(vm: &Vm) {
+    let mut slow = vm
+        .spawn(["sh", "-c", "echo started; exec sleep 12345"])
+        .unwrap();
+    slow.wait_for_output("started").unwrap();
+    assert!(
+        vm.run(["true"]).unwrap().success(),
+        "one does not block the other"
+    );
+    slow.kill().unwrap();
+    assert_eq!(slow.wait().unwrap().status, Status::Signalled(9));
+
+    let mut silent = vm.spawn(["true"]).unwrap();
+    let error = silent.wait_for_output("never").unwrap_err().to_string();
+    assert!(error.contains("never"), "{error}");
+    assert_eq!(
+        errno(silent.kill()),
+        Some(ESRCH),
+        "what has ended is not signalled"
+    );
+}
+
+fn a_program_that_takes_too_long_is_an_error_and_is_killed(vm: &Vm) {
+    let limit = Duration::from_millis(100);
+    let sleep = Command::new("sh")
+        .arguments(["-c", "echo begun; exec sleep 23456"])
+        .limit(limit);
+    let error = vm.run(sleep).unwrap_err();
+    assert!(matches!(&error, Error::TimedOut { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("sleep 23456"), "{text}");
+    assert!(text.contains("logs: "), "{text}");
+    // It ends only when neither it nor an orphan's corpse is left.
+    vm.run(["sh", "-c", "while pgrep -f 'sleep 23456'; do :; done"])
+        .unwrap();
+    vm.run([
+        "sh",
+        "-c",
+        "true & while grep -l 'State:.Z' /proc/[0-9]*/status 2>/dev/null; do :; done",
+    ])
+    .unwrap();
+}
+
+fn files_and_modules_can_be_reached(vm: &Vm) {
+    let guest = vm.guest();
+    let version = guest.read_file("/proc/version").unwrap();
+    let version = String::from_utf8(version).unwrap();
+    assert!(version.contains(guest.release()), "{version}");
+
+    guest
+        .write_file("/proc/sys/kernel/hostname", "changed")
+        .unwrap();
+    assert_eq!(vm.run(["hostname"]).unwrap().text(), "changed\n");
+
+    assert_eq!(errno(guest.read_file("/nowhere")), Some(ENOENT));
+    assert!(
+        guest.read_file("/bin/busybox").is_err(),
+        "large files do not travel"
+    );
+
+    let limit = Duration::from_secs(10);
+    let not_a_module = guest.load_module("/root/given", "", limit);
+    assert_eq!(errno(not_a_module), Some(ENOEXEC));
+    let not_loaded = guest.unload_module("no_such_module", limit);
+    assert_eq!(errno(not_loaded), Some(ENOENT));
+}
+
+fn the_kernel_log_is_complete(vm: &Vm) {
+    let word = "a word from the test";
+    vm.guest()
+        .write_file("/dev/kmsg", format!("{word}\n"))
+        .unwrap();
+    let log = vm.kernel_log().unwrap();
+    assert!(
+        log[0].text.starts_with("Linux version"),
+        "it begins with the boot: {:?}",
+        log[0]
+    );
+    assert!(
+        log.iter().any(|record| record.text == word),
+        "it is up to date"
+    );
+    for pair in log.windows(2) {
+        assert_eq!(
+            pair[0].sequence + 1,
+            pair[1].sequence,
+            "no record is missing"
+        );
+    }
+    assert_eq!(vm.guest().complaints().unwrap(), []);
+}
+
+#[test]
+fn what_the_kernel_complains_of_fails_the_test() {
+    let artifacts = artifacts();
+    let vm = Vm::builder(&artifacts).devices(0).start().unwrap();
+    assert_eq!(vm.guest().complaints().unwrap(), []);
+
+    vm.guest()
+        .write_file("/dev/kmsg", "WARNING: CPU: 0 PID: 1 at made/up.c:1\n")
+        .unwrap();
+    let complaints = vm.guest().complaints().unwrap();
+    assert_eq!(complaints.len(), 1);
+    assert_eq!(complaints[0].severity, Severity::Wrong);
+    assert!(
+        vm.run(["true"]).unwrap().success(),
+        "a warning stops nothing"
+    );
+
+    // What would never end is given up soon after the kernel broke.
+    let stuck = vm
+        .spawn(Command::new("sleep").argument("12345").unlimited())
+        .unwrap();
+    vm.guest()
+        .write_file(
+            "/dev/kmsg",
+            "INFO: task made-up:1 blocked for more than 1 seconds.\n",
+        )
+        .unwrap();
+    let error = stuck.wait().unwrap_err();
+    assert!(matches!(&error, Error::Broken { .. }), "{error}");
+    assert!(error.to_string().contains("made-up:1 blocked"), "{error}");
+
+    let logs = vm.logs().clone();
+    let error = vm.finish().unwrap_err().to_string();
+    assert!(
+        error.contains("at made/up.c:1"),
+        "the line is named: {error}"
+    );
+    assert!(
+        error.contains("made-up:1 blocked"),
+        "so is the other: {error}"
+    );
+    assert!(
+        error.contains(&*logs.directory().to_string_lossy()),
+        "and the logs: {error}"
+    );
+    assert_eq!(error.matches("made/up.c").count(), 1, "once: {error}");
+}
+
+#[test]
+fn a_guest_that_crashes_is_noticed_at_once() {
+    let artifacts = artifacts();
+    let vm = Vm::builder(&artifacts).devices(0).start().unwrap();
+    let waiting = vm
+        .spawn(Command::new("sleep").argument("12345").unlimited())
+        .unwrap();
+    let crash = vm.run(["sh", "-c", "echo c > /proc/sysrq-trigger"]);
+    assert!(
+        matches!(&crash, Err(Error::Gone { .. } | Error::Broken { .. })),
+        "{crash:?}"
+    );
+    let error = waiting.wait().unwrap_err();
+    assert!(
+        matches!(&error, Error::Gone { .. }),
+        "nobody waits on: {error}"
+    );
+    let text = error.to_string();
+    assert!(
+        text.contains("Kernel panic"),
+        "the console's last words are shown: {text}"
+    );
+
+    let begun = Instant::now();
+    assert!(matches!(vm.run(["true"]), Err(Error::Gone { .. })));
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "the dead are not waited for"
+    );
+
+    let error = vm.finish().unwrap_err().to_string();
+    assert!(
+        error.contains("Kernel panic - not syncing: sysrq triggered crash"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_machine_without_pci_boots_from_the_same_files() {
+    let artifacts = artifacts();
+    let vm = Vm::builder(&artifacts)
+        .devices(0)
+        .machine(Machine::Microvm)
+        .start()
+        .unwrap();
+    let output = vm.run(["ls", "/sys/bus/virtio/devices"]).unwrap();
+    assert_eq!(output.succeeded().unwrap(), "virtio0\n");
+    vm.finish().unwrap();
+}
+
+#[test]
+fn a_session_ends_with_the_status_of_its_command() {
+    let artifacts = artifacts();
+    let directory = TempDir::new().unwrap();
+    let settings = session::Settings {
+        devices: 0,
+        files: vec![host_file(&directory, "given", "exit 7\n", 0o644)],
+        ..session::Settings::default()
+    };
+    let command = ["sh".to_owned(), "given".to_owned()];
+    let status = session::run_command(&artifacts, &settings, &command).unwrap();
+    assert_eq!(status, 7);
+}
+
+#[test]
+fn a_device_appears_in_the_guest_and_the_death_of_its_daemon_is_noticed() {
+    let artifacts = artifacts();
+    let vm = Vm::builder(&artifacts)
+        .devices(2)
+        .without_driver()
+        .start()
+        .unwrap();
+    let found = vm
+        .run([
+            "sh",
+            "-c",
+            "grep -l 0x0025 /sys/bus/virtio/devices/*/device",
+        ])
+        .unwrap()
+        .succeeded()
+        .unwrap();
+    assert_eq!(found.lines().count(), 2, "{found}");
+
+    vm.daemon(1).kill();
+    let error = vm.finish().unwrap_err().to_string();
+    assert!(
+        error.contains("device 1: the daemon had ended before"),
+        "{error}"
+    );
+    assert!(
+        !error.contains("device 0"),
+        "the other one ended as it should: {error}"
+    );
+}
+
+/// A program that takes a daemon's place.
+fn impostor(directory: &TempDir, script: &str) -> anyhow::Result<Daemon> {
+    let script = format!("#!/bin/sh\n{script}\n");
+    let program = host_file(directory, "daemon", &script, 0o755);
+    Daemon::start(
+        &program,
+        Path::new("unused"),
+        &daemon::Settings::default(),
+        &directory.path().join("log"),
+        Pace::new(true, false),
+    )
+}
+
+#[test]
+fn a_daemon_that_ends_before_it_listens_is_quoted() {
+    let directory = TempDir::new().unwrap();
+    let error = impostor(&directory, "echo no such memory >&2; exit 1").unwrap_err();
+    assert!(error.to_string().contains("no such memory"), "{error}");
+}
+
+#[test]
+fn a_daemon_that_does_not_end_when_asked_is_noticed() {
+    let directory = TempDir::new().unwrap();
+    let script = "trap : TERM; echo listening >&2; while :; do sleep 1; done";
+    let daemon = impostor(&directory, script).unwrap();
+    let error = daemon.stop().unwrap_err().to_string();
+    assert!(error.contains("did not end"), "{error}");
+}
+
+#[test]
+fn a_daemon_that_fails_or_complains_is_noticed() {
+    let directory = TempDir::new().unwrap();
+    let script = "trap 'exit 5' TERM
+        echo listening >&2; echo '[ERROR] one thing' >&2; echo all is well >&2
+        echo ready >&2; while :; do sleep 0.1; done";
+    let daemon = impostor(&directory, script).unwrap();
+    let error = daemon.stop().unwrap_err().to_string();
+    assert!(error.contains("failed") && error.contains('5'), "{error}");
+    assert_eq!(daemon.complaints().unwrap(), ["[ERROR] one thing"]);
 }

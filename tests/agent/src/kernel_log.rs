@@ -74,10 +74,12 @@ impl KernelLog {
 ///
 /// When the log cannot be written.
 pub(crate) fn write_line(line: &str) -> io::Result<()> {
+    // Without the line's end the kernel would keep the record open, and hidden, for
+    // a continuation.
     OpenOptions::new()
         .write(true)
         .open(LOG)?
-        .write_all(line.as_bytes())
+        .write_all(format!("{line}\n").as_bytes())
 }
 
 struct Follower {

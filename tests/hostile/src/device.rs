@@ -242,8 +242,7 @@ impl Device {
             let (at, length, direction) = match *part {
                 Part::Read(bytes) => (self.buffer(bytes)?, bytes.len(), 0),
                 Part::Write(length) => {
-                    let at = self.buffer(&vec![BLANK; length])?;
-                    self.arena.offer(at..at + length);
+                    let at = self.room(length)?;
                     writable.push((at, length));
                     (at, length, flags::WRITE)
                 }
@@ -257,6 +256,45 @@ impl Device {
             let (arena, ring) = self.parts(queue);
             ring.describe(arena, descriptors[position], descriptor)?;
         }
+        self.make_available(queue, descriptors, writable)
+    }
+
+    /// Makes a chain available that may break every rule of chains, and tells the
+    /// device.
+    ///
+    /// `build` is given as many free descriptors as asked for, of which the first is
+    /// the head, and says what is written into which. `writable` are the places that
+    /// the device may write to by them.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for it.
+    pub(crate) fn send_chain(
+        &mut self,
+        queue: Queue,
+        count: usize,
+        writable: Vec<(usize, usize)>,
+        build: impl FnOnce(&[u16]) -> Vec<(u16, Descriptor)>,
+    ) -> Result<Ticket> {
+        let free = &mut self.channels[usize::from(queue.raw())].free;
+        ensure!(count > 0 && free.len() >= count, "the {} queue is full", queue.name());
+        let descriptors = free.split_off(free.len() - count);
+        let table = build(&descriptors);
+        let (arena, ring) = self.parts(queue);
+        for (index, descriptor) in table {
+            ring.describe(arena, index, descriptor)?;
+        }
+        let ticket = self.make_available(queue, descriptors, writable)?;
+        self.kick(queue)?;
+        Ok(ticket)
+    }
+
+    fn make_available(
+        &mut self,
+        queue: Queue,
+        descriptors: Vec<u16>,
+        writable: Vec<(usize, usize)>,
+    ) -> Result<Ticket> {
         let head = descriptors[0];
         self.serial += 1;
         let serial = self.serial;
@@ -271,6 +309,17 @@ impl Device {
         );
         channel.ring.make_available(&mut self.arena, head)?;
         Ok(Ticket { queue, serial })
+    }
+
+    /// Room for this many bytes that the device may write.
+    ///
+    /// # Errors
+    ///
+    /// When so much is in flight that there is no room.
+    pub(crate) fn room(&mut self, length: usize) -> Result<usize> {
+        let at = self.buffer(&vec![BLANK; length])?;
+        self.arena.offer(at..at + length);
+        Ok(at)
     }
 
     /// Tells the device to look at a queue.

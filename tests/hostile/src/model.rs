@@ -1,0 +1,427 @@
+//! What the specification says that the answer must be.
+//!
+//! A second reading of the status ladder, written from the document and not from
+//! the device: which of the statuses may answer a request. It knows of the device's
+//! state only what the answer depends on and this side can know. Where the guest
+//! cannot know either (is this frame memory?), more than one status is right.
+
+use std::collections::BTreeSet;
+
+use virtio_hmm_spec::wire::command::{
+    map_flags, AnswerEntry, CancelEntry, InitEntry, MapEntry, RangeEntry, Request, RequestHeader,
+    Status, MAX_QUERY_PAGES,
+};
+use virtio_hmm_spec::wire::config::{Config, VERSION};
+use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
+use virtio_hmm_spec::wire::fault::{Action, Reason};
+use virtio_hmm_spec::wire::job::JobRequest;
+use virtio_hmm_spec::wire::operation::{DecodeError, Operation};
+use virtio_hmm_spec::wire::{rights, LARGE_ORDER, PAGE_BYTES, PAGE_SHIFT};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::machine::{Machine, Place};
+use crate::request::reply_room;
+
+/// Which answers are right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Expected {
+    /// One of these.
+    pub(crate) statuses: Vec<Status>,
+    /// What the detail of a refusal must be; `None` where the statuses differ in it.
+    pub(crate) entry: Option<u32>,
+}
+
+impl Expected {
+    fn whole(status: Status) -> Self {
+        Self {
+            statuses: vec![status],
+            entry: Some(0),
+        }
+    }
+}
+
+/// How one entry or item fares: nothing applies, or one of these.
+type Verdict = Vec<Status>;
+
+/// What this side knows of the device's state.
+#[derive(Debug)]
+pub(crate) struct Model {
+    config: Config,
+    machine: Machine,
+    ready: bool,
+    spaces: BTreeSet<u32>,
+}
+
+impl Model {
+    /// A device with these limits in this machine, after a reset.
+    pub(crate) fn new(config: Config, machine: Machine) -> Self {
+        Self {
+            config,
+            machine,
+            ready: false,
+            spaces: BTreeSet::new(),
+        }
+    }
+
+    /// The answers that are right for a request on the control queue.
+    pub(crate) fn control(&self, request: &[u8], room: usize) -> Expected {
+        let Ok((header, entries)) = RequestHeader::ref_from_prefix(request) else {
+            return Expected::whole(Status::Malformed);
+        };
+        let operation = match Request::from_raw(header.operation.get()) {
+            None | Some(Request::Copy) => return Expected::whole(Status::Unsupported),
+            Some(operation) => operation,
+        };
+        match operation {
+            Request::Init => self.list(header, entries, room, |entry: &InitEntry| {
+                if entry.reserved.get() != 0 {
+                    vec![Status::Malformed]
+                } else if entry.version.get() != VERSION {
+                    vec![Status::NotReady]
+                } else {
+                    vec![]
+                }
+            }),
+            Request::Map => self.list(header, entries, room, |entry| self.map(entry)),
+            Request::Unmap | Request::Protect => {
+                self.list(header, entries, room, |entry| self.range(entry))
+            }
+            Request::Query => self.list(header, entries, room, |entry| self.query(entry)),
+            Request::Answer => self.list(header, entries, room, answer),
+            Request::Cancel => self.list(header, entries, room, |_: &CancelEntry| vec![]),
+            Request::SpaceCreate | Request::SpaceDestroy | Request::Statistics | Request::Copy => {
+                self.list(header, entries, room, |_: &CancelEntry| vec![])
+            }
+        }
+    }
+
+    /// The answers that are right for a request on the dma queue, and for each of its
+    /// items when the request is accepted.
+    pub(crate) fn dma(&self, request: &[u8], room: usize) -> (Expected, Vec<Verdict>) {
+        let Ok((header, entries)) = RequestHeader::ref_from_prefix(request) else {
+            return (Expected::whole(Status::Malformed), vec![]);
+        };
+        if Request::from_raw(header.operation.get()) != Some(Request::Copy) {
+            return (Expected::whole(Status::Unsupported), vec![]);
+        }
+        let whole = self.list(header, entries, room, |_: &DmaItem| vec![]);
+        let items = <[DmaItem]>::ref_from_bytes(entries).unwrap_or(&[]);
+        let verdicts = items.iter().map(|item| self.item(item)).collect();
+        (whole, verdicts)
+    }
+
+    /// The answers that are right for a job, whatever it does; `Ok` stands for every
+    /// end of a job that was accepted.
+    ///
+    /// `names` are those of jobs whose end has not been seen: the device may have ended
+    /// them already.
+    pub(crate) fn job(&self, request: &[u8], names: &BTreeSet<u64>) -> Vec<Status> {
+        let Ok(request) = JobRequest::ref_from_bytes(request) else {
+            return vec![Status::Malformed];
+        };
+        let accepted = |status| vec![status, Status::Ok];
+        match Operation::decode(&request.descriptor) {
+            Err(DecodeError::Unsupported) => vec![Status::Unsupported],
+            Err(DecodeError::Malformed) => vec![Status::Malformed],
+            Ok(_) if request.reserved.get() != 0 => vec![Status::Malformed],
+            Ok(_) if !self.ready => vec![Status::NotReady],
+            Ok(_) if names.len() >= index(self.config.max_jobs.get()) => accepted(Status::Limit),
+            Ok(_) if !self.spaces.contains(&request.space.get()) => vec![Status::NoSpace],
+            Ok(_) if names.contains(&request.job.get()) => accepted(Status::Exists),
+            Ok(_) => vec![Status::Ok],
+        }
+    }
+
+    /// Takes note of a request that was answered with `Ok`.
+    pub(crate) fn done(&mut self, request: &[u8]) {
+        let Ok((header, _)) = RequestHeader::ref_from_prefix(request) else {
+            return;
+        };
+        match Request::from_raw(header.operation.get()) {
+            Some(Request::Init) => {
+                self.ready = true;
+                self.spaces.clear();
+            }
+            Some(Request::SpaceCreate) => {
+                self.spaces.insert(header.space.get());
+            }
+            Some(Request::SpaceDestroy) => {
+                self.spaces.remove(&header.space.get());
+            }
+            _ => {}
+        }
+    }
+
+    /// The machine around the device.
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The ladder of a request as a whole, then of its entries in turn.
+    fn list<E>(
+        &self,
+        header: &RequestHeader,
+        entries: &[u8],
+        room: usize,
+        judge: impl Fn(&E) -> Verdict,
+    ) -> Expected
+    where
+        E: FromBytes + Immutable + IntoBytes,
+    {
+        let operation = Request::from_raw(header.operation.get());
+        let count = header.count.get();
+        let (spaced, counted) = shape(operation);
+        let well_formed = header.flags.get() == 0
+            && header.reserved.get() == 0
+            && (spaced || header.space.get() == 0)
+            && match counted {
+                Count::None => count == 0,
+                Count::One => count == 1,
+                Count::Some => count != 0,
+            }
+            && entries.len() == index(count).saturating_mul(size_of::<E>());
+        if !well_formed {
+            return Expected::whole(Status::Malformed);
+        }
+        let mut apply = self.whole(header, operation);
+        let items = <[E]>::ref_from_bytes(entries).unwrap_or(&[]);
+        if operation == Some(Request::Copy) && self.copy_pages(entries) > self.limit_pages() {
+            apply.push(Status::Limit);
+            apply.sort_by_key(|status| status.raw());
+        }
+        // How much room is wanted depends on an entry: whether that is judged before
+        // or after what the header alone says is not settled.
+        if room < room_wanted(header, entries) {
+            let mut statuses = vec![Status::Malformed];
+            if operation == Some(Request::Query) {
+                statuses.extend(apply);
+                statuses.push(Status::Limit);
+            }
+            return Expected {
+                statuses,
+                entry: Some(0),
+            };
+        }
+        if let Some(&first) = apply.first() {
+            let mut statuses = vec![first];
+            if items.iter().any(|item| judge(item) == [Status::Limit]) {
+                statuses.push(Status::Limit);
+            }
+            return Expected {
+                statuses,
+                entry: Some(0),
+            };
+        }
+        for (position, item) in items.iter().enumerate() {
+            let verdict = judge(item);
+            if !verdict.is_empty() {
+                let certain = !verdict.contains(&Status::Ok);
+                return Expected {
+                    statuses: verdict,
+                    entry: certain.then(|| u32::try_from(position).unwrap_or(u32::MAX)),
+                };
+            }
+        }
+        Expected {
+            statuses: vec![Status::Ok],
+            entry: None,
+        }
+    }
+
+    /// What applies to a well-formed request before its entries are looked at.
+    fn whole(&self, header: &RequestHeader, operation: Option<Request>) -> Verdict {
+        let space = header.space.get();
+        let known = self.spaces.contains(&space);
+        let mut apply = Vec::new();
+        if !self.ready && operation != Some(Request::Init) {
+            apply.push(Status::NotReady);
+        }
+        let most = if operation == Some(Request::Copy) {
+            self.config.max_items.get()
+        } else {
+            self.config.max_entries.get()
+        };
+        if header.count.get() > most {
+            apply.push(Status::Limit);
+        }
+        match operation {
+            Some(Request::SpaceCreate) if space >= self.config.max_spaces.get() => {
+                apply.push(Status::Limit);
+            }
+            Some(Request::SpaceCreate) if known => apply.push(Status::Exists),
+            Some(Request::SpaceCreate) => {}
+            _ if shape(operation).0 && !known => apply.push(Status::NoSpace),
+            _ => {}
+        }
+        apply
+    }
+
+    fn map(&self, entry: &MapEntry) -> Verdict {
+        let order = u32::from(entry.order.get());
+        let leaf = if order == LARGE_ORDER {
+            1 << LARGE_ORDER
+        } else {
+            1
+        };
+        let pages = u64::from(entry.pages.get());
+        let flags = entry.flags.get();
+        if pages == 0 {
+            return vec![Status::Malformed];
+        }
+        if pages % leaf != 0 || !self.canonical(entry.address.get(), pages, leaf) {
+            return vec![Status::BadAddress];
+        }
+        let frame = entry.frame.get();
+        let place = if frame % leaf != 0 {
+            Place::Outside
+        } else if flags & map_flags::DEVICE != 0 {
+            self.device_frames(frame, pages)
+        } else {
+            self.machine.frames(frame, pages)
+        };
+        let right = u32::from(flags) & rights::ALL;
+        let bad_rights =
+            right == 0 || flags & !map_flags::ALL != 0 || (order != 0 && order != LARGE_ORDER);
+        let rest = if bad_rights {
+            vec![Status::BadRights]
+        } else {
+            vec![]
+        };
+        match place {
+            Place::Outside => vec![Status::BadFrame],
+            Place::Inside => rest,
+            Place::Unknown if bad_rights => vec![Status::BadFrame, Status::BadRights],
+            Place::Unknown => vec![Status::BadFrame, Status::Ok],
+        }
+    }
+
+    fn range(&self, entry: &RangeEntry) -> Verdict {
+        let pages = entry.pages.get();
+        if pages == 0 {
+            vec![Status::Malformed]
+        } else if self.canonical(entry.address.get(), pages, 1) {
+            vec![]
+        } else {
+            vec![Status::BadAddress]
+        }
+    }
+
+    fn query(&self, entry: &RangeEntry) -> Verdict {
+        let mut apply = self.range(entry);
+        if entry.pages.get() > MAX_QUERY_PAGES {
+            apply.insert(0, Status::Limit);
+            apply.truncate(1);
+        }
+        apply
+    }
+
+    fn item(&self, item: &DmaItem) -> Verdict {
+        let Some(kind) = Kind::from_raw(item.kind.get()) else {
+            return vec![Status::Malformed];
+        };
+        let (source, destination) = (item.source.get(), item.destination.get());
+        let pages = u64::from(item.pages.get());
+        let unread = matches!(kind, Kind::Clear | Kind::Discard);
+        if pages == 0 || (unread && source != 0) {
+            return vec![Status::Malformed];
+        }
+        let places = match kind {
+            Kind::ToDevice => [
+                self.machine.frames(source, pages),
+                self.device_frames(destination, pages),
+            ],
+            Kind::ToSystem => [
+                self.device_frames(source, pages),
+                self.machine.frames(destination, pages),
+            ],
+            Kind::OnDevice if source.abs_diff(destination) < pages => {
+                [Place::Outside, Place::Outside]
+            }
+            Kind::OnDevice => [
+                self.device_frames(source, pages),
+                self.device_frames(destination, pages),
+            ],
+            Kind::Clear | Kind::Discard => {
+                [Place::Inside, self.device_frames(destination, pages)]
+            }
+        };
+        if places.contains(&Place::Outside) {
+            vec![Status::BadFrame]
+        } else if places.contains(&Place::Unknown) {
+            vec![Status::BadFrame, Status::Ok]
+        } else {
+            vec![Status::Ok]
+        }
+    }
+
+    fn canonical(&self, address: u64, pages: u64, leaf: u64) -> bool {
+        let end = pages
+            .checked_mul(PAGE_BYTES)
+            .and_then(|bytes| address.checked_add(bytes));
+        address % (leaf * PAGE_BYTES) == 0
+            && end.is_some_and(|end| end <= 1 << self.config.address_bits.get())
+    }
+
+    fn device_frames(&self, frame: u64, pages: u64) -> Place {
+        let frames = self.config.device_memory.get() >> PAGE_SHIFT;
+        match frame.checked_add(pages) {
+            Some(end) if end <= frames => Place::Inside,
+            _ => Place::Outside,
+        }
+    }
+
+    fn copy_pages(&self, entries: &[u8]) -> u64 {
+        <[DmaItem]>::ref_from_bytes(entries)
+            .unwrap_or(&[])
+            .iter()
+            .map(|item| u64::from(item.pages.get()))
+            .sum()
+    }
+
+    fn limit_pages(&self) -> u64 {
+        self.config.max_copy_pages.get().into()
+    }
+}
+
+/// How many entries an operation wants.
+enum Count {
+    None,
+    One,
+    Some,
+}
+
+/// Whether an operation is about a space, and how many entries it wants.
+fn shape(operation: Option<Request>) -> (bool, Count) {
+    match operation {
+        Some(Request::Init) => (false, Count::One),
+        Some(Request::SpaceCreate | Request::SpaceDestroy) => (true, Count::None),
+        Some(Request::Map | Request::Unmap | Request::Protect) => (true, Count::Some),
+        Some(Request::Query) => (true, Count::One),
+        Some(Request::Statistics) | None => (false, Count::None),
+        Some(Request::Answer | Request::Cancel | Request::Copy) => (false, Count::Some),
+    }
+}
+
+fn answer(entry: &AnswerEntry) -> Verdict {
+    let reason = entry.reason.get();
+    let right = match Action::from_raw(entry.action.get()) {
+        None => false,
+        Some(Action::Retry) => reason == 0,
+        Some(Action::Terminate) => Reason::from_raw(reason).is_some(),
+    };
+    if right {
+        vec![]
+    } else {
+        vec![Status::Malformed]
+    }
+}
+
+fn room_wanted(header: &RequestHeader, entries: &[u8]) -> usize {
+    let mut request = header.as_bytes().to_vec();
+    request.extend_from_slice(entries);
+    reply_room(&request)
+}
+
+fn index(count: u32) -> usize {
+    count.try_into().unwrap_or(usize::MAX)
+}

@@ -1,0 +1,482 @@
+//! A driver's conversation with the device, every answer held against the model.
+//!
+//! It sends requests of any quality in chains that keep the rules, answers faults,
+//! and sees to it that every job ends. It knows what a right answer is; which
+//! requests are sent is the caller's affair.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use virtio_hmm_spec::wire::command::{ReplyHeader, Request, Status};
+use virtio_hmm_spec::wire::fault::{FaultHeader, FaultRecord, Reason, MIN_BUFFER};
+use virtio_hmm_spec::wire::job::{JobReply, JobRequest};
+use virtio_hmm_spec::wire::statistics::Statistics;
+use virtio_hmm_spec::wire::Queue;
+use zerocopy::FromBytes;
+
+use crate::device::{Device, Part, Ticket, ANSWER_DEADLINE};
+use crate::machine::Machine;
+use crate::model::{Expected, Model};
+use crate::request::{self, Reply};
+
+/// The most room that is ever offered for a reply: that of the largest query, and more.
+const MOST_ROOM: usize = 64 << 10;
+
+/// Fault buffers that are offered at a time.
+const BUFFERS: usize = 4;
+
+/// Records that a fault buffer has room for.
+const RECORDS: usize = 5;
+
+/// What is done about faults.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Faults {
+    /// The job is told that there is nothing.
+    Terminate(Reason),
+    /// The job is told to try again, and nothing is mapped.
+    Retry,
+    /// Nothing.
+    Ignore,
+}
+
+/// A job that was submitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    ticket: Ticket,
+    name: u64,
+    accepted: bool,
+    refused: Option<Status>,
+}
+
+/// How often what has happened.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub(crate) struct Tally {
+    /// Answers by queue and status.
+    pub(crate) answers: BTreeMap<String, u64>,
+    /// Chains that came back without an answer, as they had to.
+    pub(crate) unanswered: u64,
+    /// Faults that were reported.
+    pub(crate) faults: u64,
+    /// Times that the device was reset.
+    pub(crate) resets: u64,
+}
+
+/// The device with what has been said so far.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// The device.
+    pub(crate) device: Device,
+    /// Counts for the report.
+    pub(crate) tally: Tally,
+    model: Model,
+    running: BTreeSet<u64>,
+    buffers: Vec<Ticket>,
+    faults: BTreeSet<u64>,
+    next_job: u64,
+}
+
+impl Session {
+    /// Takes the device and initialises it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none or it does not answer.
+    pub(crate) fn open() -> Result<Self> {
+        let device = Device::open()?;
+        let model = Model::new(device.config, Machine::read()?);
+        let mut session = Self {
+            device,
+            tally: Tally::default(),
+            model,
+            running: BTreeSet::new(),
+            buffers: Vec::new(),
+            faults: BTreeSet::new(),
+            next_job: 1,
+        };
+        session.initialise()?;
+        Ok(session)
+    }
+
+    /// Resets the device and begins anew.
+    ///
+    /// # Errors
+    ///
+    /// When the device has written where it may not, or does not start again.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.device.restart()?;
+        self.tally.resets += 1;
+        self.forget();
+        self.initialise()
+    }
+
+    /// Forgets all that the device should have forgotten in a reset.
+    pub(crate) fn forget(&mut self) {
+        self.model = Model::new(self.device.config, self.model.machine().clone());
+        self.running.clear();
+        self.buffers.clear();
+        self.faults.clear();
+    }
+
+    fn initialise(&mut self) -> Result<()> {
+        self.control(&request::init())?;
+        for _ in 0..BUFFERS {
+            self.offer_fault_buffer()?;
+        }
+        Ok(())
+    }
+
+    /// What the model says, for attacks that go around it.
+    pub(crate) fn model(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    /// Sends a control request and checks its answer.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is missing or is not the one that the specification names.
+    pub(crate) fn control(&mut self, request: &[u8]) -> Result<Reply> {
+        let room = request::reply_room(request).min(MOST_ROOM);
+        self.control_into(request, room)
+    }
+
+    /// As [`Self::control`] with this much room for the answer.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is missing or is not the one that the specification names.
+    pub(crate) fn control_into(&mut self, request: &[u8], room: usize) -> Result<Reply> {
+        let expected = self.model.control(request, room);
+        let answer = self.exchange(Queue::Control, request, room)?;
+        let reply = Reply::parse(&answer)?;
+        self.count(Queue::Control, reply.status);
+        check(&expected, &reply).with_context(|| describe(request))?;
+        if reply.status == Status::Ok {
+            self.model.done(request);
+            ensure!(
+                reply.result_bytes() + size_of::<ReplyHeader>() == request::reply_room(request),
+                "{} bytes of results; {}",
+                reply.result_bytes(),
+                describe(request)
+            );
+            if request_operation(request) == Some(Request::Init) {
+                self.running.clear();
+                self.faults.clear();
+            }
+        }
+        Ok(reply)
+    }
+
+    /// Sends a control request that must be answered with `Ok`.
+    ///
+    /// # Errors
+    ///
+    /// When it is not.
+    pub(crate) fn done(&mut self, request: &[u8]) -> Result<Reply> {
+        let reply = self.control(request)?;
+        ensure!(
+            reply.status == Status::Ok,
+            "answered with {:?}; {}",
+            reply.status,
+            describe(request)
+        );
+        Ok(reply)
+    }
+
+    /// Reads the counters.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is not right.
+    pub(crate) fn statistics(&mut self) -> Result<Statistics> {
+        let reply = self.done(&request::bare(Request::Statistics, 0))?;
+        let [statistics] = reply.results::<Statistics>()?[..] else {
+            bail!("there is more than one set of counters");
+        };
+        Ok(statistics)
+    }
+
+    /// Sends a DMA request and checks its answer; returns the items' statuses.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is missing or is not the one that the specification names.
+    pub(crate) fn dma(&mut self, request: &[u8]) -> Result<Vec<Status>> {
+        let room = request::reply_room(request).min(MOST_ROOM);
+        let (expected, items) = self.model.dma(request, room);
+        let answer = self.exchange(Queue::Dma, request, room)?;
+        let reply = Reply::parse(&answer)?;
+        self.count(Queue::Dma, reply.status);
+        check(&expected, &reply).with_context(|| describe(request))?;
+        if reply.status != Status::Ok {
+            return Ok(Vec::new());
+        }
+        let results = reply.results::<zerocopy::little_endian::U32>()?;
+        ensure!(results.len() == items.len(), "a status for every item");
+        let mut statuses = Vec::new();
+        for (position, (result, right)) in results.iter().zip(items).enumerate() {
+            let status = request::status(result.get())?;
+            ensure!(
+                right.contains(&status),
+                "item {position} ended with {status:?} instead of {right:?}; {}",
+                describe(request)
+            );
+            statuses.push(status);
+        }
+        Ok(statuses)
+    }
+
+    /// Submits a job under a name that no other job bears.
+    ///
+    /// # Errors
+    ///
+    /// When the queue is full.
+    pub(crate) fn submit(
+        &mut self,
+        space: u32,
+        operation: impl Into<virtio_hmm_spec::wire::operation::Operation>,
+    ) -> Result<Job> {
+        let name = self.next_job;
+        self.next_job += 1;
+        self.submit_bytes(&request::job(name, space, operation))
+    }
+
+    /// Submits what may or may not be a job.
+    ///
+    /// # Errors
+    ///
+    /// When the queue is full.
+    pub(crate) fn submit_bytes(&mut self, request: &[u8]) -> Result<Job> {
+        let expected = self.model.job(request, &self.running);
+        let parts = [Part::Read(request), Part::Write(size_of::<JobReply>())];
+        let ticket = self.device.send(Queue::Submit, &parts)?;
+        let name = JobRequest::ref_from_bytes(request).map_or(0, |request| request.job.get());
+        let accepted = expected.contains(&Status::Ok);
+        if accepted {
+            self.running.insert(name);
+        }
+        Ok(Job {
+            ticket,
+            name,
+            accepted,
+            refused: expected.into_iter().find(|status| *status != Status::Ok),
+        })
+    }
+
+    /// A name that no job has borne.
+    pub(crate) fn fresh_name(&mut self) -> u64 {
+        self.next_job += 1;
+        self.next_job
+    }
+
+    /// Waits for a job, seeing to faults; cancels it when it takes longer than
+    /// `patience`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end even then, or its reply is not right.
+    pub(crate) fn finish(
+        &mut self,
+        job: Job,
+        faults: Faults,
+        patience: Duration,
+    ) -> Result<JobReply> {
+        let start = Instant::now();
+        let mut cancelled = false;
+        loop {
+            if let Some(answer) = self.device.wait_for(job.ticket, Duration::from_micros(200))? {
+                return self.judge(job, &answer);
+            }
+            self.serve_faults(faults)?;
+            if !cancelled && start.elapsed() > patience {
+                self.done(&request::cancel(job.name))?;
+                cancelled = true;
+            }
+            ensure!(
+                start.elapsed() < patience + ANSWER_DEADLINE,
+                "job {} has not ended, though it was cancelled",
+                job.name
+            );
+        }
+    }
+
+    /// Sees to the faults that have been reported until now.
+    ///
+    /// # Errors
+    ///
+    /// When a report or the answer to an answer is not right.
+    pub(crate) fn serve_faults(&mut self, faults: Faults) -> Result<()> {
+        for position in (0..self.buffers.len()).rev() {
+            let Some(bytes) = self.device.poll(self.buffers[position])? else {
+                continue;
+            };
+            self.buffers.swap_remove(position);
+            let records = self.records(&bytes)?;
+            let answers: Vec<_> = records
+                .iter()
+                .filter_map(|record| match faults {
+                    Faults::Terminate(why) => Some(request::terminate(record.fault.get(), why)),
+                    Faults::Retry => Some(request::retry(record.fault.get())),
+                    Faults::Ignore => None,
+                })
+                .collect();
+            if !answers.is_empty() {
+                self.done(&request::list(Request::Answer, 0, &answers))?;
+            }
+            self.offer_fault_buffer()?;
+        }
+        Ok(())
+    }
+
+    /// Offers one more fault buffer.
+    ///
+    /// # Errors
+    ///
+    /// When the queue is full.
+    pub(crate) fn offer_fault_buffer(&mut self) -> Result<()> {
+        let room = MIN_BUFFER + (RECORDS - 1) * size_of::<FaultRecord>();
+        let ticket = self.device.send(Queue::Fault, &[Part::Write(room)])?;
+        self.buffers.push(ticket);
+        Ok(())
+    }
+
+    /// Sends bytes in a chain with this much room for an answer and returns what came.
+    ///
+    /// # Errors
+    ///
+    /// When nothing came, or the device broke a rule of the queues.
+    pub(crate) fn exchange(&mut self, queue: Queue, request: &[u8], room: usize) -> Result<Vec<u8>> {
+        // An empty part would be a descriptor of length zero.
+        let mut parts = Vec::new();
+        if !request.is_empty() {
+            parts.push(Part::Read(request));
+        }
+        parts.push(Part::Write(room));
+        self.device.exchange(queue, &parts)
+    }
+
+    fn judge(&mut self, job: Job, answer: &[u8]) -> Result<JobReply> {
+        let reply = request::job_reply(answer)?;
+        let status = request::status(reply.status.get())?;
+        self.count(Queue::Submit, status);
+        if job.accepted {
+            self.running.remove(&job.name);
+        }
+        let right = job.refused == Some(status) || (job.accepted && is_end(status));
+        ensure!(
+            right,
+            "job {} ended with {status:?} (refusal due: {:?}, may run: {})",
+            job.name,
+            job.refused,
+            job.accepted
+        );
+        check_job(&reply, status).with_context(|| format!("job {}: {reply:?}", job.name))?;
+        Ok(reply)
+    }
+
+    fn records(&mut self, bytes: &[u8]) -> Result<Vec<FaultRecord>> {
+        let (header, records) = FaultHeader::ref_from_prefix(bytes)
+            .map_err(|_| anyhow::anyhow!("a fault buffer of {} bytes", bytes.len()))?;
+        let records = <[FaultRecord]>::ref_from_bytes(records)
+            .map_err(|_| anyhow::anyhow!("a fault buffer ends within a record"))?;
+        ensure!(
+            header.reserved.get() == 0
+                && !records.is_empty()
+                && usize::try_from(header.count.get())? == records.len(),
+            "a fault buffer with {} records says {header:?}",
+            records.len()
+        );
+        for record in records {
+            self.tally.faults += 1;
+            ensure!(
+                self.faults.insert(record.fault.get()),
+                "fault {} was reported twice",
+                record.fault
+            );
+            ensure!(
+                record.pages.get() > 0 && record.reserved.get() == 0,
+                "the record is not right: {record:?}"
+            );
+        }
+        Ok(records.to_vec())
+    }
+
+    fn count(&mut self, queue: Queue, status: Status) {
+        let what = format!("{} {}", queue.name(), status.name());
+        *self.tally.answers.entry(what).or_default() += 1;
+    }
+}
+
+/// Whether a job that was accepted may end so.
+fn is_end(status: Status) -> bool {
+    matches!(
+        status,
+        Status::Ok
+            | Status::BadAddress
+            | Status::BadArgument
+            | Status::Fault
+            | Status::Cancelled
+            | Status::Bound
+            | Status::Storm
+    )
+}
+
+fn check(expected: &Expected, reply: &Reply) -> Result<()> {
+    ensure!(
+        expected.statuses.contains(&reply.status),
+        "answered with {:?} instead of {:?}",
+        reply.status,
+        expected.statuses
+    );
+    if let (Some(entry), true) = (expected.entry, reply.status != Status::Ok) {
+        ensure!(
+            reply.detail == entry,
+            "{:?} is said of entry {} instead of {entry}",
+            reply.status,
+            reply.detail
+        );
+    }
+    ensure!(
+        reply.status == Status::Ok || reply.result_bytes() == 0,
+        "a refusal has results"
+    );
+    Ok(())
+}
+
+fn check_job(reply: &JobReply, status: Status) -> Result<()> {
+    let faulted = matches!(status, Status::Fault | Status::Storm);
+    let why = Reason::from_raw(reply.reason.get()).is_some();
+    ensure!(
+        if status == Status::Fault { why } else { reply.reason.get() == 0 },
+        "the reason is not right"
+    );
+    ensure!(
+        faulted || (reply.address.get() == 0 && reply.access.get() == 0),
+        "an address without a fault"
+    );
+    let results = reply.values.iter().any(|value| value.get() != 0);
+    ensure!(
+        !results || matches!(status, Status::Ok | Status::BadArgument),
+        "results without a result"
+    );
+    let refused = status != Status::Ok && status.raw() < Status::BadArgument.raw();
+    let anything = reply.faults.get() != 0
+        || reply.nanoseconds.get() != 0
+        || reply.system_bytes.get() != 0
+        || reply.device_bytes.get() != 0;
+    ensure!(!refused || !anything, "a job that was refused has done something");
+    Ok(())
+}
+
+fn request_operation(request: &[u8]) -> Option<Request> {
+    let raw = request.first_chunk::<2>()?;
+    Request::from_raw(u16::from_le_bytes(*raw))
+}
+
+/// A request for a report: as many bytes as one can look through.
+fn describe(request: &[u8]) -> String {
+    const SHOWN: usize = 96;
+    let bytes: Vec<_> = request.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
+    format!("the request has {} bytes: {}", request.len(), bytes.join(" "))
+}
