@@ -41,7 +41,7 @@ impl Block {
     /// [`Status::NoMemory`].
     pub(super) fn new(bytes: usize) -> Result<Self, Status> {
         Ok(Self {
-            words: zeroed(bytes.div_ceil(size_of::<u64>()))?,
+            words: filled(bytes.div_ceil(size_of::<u64>()), 0)?,
         })
     }
 
@@ -58,17 +58,17 @@ impl Block {
     }
 }
 
-/// A vector of `count` default values.
+/// A vector of `count` equal values.
 ///
 /// # Errors
 ///
 /// [`Status::NoMemory`].
-pub(super) fn zeroed<T: Clone + Default>(count: usize) -> Result<Vec<T>, Status> {
+pub(super) fn filled<T: Clone>(count: usize, value: T) -> Result<Vec<T>, Status> {
     let mut values = Vec::new();
     values
         .try_reserve_exact(count)
         .map_err(|_| Status::NoMemory)?;
-    values.resize(count, T::default());
+    values.resize(count, value);
     Ok(values)
 }
 

@@ -4,14 +4,22 @@
 //! knows nothing of pages, translations, locks, engines or queues, and runs just
 //! as well on a vector of bytes.
 
+mod atomics;
+mod axpy;
+mod bfs;
 mod block;
 mod bytes;
+mod gather;
+mod gemm;
+mod histogram;
 mod kernels;
 mod list;
 mod range;
 mod reduce;
+mod sort;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::Operation;
@@ -145,7 +153,6 @@ macro_rules! works {
             fn new(operation: Operation) -> Result<Self, Status> {
                 Ok(match operation {
                     $( Operation::$name(operation) => Self::$name($module::$name::new(operation)?), )+
-                    _ => return Err(Status::Unsupported),
                 })
             }
         }
@@ -169,7 +176,19 @@ works! {
     Min in reduce,
     Max in reduce,
     Dot in reduce,
+    Axpy in axpy,
+    Gemm in gemm,
+    Sort in sort,
+    Histogram in histogram,
+    Gather in gather,
+    Scatter in gather,
     ListWalk in list,
+    TreeSearch in tree,
+    TreeSum in tree,
+    Bfs in bfs,
+    AtomicAdd in atomics,
+    AtomicExchange in atomics,
+    AtomicCompareExchange in atomics,
 }
 
 /// An operation on its way: what it does, how far it has come, and the room that it

@@ -10,7 +10,7 @@ use virtio_hmm_spec::wire::command::Status;
 const EXPECTED_BYTES: u64 = 64 << 20;
 
 /// A range of addresses that does not wrap.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     address: u64,
     bytes: u64,

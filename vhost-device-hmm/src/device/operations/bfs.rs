@@ -1,0 +1,272 @@
+//! Breadth-first search.
+//!
+//! The levels and the queue are in the job's memory, where the process can change them
+//! at any time. So nothing that is read there is believed, and what decides about the
+//! end is kept here.
+
+use super::block::{Block, BLOCK_BYTES};
+use super::range::{Progress, Range};
+use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use virtio_hmm_spec::wire::command::Status;
+use virtio_hmm_spec::wire::operation;
+use virtio_hmm_spec::wire::rights::{READ, WRITE};
+
+/// Vertices and edges visited in one step: each may be a miss in every cache.
+const STEP_VISITS: usize = 1024;
+
+/// The level of a vertex that has not been reached.
+const UNREACHED: u32 = u32::MAX;
+
+/// The size of a vertex number and of a level.
+const NUMBER: usize = size_of::<u32>();
+
+/// Edges read at once.
+const BLOCK_EDGES: usize = BLOCK_BYTES / NUMBER;
+
+/// A search and how far it has come.
+#[derive(Debug)]
+pub(super) struct Bfs {
+    graph: Graph,
+    levels: Range,
+    queue: Range,
+    state: State,
+    block: Block,
+}
+
+/// The graph, which is only read.
+#[derive(Debug)]
+struct Graph {
+    offsets: Range,
+    edges: Range,
+    vertex_count: u32,
+    edge_count: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Marking every vertex as not reached.
+    Clear { start: u32, progress: Progress },
+    /// Putting the first vertex into the queue.
+    Start { start: u32 },
+    /// Visiting the vertices in the queue.
+    Search(Search),
+}
+
+/// The search proper.
+#[derive(Debug)]
+struct Search {
+    /// The place in the queue of the vertex to be visited next.
+    head: u64,
+    /// Vertices that have been put into the queue.
+    tail: u64,
+    /// The place in the queue where the vertices of the next level begin.
+    level_end: u64,
+    /// The level of the vertex that is being visited.
+    level: u32,
+    /// The greatest level given so far.
+    greatest: u32,
+    /// The edges of the vertex that have not been read.
+    edges: std::ops::Range<u64>,
+    /// The edges in the block that have not been followed.
+    block: std::ops::Range<usize>,
+}
+
+/// Why a search does not go on.
+enum Stop {
+    Fault(Fault),
+    /// The graph is none, or has been changed meanwhile.
+    Broken,
+    /// Every vertex in the queue has been visited.
+    Finished,
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl Bfs {
+    pub(super) fn new(operation: operation::Bfs) -> Result<Self, Status> {
+        let vertex_count = u32::try_from(operation.vertex_count)
+            .ok()
+            .filter(|count| *count < UNREACHED)
+            .ok_or(Status::BadArgument)?;
+        let start = u32::try_from(operation.start)
+            .ok()
+            .filter(|start| *start < vertex_count)
+            .ok_or(Status::BadArgument)?;
+        let numbers = |address| Range::new(address, vertex_count.into(), NUMBER as u64);
+        let offset_count = u64::from(vertex_count) + 1;
+        Ok(Self {
+            graph: Graph {
+                offsets: Range::new(operation.offsets, offset_count, size_of::<u64>() as u64)?,
+                edges: Range::new(operation.edges, operation.edge_count, NUMBER as u64)?,
+                vertex_count,
+                edge_count: operation.edge_count,
+            },
+            levels: numbers(operation.levels)?,
+            queue: numbers(operation.queue)?,
+            state: State::Clear {
+                start,
+                progress: Progress::new(vertex_count.into()),
+            },
+            block: Block::new(BLOCK_BYTES)?,
+        })
+    }
+}
+
+impl Run for Bfs {
+    fn step(&mut self, memory: &mut impl Memory) -> Result<Step, Fault> {
+        match &mut self.state {
+            State::Clear { start, progress } => {
+                let offset = |progress: &Progress| progress.done() * NUMBER as u64;
+                self.levels.expect_from(memory, offset(progress), WRITE);
+                self.block.get_mut(BLOCK_EDGES).fill(UNREACHED);
+                for _ in 0..STEP_BYTES / BLOCK_BYTES {
+                    let count = progress.next(BLOCK_EDGES);
+                    let levels = self.block.get(count * NUMBER);
+                    memory.write(self.levels.at(offset(progress)), levels)?;
+                    progress.advance(count);
+                }
+                if progress.finished() {
+                    self.state = State::Start { start: *start };
+                }
+                Ok(Step::More)
+            }
+            State::Start { start } => {
+                write(memory, self.queue, 0, *start)?;
+                write(memory, self.levels, u64::from(*start), 0)?;
+                self.state = State::Search(Search {
+                    head: 0,
+                    tail: 1,
+                    level_end: 1,
+                    level: 0,
+                    greatest: 0,
+                    edges: 0..0,
+                    block: 0..0,
+                });
+                Ok(Step::More)
+            }
+            State::Search(search) => {
+                self.queue
+                    .expect_from(memory, search.tail * NUMBER as u64, WRITE);
+                for _ in 0..STEP_VISITS {
+                    let visit = search.visit(
+                        memory,
+                        &self.graph,
+                        self.levels,
+                        self.queue,
+                        &mut self.block,
+                    );
+                    match visit {
+                        Ok(()) => {}
+                        Err(Stop::Fault(fault)) => return Err(fault),
+                        Err(Stop::Broken) => return Ok(search.done(Status::BadArgument)),
+                        Err(Stop::Finished) => return Ok(search.done(Status::Ok)),
+                    }
+                }
+                Ok(Step::More)
+            }
+        }
+    }
+}
+
+impl Search {
+    fn done(&self, status: Status) -> Step {
+        Step::Done(status, [self.tail, self.greatest.into(), 0, 0])
+    }
+
+    /// Follows one edge, or reads edges, or goes to the next vertex.
+    fn visit(
+        &mut self,
+        memory: &mut impl Memory,
+        graph: &Graph,
+        levels: Range,
+        queue: Range,
+        block: &mut Block,
+    ) -> Result<(), Stop> {
+        if let Some(vertex) = block.get::<u32>(self.block.end).get(self.block.start) {
+            self.reach(memory, graph, levels, queue, *vertex)?;
+            self.block.start += 1;
+        } else if !self.edges.is_empty() {
+            let edges = Progress::new(self.edges.end - self.edges.start);
+            let (count, address) = (edges.next(BLOCK_EDGES), self.edges.start * NUMBER as u64);
+            graph.edges.expect_from(memory, address, READ);
+            memory.read(graph.edges.at(address), block.get_mut(count * NUMBER))?;
+            self.edges.start += count as u64;
+            self.block = 0..count;
+        } else if self.head < self.tail {
+            self.leave(memory, graph, queue)?;
+        } else {
+            return Err(Stop::Finished);
+        }
+        Ok(())
+    }
+
+    /// Gives a vertex that an edge leads to its level and puts it into the queue, unless
+    /// it has been reached before.
+    fn reach(
+        &mut self,
+        memory: &mut impl Memory,
+        graph: &Graph,
+        levels: Range,
+        queue: Range,
+        vertex: u32,
+    ) -> Result<(), Stop> {
+        if vertex >= graph.vertex_count {
+            return Err(Stop::Broken);
+        }
+        if read(memory, levels, vertex)? != UNREACHED {
+            return Ok(());
+        }
+        if self.tail == u64::from(graph.vertex_count) {
+            return Err(Stop::Broken);
+        }
+        let level = self.level + 1;
+        memory.reserve(levels.at(u64::from(vertex) * NUMBER as u64), NUMBER as u64)?;
+        write(memory, queue, self.tail, vertex)?;
+        write(memory, levels, vertex.into(), level)?;
+        self.tail += 1;
+        self.greatest = level;
+        Ok(())
+    }
+
+    /// Goes on to the next vertex in the queue.
+    fn leave(&mut self, memory: &mut impl Memory, graph: &Graph, queue: Range) -> Result<(), Stop> {
+        let mut number = [0; NUMBER];
+        memory.read(queue.at(self.head * NUMBER as u64), &mut number)?;
+        let vertex = u32::from_le_bytes(number);
+        if vertex >= graph.vertex_count {
+            return Err(Stop::Broken);
+        }
+        let mut offsets = [0; 2];
+        let address = graph
+            .offsets
+            .at(u64::from(vertex) * size_of::<u64>() as u64);
+        memory.read(address, zerocopy::IntoBytes::as_mut_bytes(&mut offsets))?;
+        let [first, end] = offsets;
+        if first > end || end > graph.edge_count {
+            return Err(Stop::Broken);
+        }
+        if self.head == self.level_end {
+            self.level += 1;
+            self.level_end = self.tail;
+        }
+        self.head += 1;
+        self.edges = first..end;
+        Ok(())
+    }
+}
+
+/// Reads a number.
+fn read(memory: &mut impl Memory, range: Range, index: u32) -> Result<u32, Fault> {
+    let mut number = [0; NUMBER];
+    memory.read(range.at(u64::from(index) * NUMBER as u64), &mut number)?;
+    Ok(u32::from_le_bytes(number))
+}
+
+/// Writes a number.
+fn write(memory: &mut impl Memory, range: Range, index: u64, number: u32) -> Result<(), Fault> {
+    memory.write(range.at(index * NUMBER as u64), &number.to_le_bytes())
+}
