@@ -74,7 +74,8 @@ impl Census {
     }
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
+/// The Rust files in a folder and below it.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).expect("the source folder can be read") {
         let path = entry.expect("the source folder can be read").path();

@@ -2,7 +2,7 @@
 
 use crate::document::{Document, Field, Operation, Party, Row, Set, Structure};
 use crate::interface::{self, listed_type, Interface};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// One difference between a document and what it is compared with.
@@ -255,24 +255,8 @@ fn bytes(report: &mut Report, document: &Document, examples: &[(&str, Vec<u8>)])
 }
 
 fn names(report: &mut Report, document: &Document, interface: &Interface) {
-    let mut known: BTreeSet<String> = OTHER_NAMES.iter().map(|&name| name.to_owned()).collect();
-    for structure in &interface.structures {
-        known.insert(structure.name.to_owned());
-        for field in structure.fields {
-            known.insert(field.name.to_owned());
-            known.insert(format!("{}.{}", structure.name, field.name));
-        }
-    }
-    for set in interface.sets() {
-        known.insert(set.name.to_owned());
-        known.extend(set.values.iter().map(|&(name, _)| name.to_owned()));
-    }
-    for operation in interface.operations {
-        known.insert(operation.name.to_owned());
-        known.extend(operation.arguments.iter().map(|&(name, _)| name.to_owned()));
-    }
     for (line, name) in &document.names {
-        if !known.contains(name) {
+        if !interface.names.contains(name) && !OTHER_NAMES.contains(&name.as_str()) {
             report.say(*line, format!("the code knows nothing of {name}"));
         }
     }

@@ -169,10 +169,8 @@ impl Document {
                     in_duties = false;
                     party = None;
                 }
-                Event::Start(Tag::Item | Tag::Paragraph) => {
-                    if words.is_none() {
-                        words = Some((line, String::new()));
-                    }
+                Event::Start(Tag::Item | Tag::Paragraph) if words.is_none() => {
+                    words = Some((line, String::new()));
                 }
                 Event::End(TagEnd::Item | TagEnd::Paragraph) => {
                     if let Some((line, text)) = words.take() {

@@ -2,6 +2,7 @@
 //!
 //! That nothing is left out here is the business of `census.rs`.
 
+use std::collections::BTreeSet;
 use virtio_hmm_spec::uapi::{self, page_state, CALLS};
 use virtio_hmm_spec::wire::command::{
     self, map_flags, query_flags, AnswerEntry, CancelEntry, InitEntry, MapEntry, QueryResult,
@@ -29,6 +30,8 @@ pub(crate) struct Interface {
     pub(crate) call_codes: Vec<u32>,
     /// The errors that calls fail with.
     pub(crate) errors: Set,
+    /// Every name that the text may use.
+    pub(crate) names: BTreeSet<String>,
 }
 
 /// The layout of a structure.
@@ -81,7 +84,7 @@ macro_rules! errors {
 impl Interface {
     /// What the crate defines.
     pub(crate) fn of_the_crate() -> Self {
-        Self {
+        let mut interface = Self {
             structures: vec![
                 structure::<Config>(),
                 structure::<RequestHeader>(),
@@ -148,7 +151,33 @@ impl Interface {
                     EINTR, ESRCH, EACCES, ENOMEM, ENODEV, EIO,
                 ],
             },
-        }
+            names: BTreeSet::new(),
+        };
+        interface.names = interface.all_names().collect();
+        interface
+    }
+
+    fn all_names(&self) -> impl Iterator<Item = String> + '_ {
+        let structures = self.structures.iter().flat_map(|structure| {
+            let fields = structure.fields.iter().flat_map(move |field| {
+                [
+                    field.name.to_owned(),
+                    format!("{}.{}", structure.name, field.name),
+                ]
+            });
+            fields.chain([structure.name.to_owned()])
+        });
+        let operations = self.operations.iter().flat_map(|operation| {
+            operation
+                .arguments
+                .iter()
+                .map(|&(name, _)| name)
+                .chain([operation.name])
+        });
+        let sets = self
+            .sets()
+            .flat_map(|set| set.values.iter().map(|&(name, _)| name).chain([set.name]));
+        structures.chain(operations.chain(sets).map(str::to_owned))
     }
 
     /// Every set of named numbers.

@@ -16,6 +16,8 @@ use compare::{differences, Difference};
 use document::Document;
 use interface::Interface;
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 const DEVICE: (&str, &str) = ("virtio-hmm.md", include_str!("../../virtio-hmm.md"));
 const UAPI: (&str, &str) = ("uapi.md", include_str!("../../uapi.md"));
@@ -76,6 +78,46 @@ fn the_comparison_leaves_out_nothing_that_the_source_defines() {
         .map(|&(name, _)| name)
         .collect();
     assert_eq!(errors, census.errors);
+}
+
+#[test]
+fn a_duty_that_code_or_a_test_cites_exists() {
+    let labels: BTreeSet<String> = [DEVICE, UAPI]
+        .iter()
+        .flat_map(|(file, text)| Document::parse(file, text).duties)
+        .filter_map(|duty| {
+            Some(
+                duty.text
+                    .rsplit_once(" {")?
+                    .1
+                    .trim_end_matches('}')
+                    .to_owned(),
+            )
+        })
+        .collect();
+    assert!(labels.contains("dev-unmap-promise"));
+    let spec = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for member in [
+        "../vhost-device-hmm",
+        "../guest-driver",
+        "../guest",
+        "../tests",
+    ] {
+        for path in census::files(&spec.join(member)) {
+            let text = fs::read_to_string(&path).expect("a source file can be read");
+            for (at, opening) in text
+                .match_indices("{dev-")
+                .chain(text.match_indices("{drv-"))
+            {
+                let label = text[at + 1..].split('}').next().unwrap_or(opening);
+                assert!(
+                    labels.contains(label),
+                    "{} cites {label}, which is no duty",
+                    path.display()
+                );
+            }
+        }
+    }
 }
 
 /// Replaces `from`, which the text must hold, in the first place after `after`.
