@@ -127,6 +127,10 @@ pub(crate) enum Choice {
     Oversubscribe,
     /// Several processes and threads at once, one of which is killed.
     Processes,
+    /// Change mappings while jobs use them.
+    Churn,
+    /// Hand the driver everything that it must refuse.
+    BadInput,
 }
 
 /// A number with an optional suffix K, M or G.

@@ -3,6 +3,7 @@
 //! It uses the device through the `hmm` library as any program would. Its exit status
 //! is zero only when everything that was asked for was done and every answer was right.
 
+mod arena;
 mod args;
 mod cpu;
 mod info;

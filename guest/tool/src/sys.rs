@@ -1,7 +1,6 @@
 //! System calls that have no safe form elsewhere: mappings, forks and raw ioctls.
 //!
-//! The only unsafe file of the tool besides the two workloads that must break rules,
-//! `churn` and `bad_input`. It knows nothing of the device.
+//! It knows nothing of the device.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -11,7 +10,7 @@ use std::ptr::NonNull;
 
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Ioctl, IoctlOutput, Opcode};
-use rustix::mm::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
+use rustix::mm::{mmap, mmap_anonymous, mprotect, munmap, MapFlags, MprotectFlags, ProtFlags};
 use rustix::process::Pid;
 
 /// A mapping that nobody else changes.
@@ -89,6 +88,59 @@ impl Drop for Region {
         // SAFETY: the mapping is this value's own and nothing borrows it any more.
         // It cannot fail: the range is a mapping, or part of one.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+/// Four pages in a row, each step with fewer rights: two that may be written, one that
+/// may only be read, one that may not be touched.
+pub(crate) struct Staircase {
+    region: Region,
+    page: usize,
+}
+
+impl Staircase {
+    /// Maps the pages.
+    pub(crate) fn new(page: usize) -> io::Result<Self> {
+        let mut region = Region::anonymous(4 * page)?;
+        // The page that may only be read begins with a pointer to itself.
+        let ring = region.start.as_ptr().expose_provenance() + 2 * page;
+        region.bytes_mut()[2 * page..][..8].copy_from_slice(&ring.to_ne_bytes());
+        // From here on the invariant of a region is kept by giving out no slice of it
+        // beyond what may be read.
+        let stairs = Self { region, page };
+        stairs.restrict(stairs.read_only(), MprotectFlags::READ)?;
+        stairs.restrict(stairs.inaccessible(), MprotectFlags::empty())?;
+        Ok(stairs)
+    }
+
+    fn restrict(&self, page: usize, rights: MprotectFlags) -> io::Result<()> {
+        let start = std::ptr::with_exposed_provenance_mut(page);
+        // SAFETY: the page is the region's own and nothing borrows it.
+        Ok(unsafe { mprotect(start, self.page, rights) }?)
+    }
+
+    /// The address of two pages that may be written.
+    pub(crate) fn writable(&self) -> usize {
+        self.region.start.as_ptr().expose_provenance()
+    }
+
+    /// The address of a page that may be read. It begins with a pointer to itself.
+    pub(crate) fn read_only(&self) -> usize {
+        self.writable() + 2 * self.page
+    }
+
+    /// Whether that page still holds what it did at first.
+    pub(crate) fn is_untouched(&self) -> bool {
+        let start = std::ptr::with_exposed_provenance::<u8>(self.read_only());
+        // SAFETY: the page may be read for as long as `self` lives, and not written.
+        let bytes = unsafe { std::slice::from_raw_parts(start, self.page) };
+        let (ring, rest) = bytes.split_at(size_of::<usize>());
+        ring == self.read_only().to_ne_bytes() && rest.iter().all(|&byte| byte == 0)
+    }
+
+    /// The address of a page that may not be touched.
+    pub(crate) fn inaccessible(&self) -> usize {
+        self.writable() + 3 * self.page
     }
 }
 

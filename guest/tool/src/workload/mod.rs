@@ -3,6 +3,8 @@
 //! This file runs them and keeps the accounts; what each one does is its own file.
 
 mod arrays;
+mod bad_input;
+mod churn;
 mod graph;
 mod matrix;
 mod migration;
@@ -56,6 +58,8 @@ workloads! {
     Migrate "migrate", 256 << 20, "bytes", migration::migrate;
     Oversubscribe "oversubscribe", 0, "bytes", migration::oversubscribe;
     Processes "processes", 3, "processes", processes::run;
+    Churn "churn", 240, "rounds", churn::run;
+    BadInput "bad-input", 0, "cases", bad_input::run;
 }
 
 /// Runs what was asked for: whether every answer was right.
