@@ -84,7 +84,7 @@ impl Arena {
     }
 
     /// Makes the page of a fault present; whether there is one.
-    fn resolve(&mut self, fault: Fault) -> bool {
+    pub(super) fn resolve(&mut self, fault: Fault) -> bool {
         self.faults += 1;
         let Some(offset) = fault.address.checked_sub(BASE) else {
             return false;
