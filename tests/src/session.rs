@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure, Result};
-use rustix::termios::tcgetwinsize;
+use rustix::termios::{tcgetattr, tcgetwinsize, tcsetattr, OptionalActions, Termios};
 
 use crate::artifacts::Artifacts;
 use crate::guest::{Command, Status, Stream, Terminal};
@@ -90,6 +90,8 @@ pub fn shell(artifacts: &Artifacts, settings: &Settings) -> Result<()> {
         bail!("a shell needs a terminal; to run a command, add it after `--`");
     }
     let size = tcgetwinsize(&stdin)?;
+    let _restored = TerminalModes::keep()?;
+    eprintln!("Starting a machine; leave its shell with `exit`.");
     let vm = settings.builder(artifacts).on_terminal().start()?;
     let terminal = Terminal {
         kind: std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned()),
@@ -98,6 +100,22 @@ pub fn shell(artifacts: &Artifacts, settings: &Settings) -> Result<()> {
     };
     vm.guest().shell(terminal)?.wait()?;
     vm.switch_off()
+}
+
+/// Gives the terminal its modes back: QEMU cannot, if it is killed.
+struct TerminalModes(Termios);
+
+impl TerminalModes {
+    fn keep() -> Result<Self> {
+        Ok(Self(tcgetattr(io::stdin())?))
+    }
+}
+
+impl Drop for TerminalModes {
+    fn drop(&mut self) {
+        // There is nothing to be done if the terminal is gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+    }
 }
 
 fn write_all(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {

@@ -1,0 +1,265 @@
+//! What machine is wanted, and how it is put together.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+
+use anyhow::{ensure, Context, Result};
+
+use super::slot::Slot;
+use super::{Vm, GIB, KERNEL_VARIABLE};
+use crate::artifacts::{Artifacts, Kernel};
+use crate::daemon::{self, Daemon};
+use crate::guest::Guest;
+use crate::initramfs::{Contents, DRIVER};
+use crate::logs::Logs;
+use crate::pace::{self, Pace};
+use crate::qemu::{device_socket, Console, Machine, Qemu, Settings};
+
+/// The kernel of machines that nobody chose one for.
+const STOCK: &str = "stock";
+
+/// What machine is wanted.
+#[derive(Clone, Debug)]
+pub struct Builder<'a> {
+    artifacts: &'a Artifacts,
+    name: String,
+    kernel: String,
+    machine: Machine,
+    memory: u64,
+    cpus: u32,
+    devices: usize,
+    daemon: daemon::Settings,
+    files: Vec<PathBuf>,
+    arguments: String,
+    driver: bool,
+    console: Console,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(artifacts: &'a Artifacts) -> Self {
+        Self {
+            artifacts,
+            name: thread::current().name().unwrap_or("vm").to_owned(),
+            kernel: std::env::var(KERNEL_VARIABLE).unwrap_or_else(|_| STOCK.to_owned()),
+            machine: Machine::default(),
+            memory: GIB,
+            cpus: 2,
+            devices: 1,
+            daemon: daemon::Settings::default(),
+            files: Vec::new(),
+            arguments: String::new(),
+            driver: true,
+            console: Console::File,
+        }
+    }
+
+    /// Names the machine's logs; by default, the thread names them, which in a test
+    /// has the name of the test.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Chooses the kernel: `stock` or `debug`. By default it is the one that
+    /// [`KERNEL_VARIABLE`] names, else the stock kernel.
+    #[must_use]
+    pub fn kernel(mut self, name: impl Into<String>) -> Self {
+        self.kernel = name.into();
+        self
+    }
+
+    /// Chooses the kind of machine.
+    #[must_use]
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = machine;
+        self
+    }
+
+    /// Sets the size of the guest's memory in bytes; 1 GiB by default.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Sets the number of the guest's processors; 2 by default.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Sets the number of accelerators; 1 by default.
+    #[must_use]
+    pub fn devices(mut self, devices: usize) -> Self {
+        self.devices = devices;
+        self
+    }
+
+    /// Sets the size of each accelerator's memory in bytes; 256 MiB by default.
+    #[must_use]
+    pub fn device_memory(mut self, bytes: u64) -> Self {
+        self.daemon.memory = bytes;
+        self
+    }
+
+    /// Sets the number of each accelerator's engines.
+    #[must_use]
+    pub fn engines(mut self, engines: u32) -> Self {
+        self.daemon.engines = Some(engines);
+        self
+    }
+
+    /// Lets the daemons look for uses of stale translations and freed frames.
+    #[must_use]
+    pub fn check(mut self) -> Self {
+        self.daemon.check = true;
+        self
+    }
+
+    /// Sets what the daemons log: `info` by default.
+    #[must_use]
+    pub fn daemon_log(mut self, level: impl Into<String>) -> Self {
+        self.daemon.log = level.into();
+        self
+    }
+
+    /// Puts a file of the host into the guest's `/root`.
+    #[must_use]
+    pub fn file(mut self, host_path: impl Into<PathBuf>) -> Self {
+        self.files.push(host_path.into());
+        self
+    }
+
+    /// Adds to the kernel's command line.
+    #[must_use]
+    pub fn kernel_argument(mut self, argument: &str) -> Self {
+        self.arguments.push(' ');
+        self.arguments.push_str(argument);
+        self
+    }
+
+    /// Leaves it to the test to load the driver.
+    #[must_use]
+    pub fn without_driver(mut self) -> Self {
+        self.driver = false;
+        self
+    }
+
+    /// Connects the guest's console to the person's terminal.
+    #[must_use]
+    pub fn on_terminal(mut self) -> Self {
+        self.console = Console::Terminal;
+        self
+    }
+
+    /// Starts the machine: daemons, QEMU, kernel, driver.
+    ///
+    /// It waits while as many machines run as the host can bear.
+    ///
+    /// # Errors
+    ///
+    /// When any part does not start; the text says which, why and where its log is.
+    pub fn start(self) -> Result<Vm> {
+        let kernel = self.artifacts.kernels.get(&self.kernel).with_context(|| {
+            format!(
+                "there is no {} kernel among the artifacts; prepare it with `cargo xtask`",
+                self.kernel
+            )
+        })?;
+        let logs = Logs::create(&self.artifacts.logs, &self.name)?;
+        let pace = Pace::new(self.artifacts.kvm, self.kernel == "debug");
+        let slot = Slot::take();
+        self.assemble(kernel, &logs, pace, slot)
+            .with_context(|| format!("starting the machine; logs: {}", logs.directory().display()))
+    }
+
+    fn assemble(&self, kernel: &Kernel, logs: &Logs, pace: Pace, slot: Slot) -> Result<Vm> {
+        let driver = self.driver && self.devices > 0;
+        // Short, because the path of a socket has at most 107 bytes.
+        let directory = tempfile::Builder::new()
+            .prefix("hmm-")
+            .tempdir()
+            .context("creating a directory for the machine")?;
+        let initramfs = directory.path().join("initramfs");
+        Contents {
+            agent: &self.artifacts.agent,
+            busybox: &self.artifacts.busybox,
+            // A machine without devices can do without what serves them.
+            hmm: Some(self.artifacts.hmm.as_path()).filter(|_| self.devices > 0),
+            modules: &kernel.modules,
+            driver: Some(kernel.driver.as_path()).filter(|_| self.devices > 0),
+            files: &self.files,
+        }
+        .write(&initramfs)?;
+        let daemons = (0..self.devices)
+            .map(|device| {
+                Daemon::start(
+                    &self.artifacts.daemon,
+                    &directory.path().join(device_socket(device)),
+                    &self.daemon,
+                    &logs.daemon(device),
+                    pace,
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let settings = Settings {
+            program: &self.artifacts.qemu,
+            configs: &self.artifacts.qemu_configs,
+            machine: self.machine,
+            kvm: self.artifacts.kvm,
+            cpus: self.cpus,
+            memory: self.memory,
+            devices: self.devices,
+            kernel: &kernel.image,
+            initramfs: &initramfs,
+            arguments: &self.kernel_arguments(pace)?,
+            console: self.console,
+        };
+        let (qemu, agent) = Qemu::start(&settings, directory.path(), logs, pace)?;
+        let guest = Guest::greet(agent, logs, pace)?;
+        // It is in the guest's memory now, and should not stay behind if we are killed.
+        fs::remove_file(&initramfs).context("removing the initramfs")?;
+        let vm = Vm {
+            guest,
+            qemu,
+            daemons,
+            driver,
+            logs: logs.clone(),
+            pace,
+            finished: false,
+            _directory: directory,
+            _slot: slot,
+        };
+        ensure!(
+            vm.guest.release() == kernel.release,
+            "the guest runs {} instead of {}",
+            vm.guest.release(),
+            kernel.release
+        );
+        if driver {
+            vm.guest.load_module(DRIVER, "", pace::DRIVER)?;
+        }
+        Ok(vm)
+    }
+
+    fn kernel_arguments(&self, pace: Pace) -> Result<String> {
+        let console = match self.console {
+            Console::File => "console=ttyS0",
+            // The person sees what is serious; the log has the rest.
+            Console::Terminal => "console=ttyS0 quiet loglevel=4",
+        };
+        Ok(format!(
+            // panic=-1: a panic is a reboot, and a reboot the end of QEMU.
+            // printk.devkmsg=on: what the agent logs is not rate limited.
+            // log_buf_len: nothing is overwritten before it is read.
+            "{console} panic=-1 printk.devkmsg=on log_buf_len=4M \
+             sysctl.kernel.hung_task_timeout_secs={}{}{}",
+            pace.hung_task_seconds(),
+            self.machine.kernel_arguments(self.artifacts.kvm)?,
+            self.arguments
+        ))
+    }
+}
