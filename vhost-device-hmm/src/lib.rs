@@ -1,4 +1,27 @@
-//! The virtual accelerator.
+//! A vhost-user device with the virtual accelerator behind it.
+//!
+//! ```text
+//! main → args → server → backend → queue        the guest's rings
+//!                           │        command    bytes ⇄ requests
+//!                           └──────→ device     what requests do
+//! ```
+//!
+//! Dependencies point to the right and down; nothing in [`device`] knows of what stands
+//! before it, and only [`backend`] and [`server`] know of vhost-user.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
 
+pub mod args;
+pub mod backend;
+pub mod command;
 pub mod device;
+pub mod queue;
 pub mod report;
+pub mod server;

@@ -158,7 +158,12 @@ impl Accelerator {
             .check
             .then(|| Arc::new(Check::new(Arc::clone(&device), Arc::clone(&counters))));
         let system = Arc::new(SystemMemory::default());
-        let tlb = || Arc::new(Mutex::new(Tlb::new(Arc::clone(&device), Arc::clone(&system))));
+        let tlb = || {
+            Arc::new(Mutex::new(Tlb::new(
+                Arc::clone(&device),
+                Arc::clone(&system),
+            )))
+        };
         let accelerator = Self {
             ready: AtomicBool::new(false),
             tlbs: (0..config.engines).map(|_| tlb()).collect(),
@@ -176,7 +181,9 @@ impl Accelerator {
             config,
         };
         for (tlb, index) in accelerator.tlbs.iter().zip(0..) {
-            let engine = accelerator.start_engine(index, tlb).map_err(StartError::Engine)?;
+            let engine = accelerator
+                .start_engine(index, tlb)
+                .map_err(StartError::Engine)?;
             accelerator.engines.lock().push(engine);
         }
         Ok(accelerator)
@@ -217,7 +224,11 @@ impl Accelerator {
 
     /// The configuration space.
     pub fn config_space(&self) -> Config {
-        let capabilities = if self.config.check { capability::CHECK } else { 0 };
+        let capabilities = if self.config.check {
+            capability::CHECK
+        } else {
+            0
+        };
         Config {
             magic: U32::new(MAGIC),
             version: U32::new(VERSION),
@@ -307,8 +318,7 @@ impl Accelerator {
         if version != VERSION {
             return Err(Status::NotReady.into());
         }
-        self.ready.store(false, Ordering::Release);
-        self.schedule.close();
+        self.close();
         self.listener.tell(self.schedule.cancel_all(None));
         let copying = self.copying.lock();
         let spaces = std::mem::take(&mut *self.spaces.write());
@@ -317,10 +327,12 @@ impl Accelerator {
             space.unmap(&[PageRange::ALL], self.check.as_deref());
         }
         self.device.live().remove(0, self.device.frames());
-        self.device.release(0, self.device.frames()).map_err(|error| {
-            log::error!("cannot release device memory: {error}");
-            Status::DeviceError
-        })?;
+        self.device
+            .release(0, self.device.frames())
+            .map_err(|error| {
+                log::error!("cannot release device memory: {error}");
+                Status::DeviceError
+            })?;
         self.counters.reset();
         self.schedule.open();
         self.ready.store(true, Ordering::Release);
@@ -340,8 +352,7 @@ impl Accelerator {
         if spaces.contains_key(&id) {
             return Err(Status::Exists.into());
         }
-        let space =
-            Space::new(id, &self.budget, &self.epochs).map_err(|_| Status::NoMemory)?;
+        let space = Space::new(id, &self.budget, &self.epochs).map_err(|_| Status::NoMemory)?;
         spaces.insert(id, Arc::new(space));
         Ok(Outcome::Done)
     }
@@ -360,14 +371,18 @@ impl Accelerator {
         let space = self.space(id)?;
         let system = Arc::clone(&self.system.read());
         let mut runs: Vec<Run> = Vec::with_capacity(entries.len());
-        first_refusal(entries.iter().map(|entry| {
-            validate::run(entry, &self.device, &system).map(|run| runs.push(run))
-        }))?;
+        first_refusal(
+            entries
+                .iter()
+                .map(|entry| validate::run(entry, &self.device, &system).map(|run| runs.push(run))),
+        )?;
         let taken = space
             .map(&runs, self.check.as_deref())
             .map_err(|_| Status::NoMemory)?;
         self.counters.map_entries.add(runs.len() as u64);
-        self.counters.invalidation_wait_nanoseconds.add(nanoseconds(taken.waited));
+        self.counters
+            .invalidation_wait_nanoseconds
+            .add(nanoseconds(taken.waited));
         Ok(Outcome::Done)
     }
 
@@ -380,9 +395,11 @@ impl Accelerator {
     ) -> Result<Outcome, Refusal> {
         let space = self.space(id)?;
         let mut ranges = Vec::with_capacity(entries.len());
-        first_refusal(entries.iter().map(|entry| {
-            validate::range(entry).map(|range| ranges.push(range))
-        }))?;
+        first_refusal(
+            entries
+                .iter()
+                .map(|entry| validate::range(entry).map(|range| ranges.push(range))),
+        )?;
         let taken = take(&space, &ranges, self.check.as_deref());
         self.account_taken(&taken, ranges.len());
         self.audit(&space, &taken, &ranges, access);
@@ -392,7 +409,9 @@ impl Accelerator {
     fn account_taken(&self, taken: &Taken, ranges: usize) {
         self.counters.invalidations.add(ranges as u64);
         self.counters.invalidated_pages.add(taken.pages);
-        self.counters.invalidation_wait_nanoseconds.add(nanoseconds(taken.waited));
+        self.counters
+            .invalidation_wait_nanoseconds
+            .add(nanoseconds(taken.waited));
     }
 
     /// In the checking mode: proves that no TLB would still yield what was taken back.
@@ -421,7 +440,10 @@ impl Accelerator {
                 }
             }
         }
-        self.listener.tell(News { ended, faults: false });
+        self.listener.tell(News {
+            ended,
+            faults: false,
+        });
         Outcome::Done
     }
 
@@ -429,7 +451,10 @@ impl Accelerator {
         let ended = jobs
             .iter()
             .fold(false, |ended, job| ended | self.schedule.cancel(*job).ended);
-        self.listener.tell(News { ended, faults: false });
+        self.listener.tell(News {
+            ended,
+            faults: false,
+        });
         Outcome::Done
     }
 
@@ -441,7 +466,11 @@ impl Accelerator {
         let range = validate::range(entry)?;
         let mappings = space.read();
         let translate = |page| match mappings.table.find(page) {
-            None => QueryResult { frame: U64::ZERO, flags: U32::ZERO, order: U32::ZERO },
+            None => QueryResult {
+                frame: U64::ZERO,
+                flags: U32::ZERO,
+                order: U32::ZERO,
+            },
             Some(found) => {
                 let leaf = &found.leaf;
                 let flag = |set: bool, bit: u32| if set { bit } else { 0 };
@@ -458,7 +487,9 @@ impl Accelerator {
                 }
             }
         };
-        Ok(Outcome::Translations((range.start()..range.end()).map(translate).collect()))
+        Ok(Outcome::Translations(
+            (range.start()..range.end()).map(translate).collect(),
+        ))
     }
 
     /// The counters, and what there is now.
@@ -477,8 +508,11 @@ impl Accelerator {
             now.mapped_pages += mappings.table.mapped_pages();
             now.large_leaves += mappings.table.large_leaves();
         }
-        now.table_bytes =
-            self.budget.used().saturating_sub(now.large_leaves).saturating_mul(PAGE_BYTES);
+        now.table_bytes = self
+            .budget
+            .used()
+            .saturating_sub(now.large_leaves)
+            .saturating_mul(PAGE_BYTES);
         self.counters.snapshot(&now)
     }
 
@@ -510,12 +544,10 @@ impl Accelerator {
         // Readiness is looked at under the lock that a reset takes.
         let _copying = self.copying.lock();
         let Copy { items } = self.admit(request)?;
-        let mut pages = 0_u64;
-        for (index, item) in items.iter().enumerate() {
-            pages += u64::from(item.pages.get());
-            if pages > DeviceConfig::MAX_COPY_PAGES.into() {
-                return Err(Refusal::at(Status::Limit, index));
-            }
+        // At most 2^12 items of 2^32 pages: the sum fits.
+        let pages: u64 = items.iter().map(|item| u64::from(item.pages.get())).sum();
+        if pages > DeviceConfig::MAX_COPY_PAGES.into() {
+            return Err(Status::Limit.into());
         }
         let system = Arc::clone(&self.system.read());
         let dma = Dma {
@@ -535,11 +567,7 @@ impl Accelerator {
     /// # Errors
     ///
     /// The end of a job that was not even begun.
-    pub fn submit(
-        &self,
-        request: Result<Submission, Status>,
-        ticket: Ticket,
-    ) -> Result<(), Ended> {
+    pub fn submit(&self, request: Result<Submission, Status>, ticket: Ticket) -> Result<(), Ended> {
         self.try_submit(request, ticket).map_err(|status| {
             self.counters.requests_refused.add(1);
             Ended::refused(ticket, status)
@@ -551,8 +579,13 @@ impl Accelerator {
         request: Result<Submission, Status>,
         ticket: Ticket,
     ) -> Result<(), Status> {
-        let Submission { job, space, operation } =
-            self.admit(request.map_err(Refusal::from)).map_err(|refusal| refusal.status)?;
+        let Submission {
+            job,
+            space,
+            operation,
+        } = self
+            .admit(request.map_err(Refusal::from))
+            .map_err(|refusal| refusal.status)?;
         // In the order of the ladder: limits, the space, the name, the arguments.
         let admitted = self.schedule.admits(job);
         if let Err(status @ (Status::NotReady | Status::Limit)) = admitted {
@@ -564,9 +597,28 @@ impl Accelerator {
         self.schedule.insert(Job::new(job, space, work, ticket))
     }
 
-    /// Ends all jobs and waits until no engine runs one. New ones are taken afterwards.
-    pub fn cancel_all_jobs(&self) {
-        self.listener.tell(self.schedule.cancel_all(None));
+    /// Refuses every request until the next [`Command::Init`]. Jobs and copies that were
+    /// taken before go on until then.
+    pub fn close(&self) {
+        self.ready.store(false, Ordering::Release);
+        self.schedule.close();
+    }
+
+    /// Lets no engine run a job until [`Accelerator::resume`], and waits until none does.
+    pub fn pause(&self) {
+        self.schedule.pause();
+    }
+
+    /// Lets engines run jobs again.
+    pub fn resume(&self) {
+        self.schedule.resume();
+    }
+
+    /// Ends all jobs without a word to anyone, because those who handed them in are gone.
+    pub fn abandon_jobs(&self) {
+        // Who would be told has forgotten the tickets, too.
+        let _ = self.schedule.cancel_all(None);
+        self.schedule.take_ended();
     }
 
     /// Takes the ends of jobs that were not collected yet.

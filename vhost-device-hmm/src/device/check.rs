@@ -31,7 +31,13 @@ impl Check {
     /// Checks for a device memory without mappings.
     pub fn new(device: Arc<DeviceMemory>, counters: Arc<Counters>) -> Self {
         let maps = (0..device.frames()).map(|_| AtomicU32::new(0)).collect();
-        Self { device, counters, maps, stale: Limited::default(), freed: Limited::default() }
+        Self {
+            device,
+            counters,
+            maps,
+            stale: Limited::default(),
+            freed: Limited::default(),
+        }
     }
 
     /// A mapping has changed.
@@ -45,7 +51,11 @@ impl Check {
             self.each_map(leaf.frame, change.pages, |count| {
                 count.fetch_add(1, Ordering::Relaxed);
             });
-            self.used(leaf.frame, change.pages, format_args!("mapped in space {space}"));
+            self.used(
+                leaf.frame,
+                change.pages,
+                format_args!("mapped in space {space}"),
+            );
         }
     }
 
@@ -63,7 +73,9 @@ impl Check {
     /// A run of device frames is about to be discarded.
     pub fn discards(&self, frame: u64, pages: u64) {
         let mut mapped = false;
-        self.each_map(frame, pages, |count| mapped |= count.load(Ordering::Relaxed) != 0);
+        self.each_map(frame, pages, |count| {
+            mapped |= count.load(Ordering::Relaxed) != 0
+        });
         if mapped {
             self.counters.freed_frame_uses.add(1);
             self.freed.log(

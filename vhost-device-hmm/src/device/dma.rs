@@ -75,9 +75,13 @@ impl Dma<'_> {
     }
 
     fn execute(&self, item: &Item) -> Result<(), Status> {
-        let &Item { kind, pages, source, destination } = item;
-        let device =
-            |frame| self.device.slice(frame, pages).ok_or(Status::BadFrame);
+        let &Item {
+            kind,
+            pages,
+            source,
+            destination,
+        } = item;
+        let device = |frame| self.device.slice(frame, pages).ok_or(Status::BadFrame);
         let bytes = pages * PAGE_BYTES;
         match kind {
             Kind::ToDevice => {

@@ -85,13 +85,10 @@ impl Engine {
         let mut tlb = self.tlb.lock();
         tlb.follow(&self.system.read());
         let check = self.check.as_deref();
-        let mut view =
-            View::new(space.id(), &mappings, &mut tlb, &self.device, check, tally);
+        let mut view = View::new(space.id(), &mappings, &mut tlb, &self.device, check, tally);
         match job.work.step(&mut view) {
             Ok(Step::More) => None,
-            Ok(Step::Done(status, values)) => {
-                Some(TurnEnd::Ended(End::Finished(status, values)))
-            }
+            Ok(Step::Done(status, values)) => Some(TurnEnd::Ended(End::Finished(status, values))),
             Err(fault) => Some(TurnEnd::Stopped(fault, view.expected_pages(&fault))),
         }
     }

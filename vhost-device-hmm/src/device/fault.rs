@@ -64,7 +64,15 @@ impl Faults {
     /// Parks a job.
     pub fn raise(&mut self, job: Box<Job>, fault: Fault, pages: u32) -> FaultId {
         self.last += 1;
-        self.parked.insert(self.last, Parked { job, fault, pages, stage: Stage::Raised });
+        self.parked.insert(
+            self.last,
+            Parked {
+                job,
+                fault,
+                pages,
+                stage: Stage::Raised,
+            },
+        );
         self.waiting.push_back(self.last);
         self.last
     }

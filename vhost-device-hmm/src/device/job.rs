@@ -7,16 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_hmm_spec::wire::command::Status;
-use virtio_hmm_spec::wire::fault::Reason;
+use virtio_hmm_spec::wire::fault::{Reason, STORM_RETRIES};
 use virtio_hmm_spec::wire::operation::Operation;
 
 use super::operations::{Fault, Work};
 use super::space::Space;
 use super::statistics::Tally;
-
-/// How often in a row a job may come back with a fault at the same address. Each time
-/// the driver said that the page is there; a driver that is right needs a handful.
-const SAME_FAULT_LIMIT: u32 = 1024;
 
 /// How many faults in a row a job may have without completing a step. One step may need
 /// thousands of pages, each of which may fault by itself.
@@ -136,13 +132,19 @@ impl Job {
                 in_all: stall.in_all + 1,
                 ..stall
             },
-            Some(stall) => {
-                Stall { address: fault.address, at_address: 1, in_all: stall.in_all + 1 }
-            }
-            None => Stall { address: fault.address, at_address: 1, in_all: 1 },
+            Some(stall) => Stall {
+                address: fault.address,
+                at_address: 1,
+                in_all: stall.in_all + 1,
+            },
+            None => Stall {
+                address: fault.address,
+                at_address: 1,
+                in_all: 1,
+            },
         };
         self.stalled = Some(stall);
-        stall.at_address > SAME_FAULT_LIMIT || stall.in_all > STALLED_LIMIT
+        stall.at_address > STORM_RETRIES || stall.in_all > STALLED_LIMIT
     }
 
     /// What remains of the job when it has ended.

@@ -55,7 +55,8 @@ impl DeviceMemory {
             memfd_create(c"hmm-device-memory", MFdFlags::MFD_CLOEXEC)
                 .map_err(|errno| MemoryError::Create(errno.into()))?,
         );
-        file.set_len(bytes).map_err(|error| MemoryError::Size(bytes, error))?;
+        file.set_len(bytes)
+            .map_err(|error| MemoryError::Size(bytes, error))?;
         let size = usize::try_from(bytes)
             .map_err(|_| MemoryError::Size(bytes, io::ErrorKind::InvalidInput.into()))?;
         let clone = file.try_clone().map_err(MemoryError::Create)?;
@@ -66,7 +67,12 @@ impl DeviceMemory {
             .build()
             .map_err(|error| MemoryError::Map(bytes, error))?;
         let frames = bytes >> PAGE_SHIFT;
-        Ok(Self { file, region, frames, live: FrameSet::new(frames) })
+        Ok(Self {
+            file,
+            region,
+            frames,
+            live: FrameSet::new(frames),
+        })
     }
 
     /// How many frames there are.
@@ -81,7 +87,9 @@ impl DeviceMemory {
 
     /// Whether all frames of a run exist.
     pub fn contains(&self, frame: u64, pages: u64) -> bool {
-        frame.checked_add(pages).is_some_and(|end| end <= self.frames)
+        frame
+            .checked_add(pages)
+            .is_some_and(|end| end <= self.frames)
     }
 
     /// The bytes of a run of frames, if all exist.
@@ -90,7 +98,9 @@ impl DeviceMemory {
             return None;
         }
         let (start, bytes) = bytes_of(frame, pages)?;
-        self.region.get_slice(usize::try_from(start).ok()?, bytes).ok()
+        self.region
+            .get_slice(usize::try_from(start).ok()?, bytes)
+            .ok()
     }
 
     /// Gives the host memory of a run of frames back; they read as zeros from now on.
@@ -117,8 +127,13 @@ pub struct FrameSet {
 
 impl FrameSet {
     fn new(frames: u64) -> Self {
-        let words = (0..frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { words, count: AtomicU64::new(0) }
+        let words = (0..frames.div_ceil(64))
+            .map(|_| AtomicU64::new(0))
+            .collect();
+        Self {
+            words,
+            count: AtomicU64::new(0),
+        }
     }
 
     /// How many frames are in the set.
@@ -132,7 +147,8 @@ impl FrameSet {
             // Most runs are live already: do not take the cache line for nothing.
             if word.load(Ordering::Relaxed) & mask != mask {
                 let old = word.fetch_or(mask, Ordering::Relaxed);
-                self.count.fetch_add(u64::from((mask & !old).count_ones()), Ordering::Relaxed);
+                self.count
+                    .fetch_add(u64::from((mask & !old).count_ones()), Ordering::Relaxed);
             }
         });
     }
@@ -165,7 +181,9 @@ impl FrameSet {
             let first_bit = next % 64;
             let bits = (end - next).min(64 - first_bit);
             let mask = (u64::MAX >> (64 - bits)) << first_bit;
-            let Some(word) = usize::try_from(next / 64).ok().and_then(|i| self.words.get(i))
+            let Some(word) = usize::try_from(next / 64)
+                .ok()
+                .and_then(|i| self.words.get(i))
             else {
                 return;
             };
@@ -276,13 +294,15 @@ mod tests {
             (GuestAddress(2 << PAGE_SHIFT), 2 << PAGE_SHIFT),
             (GuestAddress(6 << PAGE_SHIFT), 1 << PAGE_SHIFT),
         ];
-        let memory =
-            SystemMemory::new(Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()));
+        let memory = SystemMemory::new(Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()));
         assert!(memory.contains(0, 4));
         assert!(!memory.contains(3, 2));
         assert!(memory.slice(0, 2).is_some());
         assert!(memory.slice(1, 2).is_none());
-        let pieces: Vec<_> = memory.pieces(1, 2).map(|piece| piece.map(|p| p.len())).collect();
+        let pieces: Vec<_> = memory
+            .pieces(1, 2)
+            .map(|piece| piece.map(|p| p.len()))
+            .collect();
         assert_eq!(pieces, [Some(4096), Some(4096)]);
         assert_eq!(memory.pieces(u64::MAX, 1).count(), 1);
         assert!(memory.pieces(3, 2).any(|piece| piece.is_none()));

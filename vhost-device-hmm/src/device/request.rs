@@ -99,7 +99,10 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal that is about an entry.
     pub fn at(status: Status, entry: usize) -> Self {
-        Self { status, entry: u32::try_from(entry).unwrap_or(u32::MAX) }
+        Self {
+            status,
+            entry: u32::try_from(entry).unwrap_or(u32::MAX),
+        }
     }
 }
 

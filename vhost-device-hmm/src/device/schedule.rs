@@ -69,6 +69,7 @@ struct Jobs {
     faults: Faults,
     ended: Vec<Ended>,
     closed: bool,
+    paused: bool,
     finished: bool,
 }
 
@@ -86,7 +87,10 @@ impl Schedule {
         Self {
             max_jobs: usize::try_from(max_jobs).unwrap_or(usize::MAX),
             counters,
-            jobs: Mutex::new(Jobs { closed: true, ..Jobs::default() }),
+            jobs: Mutex::new(Jobs {
+                closed: true,
+                ..Jobs::default()
+            }),
             work: Condvar::new(),
             put_back: Condvar::new(),
         }
@@ -100,6 +104,27 @@ impl Schedule {
     /// Takes no jobs any more.
     pub fn close(&self) {
         self.jobs.lock().closed = true;
+    }
+
+    /// Gives no job to an engine until [`Schedule::resume`], and waits until no engine has
+    /// one.
+    pub fn pause(&self) {
+        let mut jobs = self.jobs.lock();
+        jobs.paused = true;
+        let running = |jobs: &Jobs| {
+            jobs.places
+                .values()
+                .any(|place| matches!(place, Place::Running { .. }))
+        };
+        while running(&jobs) {
+            self.put_back.wait(&mut jobs);
+        }
+    }
+
+    /// Gives jobs to engines again.
+    pub fn resume(&self) {
+        self.jobs.lock().paused = false;
+        self.work.notify_all();
     }
 
     /// Lets the engines go: [`Schedule::next`] returns nothing any more.
@@ -145,10 +170,17 @@ impl Schedule {
             if jobs.finished {
                 return None;
             }
-            if let Some(job) = jobs.runnable.pop_front() {
+            let next = if jobs.paused {
+                None
+            } else {
+                jobs.runnable.pop_front()
+            };
+            if let Some(job) = next {
                 let cancel = CancelFlag::default();
-                let place =
-                    Place::Running { space: job.space.id(), cancel: Arc::clone(&cancel) };
+                let place = Place::Running {
+                    space: job.space.id(),
+                    cancel: Arc::clone(&cancel),
+                };
                 jobs.places.insert(job.id, place);
                 return Some(Turn { job, cancel });
             }
@@ -218,8 +250,15 @@ impl Schedule {
             return News::default();
         };
         self.counters.faults_terminated.add(1);
-        jobs.end(&parked.job, End::Faulted(parked.fault, reason), &self.counters);
-        News { ended: true, faults: false }
+        jobs.end(
+            &parked.job,
+            End::Faulted(parked.fault, reason),
+            &self.counters,
+        );
+        News {
+            ended: true,
+            faults: false,
+        }
     }
 
     /// Ends a job early; does not wait for the engine that runs it.
@@ -245,7 +284,10 @@ impl Schedule {
         if let Some(job) = job {
             jobs.end(&job, End::Cancelled, &self.counters);
         }
-        News { ended: true, faults: false }
+        News {
+            ended: true,
+            faults: false,
+        }
     }
 
     /// Ends all jobs of a space, or all there are, and waits until no engine runs any of
@@ -255,8 +297,10 @@ impl Schedule {
         let mut jobs = self.jobs.lock();
         let before = jobs.ended.len();
         let mut ending: Vec<Box<Job>> = Vec::new();
-        let (concerned, rest) =
-            jobs.runnable.drain(..).partition(|job| concerns(job.space.id()));
+        let (concerned, rest) = jobs
+            .runnable
+            .drain(..)
+            .partition(|job| concerns(job.space.id()));
         jobs.runnable = rest;
         ending.extend(Vec::from(concerned));
         ending.extend(jobs.faults.withdraw_where(|job| concerns(job.space.id())));
@@ -276,7 +320,10 @@ impl Schedule {
         while running(&jobs) {
             self.put_back.wait(&mut jobs);
         }
-        News { ended: jobs.ended.len() != before, faults: false }
+        News {
+            ended: jobs.ended.len() != before,
+            faults: false,
+        }
     }
 
     /// Takes the ends of jobs that were not collected yet.

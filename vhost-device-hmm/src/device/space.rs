@@ -71,7 +71,11 @@ impl Space {
             epoch: epochs.next(),
             epochs: Arc::clone(epochs),
         };
-        Ok(Self { id, alive: AtomicBool::new(true), mappings: RwLock::new(mappings) })
+        Ok(Self {
+            id,
+            alive: AtomicBool::new(true),
+            mappings: RwLock::new(mappings),
+        })
     }
 
     /// The driver's name for it.
@@ -107,7 +111,9 @@ impl Space {
     /// Removes all mappings in the ranges.
     pub fn unmap(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken {
         let Ok(taken) = self.change(check, |table, observe| {
-            ranges.iter().for_each(|range| table.unmap(range, &mut *observe));
+            ranges
+                .iter()
+                .for_each(|range| table.unmap(range, &mut *observe));
             Ok::<(), std::convert::Infallible>(())
         });
         taken
@@ -116,7 +122,9 @@ impl Space {
     /// Leaves only the right to read in the ranges.
     pub fn protect(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken {
         let Ok(taken) = self.change(check, |table, observe| {
-            ranges.iter().for_each(|range| table.protect(range, &mut *observe));
+            ranges
+                .iter()
+                .for_each(|range| table.protect(range, &mut *observe));
             Ok::<(), std::convert::Infallible>(())
         });
         taken
@@ -142,6 +150,10 @@ impl Space {
         if pages != 0 {
             mappings.epoch = mappings.epochs.next();
         }
-        result.map(|()| Taken { pages, epoch: mappings.epoch, waited })
+        result.map(|()| Taken {
+            pages,
+            epoch: mappings.epoch,
+            waited,
+        })
     }
 }

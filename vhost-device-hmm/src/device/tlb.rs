@@ -105,14 +105,30 @@ impl Tlb {
                 && (entry.dirty || access & (rights::WRITE | rights::ATOMIC) == 0)
         };
         let index = slot(page, SMALL_ENTRIES);
-        if self.small.get(index).is_some_and(|entry| usable(entry, page)) {
-            return Some(Hit { index, large: false, offset: offset_in(address, PAGE_BYTES) });
+        if self
+            .small
+            .get(index)
+            .is_some_and(|entry| usable(entry, page))
+        {
+            return Some(Hit {
+                index,
+                large: false,
+                offset: offset_in(address, PAGE_BYTES),
+            });
         }
         let first = page & !(LARGE_PAGES - 1);
         let index = slot(page >> LARGE_ORDER, LARGE_ENTRIES);
-        if self.large.get(index).is_some_and(|entry| usable(entry, first)) {
+        if self
+            .large
+            .get(index)
+            .is_some_and(|entry| usable(entry, first))
+        {
             let offset = offset_in(address, LARGE_PAGES * PAGE_BYTES);
-            return Some(Hit { index, large: true, offset });
+            return Some(Hit {
+                index,
+                large: true,
+                offset,
+            });
         }
         None
     }

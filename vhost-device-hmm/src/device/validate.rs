@@ -36,7 +36,11 @@ pub(super) fn run(
     if wanted == 0 || !defined {
         return Err(Status::BadRights);
     }
-    Ok(Run { range, leaf: Leaf::new(place, frame, wanted), large })
+    Ok(Run {
+        range,
+        leaf: Leaf::new(place, frame, wanted),
+        large,
+    })
 }
 
 /// The pages that a range entry stands for.

@@ -51,7 +51,16 @@ impl<'a> View<'a> {
         tally: &'a mut Tally,
     ) -> Self {
         let expected = [Expectation::default(); EXPECTATIONS];
-        Self { space, mappings, tlb, device, check, tally, expected, announced: 0 }
+        Self {
+            space,
+            mappings,
+            tlb,
+            device,
+            check,
+            tally,
+            expected,
+            announced: 0,
+        }
     }
 
     /// How many pages the job will want in the same way from a fault's page on, as far
@@ -67,7 +76,9 @@ impl<'a> View<'a> {
             })
             .max()
             .unwrap_or(1);
-        let pages = (fault.address % PAGE_BYTES).saturating_add(bytes).div_ceil(PAGE_BYTES);
+        let pages = (fault.address % PAGE_BYTES)
+            .saturating_add(bytes)
+            .div_ceil(PAGE_BYTES);
         u32::try_from(pages).unwrap_or(u32::MAX)
     }
 
@@ -108,9 +119,15 @@ impl<'a> View<'a> {
         if translation.leaf.place == Place::Device {
             if let Some(check) = self.check {
                 let frame = translation.frame_of(page);
-                check.used(frame, 1, format_args!("used by a job in space {}", self.space));
+                check.used(
+                    frame,
+                    1,
+                    format_args!("used by a job in space {}", self.space),
+                );
             } else if writes {
-                self.device.live().insert(translation.leaf.frame, 1 << translation.order);
+                self.device
+                    .live()
+                    .insert(translation.leaf.frame, 1 << translation.order);
             }
         }
         Ok(hit)
@@ -131,7 +148,11 @@ impl<'a> View<'a> {
             None => check.found_stale(self.space, format_args!("access to {address:#x}")),
             Some(translation) if place == Place::Device => {
                 let frame = translation.frame_of(page);
-                check.used(frame, 1, format_args!("used by a job in space {}", self.space));
+                check.used(
+                    frame,
+                    1,
+                    format_args!("used by a job in space {}", self.space),
+                );
             }
             Some(_) => {}
         }
@@ -149,15 +170,23 @@ impl<'a> View<'a> {
         let mut done = 0;
         while done < bytes {
             // A range that wraps passes addresses that nothing can be mapped at.
-            let here = address.checked_add(done as u64).ok_or(Fault { address, access })?;
+            let here = address
+                .checked_add(done as u64)
+                .ok_or(Fault { address, access })?;
             let hit = self.resolve(here, access)?;
             let (slice, place) = self.tlb.bytes(hit);
             let length = slice.len().min(bytes - done);
             let Ok(slice) = slice.subslice(0, length) else {
-                return Err(Fault { address: here, access });
+                return Err(Fault {
+                    address: here,
+                    access,
+                });
             };
             if length == 0 {
-                return Err(Fault { address: here, access });
+                return Err(Fault {
+                    address: here,
+                    access,
+                });
             }
             visit(slice, done);
             account(self.tally, place, length);
@@ -177,7 +206,10 @@ impl<'a> View<'a> {
                 false => PAGE_BYTES - here % PAGE_BYTES,
             };
             left = left.saturating_sub(leaf_rest);
-            here = here.checked_add(leaf_rest).ok_or(Fault { address: here, access })?;
+            here = here.checked_add(leaf_rest).ok_or(Fault {
+                address: here,
+                access,
+            })?;
         }
         Ok(())
     }
@@ -265,7 +297,11 @@ impl Memory for View<'_> {
 
     fn expect(&mut self, address: u64, bytes: u64, access: u32) {
         if let Some(slot) = self.expected.get_mut(self.announced % EXPECTATIONS) {
-            *slot = Expectation { address, bytes, access };
+            *slot = Expectation {
+                address,
+                bytes,
+                access,
+            };
         }
         self.announced = self.announced.wrapping_add(1);
     }

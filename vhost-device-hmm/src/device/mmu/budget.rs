@@ -22,7 +22,10 @@ pub struct Budget {
 impl Budget {
     /// A budget of so many bytes, rounded down to pages.
     pub fn new(bytes: u64) -> Arc<Self> {
-        Arc::new(Self { limit: bytes / PAGE_BYTES, used: AtomicU64::new(0) })
+        Arc::new(Self {
+            limit: bytes / PAGE_BYTES,
+            used: AtomicU64::new(0),
+        })
     }
 
     /// How many units are taken.
@@ -41,7 +44,10 @@ impl Budget {
                 used.checked_add(count).filter(|sum| *sum <= self.limit)
             })
             .map_err(|_| NoMemory)?;
-        Ok(Units { budget: Arc::clone(self), count })
+        Ok(Units {
+            budget: Arc::clone(self),
+            count,
+        })
     }
 }
 
@@ -73,7 +79,10 @@ impl Units {
     pub fn split(&mut self, count: u64) -> Self {
         let count = count.min(self.count);
         self.count -= count;
-        Self { budget: Arc::clone(&self.budget), count }
+        Self {
+            budget: Arc::clone(&self.budget),
+            count,
+        }
     }
 }
 

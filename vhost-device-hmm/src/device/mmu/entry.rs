@@ -41,12 +41,21 @@ pub struct Leaf {
 impl Leaf {
     /// A leaf that no engine has used.
     pub fn new(place: Place, frame: u64, rights: u32) -> Self {
-        Self { frame, place, rights, accessed: false, dirty: false }
+        Self {
+            frame,
+            place,
+            rights,
+            accessed: false,
+            dirty: false,
+        }
     }
 
     /// The leaf of the page that lies so many pages further on.
     pub fn at(self, pages: u64) -> Self {
-        Self { frame: self.frame + pages, ..self }
+        Self {
+            frame: self.frame + pages,
+            ..self
+        }
     }
 
     /// Whether this leaf allows all that the other one did, on the same frame.
@@ -59,16 +68,21 @@ impl Leaf {
     /// The leaf, with the marks of the one that it replaces if that led to the same frame.
     pub(super) fn inherit(self, old: Option<Self>) -> Self {
         match old {
-            Some(old) if old.frame == self.frame && old.place == self.place => {
-                Self { accessed: old.accessed, dirty: old.dirty, ..self }
-            }
+            Some(old) if old.frame == self.frame && old.place == self.place => Self {
+                accessed: old.accessed,
+                dirty: old.dirty,
+                ..self
+            },
             _ => self,
         }
     }
 
     /// The leaf with no other right than to read, if it has that one.
     pub fn read_only(self) -> Option<Self> {
-        (self.rights & rights::READ != 0).then_some(Self { rights: rights::READ, ..self })
+        (self.rights & rights::READ != 0).then_some(Self {
+            rights: rights::READ,
+            ..self
+        })
     }
 
     fn pack(self) -> u64 {
@@ -84,7 +98,11 @@ impl Leaf {
     fn unpack(raw: u64) -> Option<Self> {
         (raw & PRESENT != 0).then(|| Self {
             frame: raw >> PAGE_SHIFT,
-            place: if raw & DEVICE != 0 { Place::Device } else { Place::System },
+            place: if raw & DEVICE != 0 {
+                Place::Device
+            } else {
+                Place::System
+            },
             // Three bits: the cast loses nothing.
             #[expect(clippy::cast_possible_truncation)]
             rights: (raw >> RIGHTS_SHIFT) as u32 & rights::ALL,
@@ -132,7 +150,13 @@ mod tests {
         for place in [Place::System, Place::Device] {
             for rights in 1..=rights::ALL {
                 for (accessed, dirty) in [(false, false), (true, false), (true, true)] {
-                    let leaf = Leaf { frame: (1 << 52) - 1, place, rights, accessed, dirty };
+                    let leaf = Leaf {
+                        frame: (1 << 52) - 1,
+                        place,
+                        rights,
+                        accessed,
+                        dirty,
+                    };
                     assert_eq!(Entry::new(Some(leaf)).leaf(), Some(leaf));
                 }
             }
@@ -145,8 +169,21 @@ mod tests {
         let leaf = Leaf::new(Place::Device, 77, rights::READ | rights::WRITE);
         let entry = Entry::new(Some(leaf));
         entry.mark(false);
-        assert_eq!(entry.leaf(), Some(Leaf { accessed: true, ..leaf }));
+        assert_eq!(
+            entry.leaf(),
+            Some(Leaf {
+                accessed: true,
+                ..leaf
+            })
+        );
         entry.mark(true);
-        assert_eq!(entry.leaf(), Some(Leaf { accessed: true, dirty: true, ..leaf }));
+        assert_eq!(
+            entry.leaf(),
+            Some(Leaf {
+                accessed: true,
+                dirty: true,
+                ..leaf
+            })
+        );
     }
 }

@@ -118,7 +118,11 @@ impl<T: Level> Level for Directory<T> {
 
     fn new(budget: &Arc<Budget>) -> Result<Box<Self>, NoMemory> {
         let units = budget.take(1)?;
-        Ok(Box::new(Self { slots: [const { None }; FANOUT], used: 0, _units: units }))
+        Ok(Box::new(Self {
+            slots: [const { None }; FANOUT],
+            used: 0,
+            _units: units,
+        }))
     }
 
     fn is_empty(&self) -> bool {
@@ -126,7 +130,10 @@ impl<T: Level> Level for Directory<T> {
     }
 
     fn find(&self, page: u64) -> Option<(&Entry, u32)> {
-        self.slots.get(slot_of(page, T::SHIFT))?.as_ref()?.find(page)
+        self.slots
+            .get(slot_of(page, T::SHIFT))?
+            .as_ref()?
+            .find(page)
     }
 
     fn prepare(
@@ -136,7 +143,9 @@ impl<T: Level> Level for Directory<T> {
         budget: &Arc<Budget>,
         reserve: &mut Units,
     ) -> Result<(), NoMemory> {
-        let Some(range) = run.range.within(base, Self::SHIFT) else { return Ok(()) };
+        let Some(range) = run.range.within(base, Self::SHIFT) else {
+            return Ok(());
+        };
         for (base, slot) in slots(&mut self.slots, base, &range, T::SHIFT) {
             child(slot, &mut self.used, budget)?.prepare(base, run, budget, reserve)?;
         }
@@ -150,7 +159,9 @@ impl<T: Level> Level for Directory<T> {
         reserve: &mut Units,
         context: &mut Context<'_>,
     ) -> Result<(), NoMemory> {
-        let Some(range) = run.range.within(base, Self::SHIFT) else { return Ok(()) };
+        let Some(range) = run.range.within(base, Self::SHIFT) else {
+            return Ok(());
+        };
         for (base, slot) in slots(&mut self.slots, base, &range, T::SHIFT) {
             child(slot, &mut self.used, context.budget)?.install(base, run, reserve, context)?;
         }
@@ -158,7 +169,9 @@ impl<T: Level> Level for Directory<T> {
     }
 
     fn change(&mut self, base: u64, range: &PageRange, rule: Rule, context: &mut Context<'_>) {
-        let Some(range) = range.within(base, Self::SHIFT) else { return };
+        let Some(range) = range.within(base, Self::SHIFT) else {
+            return;
+        };
         for (base, slot) in slots(&mut self.slots, base, &range, T::SHIFT) {
             let Some(node) = slot else { continue };
             node.change(base, &range, rule, context);
@@ -208,7 +221,11 @@ impl Level for Branches {
     fn new(budget: &Arc<Budget>) -> Result<Box<Self>, NoMemory> {
         // Two pages, because a slot takes two words.
         let units = budget.take(2)?;
-        Ok(Box::new(Self { slots: [const { Branch::Empty }; FANOUT], used: 0, _units: units }))
+        Ok(Box::new(Self {
+            slots: [const { Branch::Empty }; FANOUT],
+            used: 0,
+            _units: units,
+        }))
     }
 
     fn is_empty(&self) -> bool {
@@ -230,7 +247,9 @@ impl Level for Branches {
         budget: &Arc<Budget>,
         reserve: &mut Units,
     ) -> Result<(), NoMemory> {
-        let Some(range) = run.range.within(base, Self::SHIFT) else { return Ok(()) };
+        let Some(range) = run.range.within(base, Self::SHIFT) else {
+            return Ok(());
+        };
         for (_, slot) in slots(&mut self.slots, base, &range, Leaves::SHIFT) {
             if matches!(slot, Branch::Empty) {
                 if run.is_large() {
@@ -251,7 +270,9 @@ impl Level for Branches {
         reserve: &mut Units,
         context: &mut Context<'_>,
     ) -> Result<(), NoMemory> {
-        let Some(range) = run.range.within(base, Self::SHIFT) else { return Ok(()) };
+        let Some(range) = run.range.within(base, Self::SHIFT) else {
+            return Ok(());
+        };
         for (base, slot) in slots(&mut self.slots, base, &range, Leaves::SHIFT) {
             if run.is_large() {
                 if matches!(slot, Branch::Empty) {
@@ -276,9 +297,13 @@ impl Level for Branches {
     }
 
     fn change(&mut self, base: u64, range: &PageRange, rule: Rule, context: &mut Context<'_>) {
-        let Some(range) = range.within(base, Self::SHIFT) else { return };
+        let Some(range) = range.within(base, Self::SHIFT) else {
+            return;
+        };
         for (base, slot) in slots(&mut self.slots, base, &range, Leaves::SHIFT) {
-            let Some(part) = range.within(base, Leaves::SHIFT) else { continue };
+            let Some(part) = range.within(base, Leaves::SHIFT) else {
+                continue;
+            };
             if let Branch::Large(entry) = slot {
                 let Some(old) = entry.leaf() else { continue };
                 let new = rule(old);
@@ -286,7 +311,11 @@ impl Level for Branches {
                     continue;
                 }
                 if part.pages() == 1 << LARGE_ORDER {
-                    (context.observe)(Change { old: Some(old), new, pages: part.pages() });
+                    (context.observe)(Change {
+                        old: Some(old),
+                        new,
+                        pages: part.pages(),
+                    });
                     match new {
                         Some(_) => entry.set(new),
                         None => {
@@ -333,19 +362,31 @@ impl Branch {
                     _ => reserve.split(1),
                 };
                 context.spares.join(unit);
-                (context.observe)(Change { old: None, new: Some(leaf), pages });
+                (context.observe)(Change {
+                    old: None,
+                    new: Some(leaf),
+                    pages,
+                });
                 *self = Self::Large(Entry::new(Some(leaf)));
             }
             Self::Large(entry) => {
                 let old = entry.leaf();
                 let new = leaf.inherit(old);
-                (context.observe)(Change { old, new: Some(new), pages });
+                (context.observe)(Change {
+                    old,
+                    new: Some(new),
+                    pages,
+                });
                 entry.set(Some(new));
             }
             Self::Small(leaves) => {
                 for (entry, index) in leaves.entries.iter().zip(0..) {
                     let new = Some(leaf.at(index));
-                    (context.observe)(Change { old: entry.leaf(), new, pages: 1 });
+                    (context.observe)(Change {
+                        old: entry.leaf(),
+                        new,
+                        pages: 1,
+                    });
                 }
                 context.spares.join(leaves.units.split(1));
                 *self = Self::Large(Entry::new(Some(leaf)));
@@ -372,7 +413,11 @@ impl Leaves {
             index += 1;
             entry
         });
-        Box::new(Self { entries, used: FANOUT, units })
+        Box::new(Self {
+            entries,
+            used: FANOUT,
+            units,
+        })
     }
 }
 
@@ -382,7 +427,11 @@ impl Level for Leaves {
     fn new(budget: &Arc<Budget>) -> Result<Box<Self>, NoMemory> {
         let units = budget.take(1)?;
         let entries = std::array::from_fn(|_| Entry::default());
-        Ok(Box::new(Self { entries, used: 0, units }))
+        Ok(Box::new(Self {
+            entries,
+            used: 0,
+            units,
+        }))
     }
 
     fn is_empty(&self) -> bool {
@@ -410,14 +459,20 @@ impl Level for Leaves {
         _reserve: &mut Units,
         context: &mut Context<'_>,
     ) -> Result<(), NoMemory> {
-        let Some(range) = run.range.within(base, Self::SHIFT) else { return Ok(()) };
+        let Some(range) = run.range.within(base, Self::SHIFT) else {
+            return Ok(());
+        };
         for (page, entry) in slots(&mut self.entries, base, &range, 0) {
             let old = entry.leaf();
             let new = run.leaf_at(page).inherit(old);
             if old.is_none() {
                 self.used += 1;
             }
-            (context.observe)(Change { old, new: Some(new), pages: 1 });
+            (context.observe)(Change {
+                old,
+                new: Some(new),
+                pages: 1,
+            });
             entry.set(Some(new));
         }
         Ok(())
@@ -433,7 +488,11 @@ impl Level for Leaves {
             if new.is_none() {
                 self.used -= 1;
             }
-            (context.observe)(Change { old: Some(old), new, pages: 1 });
+            (context.observe)(Change {
+                old: Some(old),
+                new,
+                pages: 1,
+            });
             entry.set(new);
         }
     }

@@ -20,7 +20,10 @@ pub struct PageRange {
 
 impl PageRange {
     /// All addresses there are.
-    pub const ALL: Self = Self { start: 0, end: PAGES };
+    pub const ALL: Self = Self {
+        start: 0,
+        end: PAGES,
+    };
 
     /// The run of `pages` pages at an address.
     ///
@@ -81,8 +84,14 @@ mod tests {
         assert!(PageRange::new((PAGES - 1) << PAGE_SHIFT, 1).is_ok());
         assert_eq!(PageRange::new(0, 0), Err(Status::Malformed));
         assert_eq!(PageRange::new(0, PAGES + 1), Err(Status::BadAddress));
-        assert_eq!(PageRange::new(PAGES << PAGE_SHIFT, 1), Err(Status::BadAddress));
+        assert_eq!(
+            PageRange::new(PAGES << PAGE_SHIFT, 1),
+            Err(Status::BadAddress)
+        );
         assert_eq!(PageRange::new(1, 1), Err(Status::BadAddress));
-        assert_eq!(PageRange::new(PAGE_BYTES, u64::MAX), Err(Status::BadAddress));
+        assert_eq!(
+            PageRange::new(PAGE_BYTES, u64::MAX),
+            Err(Status::BadAddress)
+        );
     }
 }

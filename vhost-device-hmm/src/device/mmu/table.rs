@@ -90,7 +90,11 @@ impl PageTable {
     ///
     /// [`NoMemory`] when the budget is used up.
     pub fn new(budget: &Arc<Budget>) -> Result<Self, NoMemory> {
-        Ok(Self { root: Root::new(budget)?, spares: budget.take(0)?, mapped_pages: 0 })
+        Ok(Self {
+            root: Root::new(budget)?,
+            spares: budget.take(0)?,
+            mapped_pages: 0,
+        })
     }
 
     /// How many pages are mapped.
@@ -115,7 +119,12 @@ impl PageTable {
         }
         let (entry, order) = self.root.find(page)?;
         let leaf = entry.leaf()?;
-        Some(Translation { leaf, order, first: page >> order << order, entry })
+        Some(Translation {
+            leaf,
+            order,
+            first: page >> order << order,
+            entry,
+        })
     }
 
     /// Maps all runs, in order, or none of them. `observe` is told of each page, also
@@ -124,11 +133,7 @@ impl PageTable {
     /// # Errors
     ///
     /// [`NoMemory`] when the budget does not allow it; nothing has then changed.
-    pub fn map(
-        &mut self,
-        runs: &[Run],
-        mut observe: impl FnMut(Change),
-    ) -> Result<(), NoMemory> {
+    pub fn map(&mut self, runs: &[Run], mut observe: impl FnMut(Change)) -> Result<(), NoMemory> {
         let budget = Arc::clone(self.spares.budget());
         let mut reserve = budget.take(0)?;
         let prepared = runs

@@ -1,0 +1,166 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use log::LevelFilter;
+
+use crate::device::DeviceConfig;
+
+/// What device memory is counted in: it must hold whole large leaves.
+const MEMORY_UNIT: u64 = 2 << 20;
+
+/// The most spaces that can be asked for: each takes some ten kilobytes.
+const MAX_SPACES: i64 = 65_536;
+
+/// The most jobs that can be asked for: a ring holds no more chains.
+const MAX_JOBS: i64 = 1024;
+
+/// The most engines that can be asked for.
+const MAX_ENGINES: i64 = 256;
+
+/// A virtual accelerator with memory of its own, for virtual machines.
+///
+/// It listens on a socket for a virtual machine monitor (QEMU, say) that hosts a
+/// vhost-user device, and serves one after the other.
+#[derive(Clone, Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Args {
+    /// Socket to listen on; a socket that nobody listens on any more is replaced
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        required_unless_present = "print_capabilities"
+    )]
+    pub socket_path: Option<PathBuf>,
+
+    /// Size of device memory, with a suffix K, M, G or T; a multiple of 2M
+    #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory)]
+    pub memory: u64,
+
+    /// Number of engines, each of which runs one job at a time
+    #[arg(short, long, value_name = "N", default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_ENGINES))]
+    pub engines: u32,
+
+    /// Check every use of a translation and of a frame, and report those that are wrong
+    #[arg(long)]
+    pub check: bool,
+
+    /// Processes that can be bound to the device at a time
+    #[arg(long, value_name = "N", default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_SPACES))]
+    pub max_spaces: u32,
+
+    /// Jobs that can be submitted and not yet ended
+    #[arg(long, value_name = "N", default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_JOBS))]
+    pub max_jobs: u32,
+
+    /// Memory that page tables may take, with a suffix K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub table_memory: u64,
+
+    /// What to log: off, error, warn, info, debug or trace [default: RUST_LOG, or warn]
+    #[arg(short, long, value_name = "LEVEL")]
+    pub log_level: Option<LevelFilter>,
+
+    /// File to log to, instead of standard error
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+
+    /// Print what this program can do, as JSON, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+impl Args {
+    /// Sizes and limits of the device.
+    pub fn device(&self) -> DeviceConfig {
+        DeviceConfig {
+            memory: self.memory,
+            engines: self.engines,
+            max_spaces: self.max_spaces,
+            max_jobs: self.max_jobs,
+            table_memory: self.table_memory,
+            check: self.check,
+        }
+    }
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes == 0 || bytes % MEMORY_UNIT != 0 {
+        return Err("must be a multiple of 2M, and not zero".into());
+    }
+    Ok(bytes)
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let suffix = text.strip_prefix(digits).unwrap_or_default();
+    let shift = match suffix.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err(format!("unknown suffix {suffix:?}; use K, M, G or T")),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "expected a number such as 256M".to_string())?;
+    // What the host can map is for the host to say, but it is less than this.
+    number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes <= 1 << 46)
+        .ok_or_else(|| "is more than 64T".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from([&["vhost-device-hmm"], line].concat())
+    }
+
+    #[test]
+    fn the_socket_is_all_that_must_be_said() {
+        let args = parse(&["--socket-path", "/tmp/s"]).unwrap();
+        assert_eq!(args.device(), DeviceConfig::default());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--print-capabilities"]).is_ok());
+    }
+
+    #[test]
+    fn sizes_have_suffixes() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("256M"), Ok(256 << 20));
+        assert_eq!(parse_size("1g"), Ok(1 << 30));
+        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
+        for wrong in [
+            "",
+            "M",
+            "1X",
+            "-1M",
+            "1.5G",
+            "99999999999999999999",
+            "65T",
+            "4 M",
+        ] {
+            assert!(parse_size(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn device_memory_holds_whole_large_leaves() {
+        assert_eq!(parse_memory("2M"), Ok(2 << 20));
+        for wrong in ["0", "1M", "3M", "4097K"] {
+            assert!(parse_memory(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(parse(&["-s", "x", "--engines", "0"]).is_err());
+        assert!(parse(&["-s", "x", "--max-spaces", "65537"]).is_err());
+    }
+}

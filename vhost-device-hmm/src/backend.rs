@@ -1,0 +1,617 @@
+//! The vhost-user skin: four queues, the configuration space, the guest's memory.
+//!
+//! Each queue has a thread of its own, so that none waits for another one. This module
+//! moves chains between rings and the accelerator; it knows neither what a request
+//! means nor how it is carried out.
+//!
+//! Lock order: the control lane, the dma lane, the submit lane, the fault lane. Engines
+//! take the last two, one at a time and without holding anything of the accelerator.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use log::Level;
+use parking_lot::{Mutex, MutexGuard};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost_user_backend::{VhostUserBackend, VringRwLock, VringState, VringT};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_hmm_spec::wire::config::VERSION;
+use virtio_hmm_spec::wire::fault::{FaultHeader, FaultRecord, MIN_BUFFER};
+use virtio_hmm_spec::wire::{Queue, QUEUE_COUNT};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier,
+};
+use zerocopy::IntoBytes;
+
+use crate::command::{self, Raw};
+use crate::device::job::{Ended, Ticket};
+use crate::device::memory::SystemMemory;
+use crate::device::request::Command;
+use crate::device::{Accelerator, Listener};
+use crate::queue::{self, Available, Broken, Chain};
+use crate::report::Limited;
+
+/// The largest ring that a driver may ask for.
+const QUEUE_SIZE: usize = 1024;
+
+/// The size of the configuration space in bytes, padding included.
+const CONFIG_BYTES: usize = 64;
+
+/// vhost-user's own feature bit.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// The guest's memory, as it may change at any time.
+pub type GuestMemoryHandle = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// The device as one front end sees it.
+pub struct Backend {
+    accelerator: Accelerator,
+    config: [u8; CONFIG_BYTES],
+    memory: GuestMemoryHandle,
+    lanes: [Lane; QUEUE_COUNT],
+    /// The chains of jobs that have not ended.
+    held: Mutex<HashMap<Ticket, Chain>>,
+    next_ticket: AtomicU64,
+    exits: Mutex<Vec<RawFd>>,
+}
+
+/// One queue.
+struct Lane {
+    queue: Queue,
+    vring: OnceLock<VringRwLock>,
+    /// Held by whoever moves chains, so that a stop can wait for the end of that.
+    state: Mutex<State>,
+    unusable: Limited,
+}
+
+/// Whether a queue moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It does not, since it stood at these positions: available and used.
+    Stopped(Option<(u16, u16)>),
+    /// It does.
+    Running,
+    /// It does not, because its ring makes no sense, until it is stopped.
+    Broken,
+}
+
+impl Lane {
+    fn new(queue: Queue) -> Self {
+        Self {
+            queue,
+            vring: OnceLock::new(),
+            state: Mutex::new(State::Stopped(None)),
+            unusable: Limited::default(),
+        }
+    }
+
+    /// The queue, if it moves.
+    fn running<'a>(&'a self, memory: &'a GuestMemoryMmap) -> Option<Moving<'a>> {
+        let state = self.state.lock();
+        let vring = self.vring.get()?;
+        (*state == State::Running).then_some(Moving {
+            lane: self,
+            vring,
+            memory,
+            state,
+            returned: false,
+        })
+    }
+}
+
+/// A queue that moves, held by whoever moves it.
+struct Moving<'a> {
+    lane: &'a Lane,
+    vring: &'a VringRwLock,
+    memory: &'a GuestMemoryMmap,
+    state: MutexGuard<'a, State>,
+    /// Chains were returned and the driver was not told yet.
+    returned: bool,
+}
+
+impl Moving<'_> {
+    /// Does something with the ring unless it is broken or stopped, or found to be.
+    fn with_ring<T>(
+        &mut self,
+        action: impl FnOnce(&mut VringState, &GuestMemoryMmap) -> Result<T, Broken>,
+    ) -> Option<T> {
+        if *self.state != State::Running {
+            return None;
+        }
+        let mut ring = self.vring.get_mut();
+        match action(&mut ring, self.memory) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                log::error!(
+                    "{} queue: {error}; it stays so until reset",
+                    self.lane.queue.name()
+                );
+                *self.state = State::Broken;
+                None
+            }
+        }
+    }
+
+    /// Takes the next chain; those that cannot be used go straight back.
+    fn take(&mut self, accelerator: &Accelerator, most: usize) -> Option<Chain> {
+        loop {
+            let available = self.with_ring(|ring, memory| {
+                if !ring.is_enabled() || !queue::is_ready(ring.get_queue()) {
+                    return Ok(Available::Nothing);
+                }
+                queue::take(ring.get_queue_mut(), memory, most)
+            })?;
+            match available {
+                Available::Nothing => return None,
+                Available::Chain(chain) => return Some(chain),
+                Available::Unusable(head) => {
+                    self.drop_chain(accelerator, head, "makes no sense");
+                }
+            }
+        }
+    }
+
+    /// Returns a chain that cannot be answered.
+    fn drop_chain(&mut self, accelerator: &Accelerator, head: Option<u16>, why: &str) {
+        accelerator.count_dropped_chain();
+        self.lane.unusable.log(
+            Level::Warn,
+            format_args!(
+                "{} queue: the driver sent a chain that {why}",
+                self.lane.queue.name()
+            ),
+        );
+        if let Some(head) = head {
+            self.put_back(&[(head, 0)]);
+        }
+    }
+
+    fn put_back(&mut self, used: &[(u16, u32)]) {
+        self.with_ring(|ring, memory| queue::put_back(ring.get_queue_mut(), memory, used));
+        self.returned |= !used.is_empty();
+    }
+
+    fn untake(&mut self) {
+        self.with_ring(|ring, _| {
+            queue::untake(ring.get_queue_mut());
+            Ok(())
+        });
+    }
+
+    /// Tells the driver of what was returned, if it wants to hear of it.
+    fn signal(&mut self) {
+        if !std::mem::take(&mut self.returned) {
+            return;
+        }
+        self.with_ring(|ring, memory| {
+            if queue::wants_interrupt(ring.get_queue_mut(), memory)? {
+                if let Err(error) = ring.signal_used_queue() {
+                    log::error!("cannot send an interrupt: {error}");
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn refuse_kicks(&mut self) {
+        self.with_ring(|ring, memory| queue::refuse_kicks(ring.get_queue_mut(), memory));
+    }
+
+    /// Asks for kicks; returns whether there is something to take already.
+    fn ask_for_kicks(&mut self) -> bool {
+        self.with_ring(|ring, memory| {
+            if !ring.is_enabled() || !queue::is_ready(ring.get_queue()) {
+                return Ok(false);
+            }
+            queue::ask_for_kicks(ring.get_queue_mut(), memory)
+        })
+        .unwrap_or(false)
+    }
+
+    /// Takes and serves chains until there are none, one interrupt for each ring's worth.
+    fn drain(
+        &mut self,
+        accelerator: &Accelerator,
+        most: usize,
+        mut serve: impl FnMut(&mut Self, Chain),
+    ) {
+        self.refuse_kicks();
+        loop {
+            let mut served = 0;
+            while served < QUEUE_SIZE {
+                let Some(chain) = self.take(accelerator, most) else {
+                    break;
+                };
+                serve(self, chain);
+                served += 1;
+            }
+            self.signal();
+            if served < QUEUE_SIZE && !self.ask_for_kicks() {
+                return;
+            }
+        }
+    }
+}
+
+impl Backend {
+    /// A device for a front end whose memory will be known by this handle.
+    pub fn new(accelerator: Accelerator, memory: GuestMemoryHandle) -> Arc<Self> {
+        let space = accelerator.config_space();
+        let mut config = [0; CONFIG_BYTES];
+        for (to, from) in config.iter_mut().zip(space.as_bytes()) {
+            *to = *from;
+        }
+        let backend = Arc::new(Self {
+            accelerator,
+            config,
+            memory,
+            lanes: [
+                Lane::new(Queue::Control),
+                Lane::new(Queue::Dma),
+                Lane::new(Queue::Submit),
+                Lane::new(Queue::Fault),
+            ],
+            held: Mutex::default(),
+            next_ticket: AtomicU64::new(0),
+            exits: Mutex::default(),
+        });
+        let listener: Weak<dyn Listener> = Arc::downgrade(&backend) as Weak<dyn Listener>;
+        backend.accelerator.listen(listener);
+        backend
+    }
+
+    /// Ends the device: no engine runs any more, and nothing is written to the guest.
+    pub fn shut_down(&self) {
+        for lane in &self.lanes {
+            *lane.state.lock() = State::Stopped(None);
+        }
+        self.accelerator.shut_down();
+    }
+
+    fn lane(&self, queue: Queue) -> &Lane {
+        let [control, dma, submit, fault] = &self.lanes;
+        match queue {
+            Queue::Control => control,
+            Queue::Dma => dma,
+            Queue::Submit => submit,
+            Queue::Fault => fault,
+        }
+    }
+
+    /// Serves a queue that has been kicked, or has just started.
+    fn serve(&self, queue: Queue, vring: &VringRwLock) {
+        let lane = self.lane(queue);
+        lane.vring.get_or_init(|| vring.clone());
+        self.start(lane, vring);
+        match queue {
+            Queue::Control => self.serve_control(),
+            Queue::Dma => self.serve_copies(),
+            Queue::Submit => self.serve_jobs(),
+            Queue::Fault => self.deliver_faults(),
+        }
+    }
+
+    /// Notes that a queue moves, if it did not.
+    fn start(&self, lane: &Lane, vring: &VringRwLock) {
+        let position = {
+            let ring = vring.get_ref();
+            if !ring.is_enabled() || !queue::is_ready(ring.get_queue()) {
+                return;
+            }
+            queue::position(ring.get_queue())
+        };
+        let mut state = lane.state.lock();
+        let State::Stopped(before) = *state else {
+            return;
+        };
+        *state = State::Running;
+        drop(state);
+        log::debug!("{} queue starts at {position:?}", lane.queue.name());
+        if lane.queue == Queue::Submit {
+            // A ring that goes on where it stopped belongs to a guest that was paused. Any
+            // other one belongs to a driver that has started anew, and that knows nothing
+            // of the chains that are still held: a ring with chains that are held does not
+            // stand at one and the same number on both sides, as a new one does.
+            if before != Some(position) {
+                self.held.lock().clear();
+                self.accelerator.abandon_jobs();
+            }
+            self.accelerator.resume();
+            self.return_ended();
+        }
+    }
+
+    fn serve_control(&self) {
+        let memory = self.memory.memory();
+        let Some(mut lane) = self.lane(Queue::Control).running(&memory) else {
+            return;
+        };
+        let mut reply = Vec::new();
+        lane.drain(&self.accelerator, command::MAX_CONTROL, |lane, chain| {
+            if chain.room() < command::MIN_REPLY as u64 {
+                lane.drop_chain(&self.accelerator, Some(chain.head()), NO_ROOM);
+                return;
+            }
+            let request = command::decode_control(raw(&chain));
+            let resets = matches!(request, Ok(Command::Init { version: VERSION }));
+            if resets {
+                self.refuse_what_is_queued();
+            }
+            let outcome = self.accelerator.execute(request);
+            if resets {
+                // A fault of the time before may be on its way to the ring.
+                drop(self.lane(Queue::Fault).state.lock());
+            }
+            reply.clear();
+            command::encode_outcome(&outcome, &mut reply);
+            let written = chain.reply(lane.memory, &reply);
+            lane.put_back(&[(chain.head(), written)]);
+        });
+    }
+
+    /// Answers everything in the dma and submit queues with "not ready", because what was
+    /// made available before a reset must not be carried out after it.
+    fn refuse_what_is_queued(&self) {
+        self.accelerator.close();
+        self.serve_copies();
+        self.serve_jobs();
+    }
+
+    fn serve_copies(&self) {
+        let memory = self.memory.memory();
+        let Some(mut lane) = self.lane(Queue::Dma).running(&memory) else {
+            return;
+        };
+        let (mut results, mut reply) = (Vec::new(), Vec::new());
+        lane.drain(&self.accelerator, command::MAX_COPY, |lane, chain| {
+            if chain.room() < command::MIN_REPLY as u64 {
+                lane.drop_chain(&self.accelerator, Some(chain.head()), NO_ROOM);
+                return;
+            }
+            let request = command::decode_copy(raw(&chain));
+            let done = self.accelerator.copy(request, &mut results);
+            reply.clear();
+            command::encode_copied(done, &results, &mut reply);
+            let written = chain.reply(lane.memory, &reply);
+            lane.put_back(&[(chain.head(), written)]);
+        });
+    }
+
+    fn serve_jobs(&self) {
+        let memory = self.memory.memory();
+        let Some(mut lane) = self.lane(Queue::Submit).running(&memory) else {
+            return;
+        };
+        lane.drain(&self.accelerator, command::MAX_JOB, |lane, chain| {
+            if chain.room() < command::JOB_REPLY as u64 {
+                lane.drop_chain(&self.accelerator, Some(chain.head()), NO_ROOM);
+                return;
+            }
+            let submission = command::decode_job(raw(&chain));
+            let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+            // First, because the job may have ended before it is handed in.
+            self.held.lock().insert(ticket, chain);
+            if let Err(refused) = self.accelerator.submit(submission, ticket) {
+                self.return_jobs(lane, &[refused]);
+            }
+        });
+    }
+
+    /// Returns the chains of jobs that have ended, with one interrupt.
+    fn return_ended(&self) {
+        let memory = self.memory.memory();
+        let Some(mut lane) = self.lane(Queue::Submit).running(&memory) else {
+            return;
+        };
+        let ended = self.accelerator.take_ended();
+        if !ended.is_empty() {
+            self.return_jobs(&mut lane, &ended);
+            lane.signal();
+        }
+    }
+
+    fn return_jobs(&self, lane: &mut Moving<'_>, ended: &[Ended]) {
+        let mut used = Vec::with_capacity(ended.len());
+        for ended in ended {
+            // None when its driver is gone.
+            let Some(chain) = self.held.lock().remove(&ended.ticket) else {
+                continue;
+            };
+            let reply = command::encode_ended(ended);
+            used.push((chain.head(), chain.reply(lane.memory, reply.as_bytes())));
+        }
+        lane.put_back(&used);
+    }
+
+    /// Fills the buffers that the driver has offered with the faults that wait.
+    fn deliver_faults(&self) {
+        let memory = self.memory.memory();
+        let Some(mut lane) = self.lane(Queue::Fault).running(&memory) else {
+            return;
+        };
+        let mut contents = Vec::new();
+        loop {
+            let mut offered = true;
+            while offered && self.accelerator.faults_waiting() > 0 {
+                match lane.take(&self.accelerator, 0) {
+                    None => offered = false,
+                    Some(buffer) if buffer.room() < MIN_BUFFER as u64 => {
+                        lane.drop_chain(&self.accelerator, Some(buffer.head()), NO_ROOM);
+                    }
+                    Some(buffer) => {
+                        let records = self.accelerator.report_faults(capacity(&buffer));
+                        if records.is_empty() {
+                            // Their jobs were cancelled in the meantime.
+                            lane.untake();
+                            break;
+                        }
+                        contents.clear();
+                        command::encode_faults(&records, &mut contents);
+                        let written = buffer.reply(lane.memory, &contents);
+                        lane.put_back(&[(buffer.head(), written)]);
+                        self.accelerator.count_fault_buffer();
+                    }
+                }
+            }
+            lane.signal();
+            // Without a fault that waits there is nothing to be kicked for: the next fault
+            // will look for a buffer itself.
+            if offered || !lane.ask_for_kicks() {
+                return;
+            }
+        }
+    }
+}
+
+const NO_ROOM: &str = "has no room for a reply";
+
+fn raw(chain: &Chain) -> Raw<'_> {
+    Raw {
+        bytes: chain.request(),
+        length: chain.length(),
+        room: chain.room(),
+    }
+}
+
+/// How many records a fault buffer can take.
+fn capacity(buffer: &Chain) -> usize {
+    let room = usize::try_from(buffer.room()).unwrap_or(usize::MAX);
+    room.saturating_sub(size_of::<FaultHeader>()) / size_of::<FaultRecord>()
+}
+
+impl Listener for Backend {
+    fn jobs_ended(&self) {
+        self.return_ended();
+    }
+
+    fn faults_raised(&self) {
+        self.deliver_faults();
+    }
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = VringRwLock;
+
+    fn num_queues(&self) -> usize {
+        QUEUE_COUNT
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | PROTOCOL_FEATURES
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The queues themselves have been told.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let place = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+        let end = place(offset).saturating_add(place(size));
+        self.config
+            .get(place(offset)..end)
+            .unwrap_or_default()
+            .to_vec()
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        // An error would end the connection, and the guest with it.
+        log::debug!(
+            "write of {} bytes to the configuration at {offset} ignored",
+            bytes.len()
+        );
+        Ok(())
+    }
+
+    fn update_memory(&self, memory: GuestMemoryHandle) -> io::Result<()> {
+        self.accelerator
+            .set_system_memory(SystemMemory::new(memory.memory().into_inner()));
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..QUEUE_COUNT).map(|queue| 1 << queue).collect()
+    }
+
+    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
+        let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
+        let (consumer, notifier) = new_event_consumer_and_notifier(flags)
+            .inspect_err(|error| log::error!("cannot make an event: {error}"))
+            .ok()?;
+        self.exits.lock().push(consumer.as_raw_fd());
+        Some((consumer, notifier))
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        let queue = u16::try_from(index).ok().and_then(Queue::from_raw);
+        let Some(queue) = queue else { return Ok(()) };
+        let lane = self.lane(queue);
+        // Whoever moves chains does so under this lock.
+        let mut state = lane.state.lock();
+        let position = match *state {
+            State::Stopped(position) => position,
+            State::Broken => None,
+            State::Running => lane
+                .vring
+                .get()
+                .map(|vring| queue::position(vring.get_ref().get_queue())),
+        };
+        *state = State::Stopped(position);
+        drop(state);
+        log::debug!("{} queue stops at {position:?}", queue.name());
+        if queue == Queue::Submit {
+            self.accelerator.pause();
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        device_event: u16,
+        events: EventSet,
+        vrings: &[VringRwLock],
+        thread_id: usize,
+    ) -> io::Result<()> {
+        // One queue for each thread, whose index is then zero.
+        let queue = u16::try_from(thread_id).ok().and_then(Queue::from_raw);
+        match (queue, vrings) {
+            (Some(queue), [vring]) if device_event == 0 && events.contains(EventSet::IN) => {
+                self.serve(queue, vring);
+            }
+            // An error would end the thread, and the queue with it.
+            _ => log::error!("unexpected event {device_event} ({events:?}) on thread {thread_id}"),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        for exit in self.exits.lock().drain(..) {
+            // SAFETY: the descriptor was made in `exit_event` and handed to the framework,
+            // which turns it into a number that it never closes. Its threads, which wait
+            // for it, own this backend and so have ended: nobody else uses the number.
+            drop(unsafe { OwnedFd::from_raw_fd(exit) });
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The daemon: command line, log, and then [`server::serve`] until a signal.
+//!
+//! The only place that ends the process.
+
+use std::error::Error;
+use std::fs::File;
+use std::process::ExitCode;
+
+use clap::Parser;
+use env_logger::{Builder, Env, Target};
+use vhost_device_hmm::args::Args;
+use vhost_device_hmm::device::DeviceConfig;
+use vhost_device_hmm::server;
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-device-hmm: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("  because: {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    if args.print_capabilities {
+        println!("{}", capabilities());
+        return Ok(());
+    }
+    start_log(args)?;
+    let path = args
+        .socket_path
+        .as_deref()
+        .ok_or("a socket path is needed")?;
+    let device = args.device();
+    server::serve(path, &device, || {
+        eprintln!(
+            "vhost-device-hmm: listening on {} ({})",
+            path.display(),
+            describe(&device)
+        );
+    })?;
+    Ok(())
+}
+
+fn start_log(args: &Args) -> Result<(), Box<dyn Error>> {
+    let mut log = Builder::from_env(Env::default().default_filter_or("warn"));
+    if let Some(level) = args.log_level {
+        log.filter_level(level);
+    }
+    if let Some(path) = &args.log_file {
+        let file = File::options()
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(|error| format!("cannot write the log to {}: {error}", path.display()))?;
+        log.target(Target::Pipe(Box::new(file)));
+    }
+    log.try_init()?;
+    Ok(())
+}
+
+fn describe(device: &DeviceConfig) -> String {
+    let engines = match device.engines {
+        1 => "1 engine".into(),
+        engines => format!("{engines} engines"),
+    };
+    let check = if device.check { ", checking" } else { "" };
+    format!(
+        "device memory {} MiB, {engines}{check}",
+        device.memory >> 20
+    )
+}
+
+/// What management software asks a vhost-user program for before it starts it.
+fn capabilities() -> serde_json::Value {
+    serde_json::json!({ "type": "hmm", "features": [] })
+}

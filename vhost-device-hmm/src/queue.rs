@@ -1,0 +1,215 @@
+//! Chains of a virtqueue ⇄ bytes, and the marks that a ring needs.
+//!
+//! The bytes of a request are copied out of the guest's memory once, so that they stay
+//! what they were when they are checked. It knows nothing of what the bytes mean.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+/// The most descriptors of a chain that are looked at. A chain may have as many as an
+/// indirect table holds, 65,535; the largest request takes some hundred pages.
+const MAX_DESCRIPTORS: usize = 1024;
+
+/// A ring that cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the ring cannot be used: {0}")]
+pub struct Broken(#[from] virtio_queue::Error);
+
+/// What the driver has made available.
+#[derive(Debug)]
+pub enum Available {
+    /// Nothing.
+    Nothing,
+    /// A chain.
+    Chain(Chain),
+    /// A chain that cannot be used. It can be returned if it has a head.
+    Unusable(Option<u16>),
+}
+
+/// A chain that the device holds.
+#[derive(Debug)]
+pub struct Chain {
+    head: u16,
+    request: Vec<u8>,
+    length: u64,
+    room: u64,
+    writable: Vec<(GuestAddress, usize)>,
+}
+
+impl Chain {
+    /// The head, which the chain is returned by.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// The bytes for the device to read, as many as it asked for.
+    pub fn request(&self) -> &[u8] {
+        &self.request
+    }
+
+    /// How many bytes there are for the device to read.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// How many bytes the device may write.
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// Writes a reply and returns its length, or zero when there is no room for it.
+    pub fn reply(&self, memory: &GuestMemoryMmap, reply: &[u8]) -> u32 {
+        if reply.len() as u64 > self.room {
+            return 0;
+        }
+        let mut rest = reply;
+        for (address, length) in &self.writable {
+            let (part, next) = rest.split_at(rest.len().min(*length));
+            // The range was there when the chain was taken; if the front end has taken
+            // the memory away since, there is nobody left to read the reply.
+            if memory.write_slice(part, *address).is_err() {
+                return 0;
+            }
+            rest = next;
+        }
+        u32::try_from(reply.len()).unwrap_or(0)
+    }
+}
+
+/// Takes the next chain and copies up to `most` bytes of its request.
+///
+/// # Errors
+///
+/// [`Broken`] when the ring itself makes no sense.
+pub fn take(queue: &mut Queue, memory: &GuestMemoryMmap, most: usize) -> Result<Available, Broken> {
+    let available = queue.avail_idx(memory, Ordering::Acquire)?;
+    if available.0 == queue.next_avail() {
+        return Ok(Available::Nothing);
+    }
+    let Some(descriptors) = queue.iter(memory)?.next() else {
+        return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
+    };
+    let head = descriptors.head_index();
+    if head >= queue.size() {
+        return Ok(Available::Unusable(None));
+    }
+    let mut chain = Chain {
+        head,
+        request: Vec::new(),
+        length: 0,
+        room: 0,
+        writable: Vec::new(),
+    };
+    let mut complete = false;
+    for (index, descriptor) in descriptors.enumerate() {
+        let (address, length) = (descriptor.addr(), u64::from(descriptor.len()));
+        let access = if descriptor.is_write_only() {
+            Permissions::Write
+        } else {
+            Permissions::Read
+        };
+        let Ok(bytes) = usize::try_from(length) else {
+            return Ok(Available::Unusable(Some(head)));
+        };
+        if index >= MAX_DESCRIPTORS
+            || (bytes != 0 && !GuestMemory::check_range(memory, address, bytes, access))
+            || (!descriptor.is_write_only() && !chain.writable.is_empty())
+        {
+            return Ok(Available::Unusable(Some(head)));
+        }
+        if descriptor.is_write_only() {
+            chain.room += length;
+            chain.writable.push((address, bytes));
+        } else {
+            chain.length += length;
+            if !read(memory, address, bytes, most, &mut chain.request) {
+                return Ok(Available::Unusable(Some(head)));
+            }
+        }
+        complete = !descriptor.has_next();
+    }
+    // The iterator ends without a word at a loop, at an index out of bounds, and at an
+    // indirect table that cannot be used.
+    Ok(if complete {
+        Available::Chain(chain)
+    } else {
+        Available::Unusable(Some(head))
+    })
+}
+
+/// Copies bytes to the end of a request of at most so many.
+fn read(
+    memory: &GuestMemoryMmap,
+    address: GuestAddress,
+    bytes: usize,
+    most: usize,
+    request: &mut Vec<u8>,
+) -> bool {
+    let start = request.len();
+    let count = bytes.min(most.saturating_sub(start));
+    request.resize(start + count, 0);
+    request
+        .get_mut(start..)
+        .is_some_and(|into| memory.read_slice(into, address).is_ok())
+}
+
+/// Gives the chain that was taken last back to the driver's side of the ring.
+pub fn untake(queue: &mut Queue) {
+    queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+}
+
+/// Returns chains by their heads, with how many bytes of each were written.
+///
+/// # Errors
+///
+/// [`Broken`] when the ring cannot be written.
+pub fn put_back(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    used: &[(u16, u32)],
+) -> Result<(), Broken> {
+    for (head, written) in used {
+        queue.add_used(memory, *head, *written)?;
+    }
+    Ok(())
+}
+
+/// Whether the driver wants to hear of what was returned.
+///
+/// # Errors
+///
+/// [`Broken`] when the ring cannot be read.
+pub fn wants_interrupt(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+    Ok(queue.needs_notification(memory)?)
+}
+
+/// Asks the driver for no more kicks than it must send.
+///
+/// # Errors
+///
+/// [`Broken`] when the ring cannot be written.
+pub fn refuse_kicks(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<(), Broken> {
+    Ok(queue.disable_notification(memory)?)
+}
+
+/// Asks the driver to kick from now on. Returns whether it has made something available
+/// already, for which it will not.
+///
+/// # Errors
+///
+/// [`Broken`] when the ring cannot be used.
+pub fn ask_for_kicks(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+    Ok(queue.enable_notification(memory)?)
+}
+
+/// Whether the ring has been set up.
+pub fn is_ready(queue: &Queue) -> bool {
+    queue.ready()
+}
+
+/// Where the device stands: how many chains it has taken and returned, modulo 2^16.
+pub fn position(queue: &Queue) -> (u16, u16) {
+    (queue.next_avail(), queue.next_used())
+}
