@@ -6,6 +6,7 @@
 //! and starts the device anew afterwards. It knows nothing of requests.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -13,29 +14,14 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
 };
-use virtio_bindings::virtio_ring::{
-    VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_hmm_spec::wire::config::{Config, MAGIC, VERSION};
 use virtio_hmm_spec::wire::{Queue, DEVICE_ID, QUEUE_COUNT};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::memory::{Arena, HUGE};
-use crate::ring::{Descriptor, Ring, SIZE, STRIDE};
+use crate::ring::{flags, Descriptor, Ring, SIZE, STRIDE};
 use crate::transport::{Doorbell, Transport};
-
-/// A descriptor's flags as they lie in memory.
-pub(crate) mod flags {
-    use super::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-    use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
-
-    /// Another descriptor follows.
-    pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-    /// The device may write.
-    pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-    /// The descriptor points to a table of descriptors.
-    pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
-}
 
 /// How long the device may take for an answer that it owes.
 ///
@@ -50,7 +36,7 @@ pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 const REST: Duration = Duration::from_micros(50);
 
 /// Where buffers of requests and replies are.
-const BUFFERS: std::ops::Range<usize> = HUGE..2 * HUGE;
+const BUFFERS: Range<usize> = HUGE..2 * HUGE;
 
 /// Where the memory begins that attacks and checks may map and copy.
 pub(crate) const DATA: usize = 2 * HUGE;
@@ -89,8 +75,10 @@ pub(crate) struct Ticket {
 struct InFlight {
     serial: u64,
     descriptors: Vec<u16>,
-    /// Where its writable parts are, and how long.
-    writable: Vec<(usize, usize)>,
+    /// Its memory, so that it is not used for anything else.
+    buffers: Vec<Range<usize>>,
+    /// The part of it that the device may write, in the order of the chain.
+    writable: Vec<Range<usize>>,
 }
 
 /// One queue and what is in flight on it.
@@ -159,6 +147,10 @@ impl Device {
         self.channels.clear();
         self.returned.clear();
         self.cursor = BUFFERS.start;
+        ensure!(
+            usize::from(self.transport.queue_count()?) >= QUEUE_COUNT,
+            "the machine has not given the device {QUEUE_COUNT} queues"
+        );
         for (index, queue) in QUEUES.into_iter().enumerate() {
             let proposed = self.transport.queue_size(queue.raw())?;
             ensure!(
@@ -236,6 +228,7 @@ impl Device {
             queue.name()
         );
         let descriptors = free.split_off(free.len() - parts.len());
+        let mut buffers = Vec::new();
         let mut writable = Vec::new();
         for (position, part) in parts.iter().enumerate() {
             let last = position + 1 == parts.len();
@@ -243,10 +236,11 @@ impl Device {
                 Part::Read(bytes) => (self.buffer(bytes)?, bytes.len(), 0),
                 Part::Write(length) => {
                     let at = self.room(length)?;
-                    writable.push((at, length));
+                    writable.push(at..at + length);
                     (at, length, flags::WRITE)
                 }
             };
+            buffers.push(at..at + length);
             let descriptor = Descriptor {
                 address: self.arena.physical(at),
                 length: u32::try_from(length)?,
@@ -256,14 +250,14 @@ impl Device {
             let (arena, ring) = self.parts(queue);
             ring.describe(arena, descriptors[position], descriptor)?;
         }
-        self.make_available(queue, descriptors, writable)
+        self.make_available(queue, descriptors, buffers, writable)
     }
 
     /// Makes a chain available that may break every rule of chains, and tells the
     /// device.
     ///
     /// `build` is given as many free descriptors as asked for, of which the first is
-    /// the head, and says what is written into which. `writable` are the places that
+    /// the head, and says what is written into which. `writable` is the memory that
     /// the device may write to by them.
     ///
     /// # Errors
@@ -273,18 +267,23 @@ impl Device {
         &mut self,
         queue: Queue,
         count: usize,
-        writable: Vec<(usize, usize)>,
+        writable: Range<usize>,
         build: impl FnOnce(&[u16]) -> Vec<(u16, Descriptor)>,
     ) -> Result<Ticket> {
         let free = &mut self.channels[usize::from(queue.raw())].free;
-        ensure!(count > 0 && free.len() >= count, "the {} queue is full", queue.name());
+        ensure!(
+            count > 0 && free.len() >= count,
+            "the {} queue is full",
+            queue.name()
+        );
         let descriptors = free.split_off(free.len() - count);
         let table = build(&descriptors);
         let (arena, ring) = self.parts(queue);
         for (index, descriptor) in table {
             ring.describe(arena, index, descriptor)?;
         }
-        let ticket = self.make_available(queue, descriptors, writable)?;
+        let ticket =
+            self.make_available(queue, descriptors, vec![writable.clone()], vec![writable])?;
         self.kick(queue)?;
         Ok(ticket)
     }
@@ -293,7 +292,8 @@ impl Device {
         &mut self,
         queue: Queue,
         descriptors: Vec<u16>,
-        writable: Vec<(usize, usize)>,
+        buffers: Vec<Range<usize>>,
+        writable: Vec<Range<usize>>,
     ) -> Result<Ticket> {
         let head = descriptors[0];
         self.serial += 1;
@@ -304,6 +304,7 @@ impl Device {
             InFlight {
                 serial,
                 descriptors,
+                buffers,
                 writable,
             },
         );
@@ -332,6 +333,15 @@ impl Device {
             .ring(self.channels[usize::from(queue.raw())].doorbell)
     }
 
+    /// Where the first part of a chain lies that the device has in its hands.
+    pub(crate) fn request_of(&self, ticket: Ticket) -> Option<Range<usize>> {
+        self.channels[usize::from(ticket.queue.raw())]
+            .in_flight
+            .values()
+            .find(|chain| chain.serial == ticket.serial)
+            .and_then(|chain| chain.buffers.first().cloned())
+    }
+
     /// Memory and rings of a queue, to do anything with. The device must be
     /// restarted before anything is sent again.
     pub(crate) fn parts(&mut self, queue: Queue) -> (&mut Arena, &mut Ring) {
@@ -347,19 +357,28 @@ impl Device {
     pub(crate) fn buffer(&mut self, bytes: &[u8]) -> Result<usize> {
         // Aligned as a table of descriptors must be.
         let room = (bytes.len() + GAP).next_multiple_of(16);
-        if self.cursor + room > BUFFERS.end {
-            ensure!(
-                self.channels
-                    .iter()
-                    .all(|channel| channel.in_flight.is_empty()),
-                "there is no room for another buffer"
-            );
-            self.cursor = BUFFERS.start;
+        let mut at = self.cursor;
+        let mut wrapped = false;
+        loop {
+            if at + room > BUFFERS.end {
+                ensure!(!wrapped, "there is no room for another buffer");
+                wrapped = true;
+                at = BUFFERS.start;
+            }
+            // What the device has in its hands is stepped over.
+            let taken = self
+                .channels
+                .iter()
+                .flat_map(|channel| channel.in_flight.values())
+                .flat_map(|chain| &chain.buffers)
+                .find(|taken| taken.start < at + room && at < taken.end);
+            match taken {
+                Some(taken) => at = taken.end.next_multiple_of(16),
+                None => break,
+            }
         }
-        ensure!(self.cursor + room <= BUFFERS.end, "the buffer is too large");
-        let at = self.cursor;
         self.arena.write(at, bytes)?;
-        self.cursor += room;
+        self.cursor = at + room;
         Ok(at)
     }
 
@@ -428,6 +447,9 @@ impl Device {
                 );
             };
             let reply = gather(&self.arena, &chain.writable, usize::try_from(used.length)?)?;
+            for range in &chain.writable {
+                self.arena.take_back(range)?;
+            }
             channel.free.extend(chain.descriptors);
             let serial = chain.serial;
             self.returned.insert(Ticket { queue, serial }, reply);
@@ -438,10 +460,10 @@ impl Device {
 
 /// What the device wrote: the first `length` bytes of the writable parts. The
 /// others must be as they were.
-fn gather(arena: &Arena, writable: &[(usize, usize)], length: usize) -> Result<Vec<u8>> {
+fn gather(arena: &Arena, writable: Range<usize>, length: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    for &(at, length) in writable {
-        bytes.extend(arena.read(at, length)?);
+    for range in writable {
+        bytes.extend(arena.read(range.start, range.len())?);
     }
     ensure!(
         length <= bytes.len(),

@@ -14,13 +14,13 @@ use zerocopy::little_endian::U64;
 use zerocopy::FromBytes;
 
 use crate::device::DATA;
-use crate::memory::HUGE;
-use crate::request::{item, list, mapping, range};
+use crate::memory::{HUGE, PAGE};
+use crate::request::{flags, item, list, mapping, range};
 use crate::session::{Faults, Session};
 
 const SPACE: u32 = 0;
 const PAGES: u32 = 16;
-const BYTES: usize = PAGES as usize * PAGE_BYTES as usize;
+const BYTES: usize = PAGES as usize * PAGE;
 
 /// Where the pages are mapped: across the border between two page tables, so that
 /// both are used.
@@ -31,7 +31,7 @@ const ON_DEVICE: u64 = 0x1000;
 const SOURCE: usize = DATA;
 const BACK: usize = DATA + 2 * BYTES;
 
-const READ_WRITE: u16 = (rights::READ | rights::WRITE) as u16;
+const READ_WRITE: u16 = flags(rights::READ | rights::WRITE);
 
 /// How long a job of this little work may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -127,7 +127,11 @@ fn small_pages(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> 
     let right = pattern.wrapping_mul(BYTES as u64 / 8);
     ensure!(sum == right, "the sum is {sum:#x} and not {right:#x}");
 
-    session.done(&list(Request::Protect, SPACE, &[range(SMALL, PAGES.into())]))?;
+    session.done(&list(
+        Request::Protect,
+        SPACE,
+        &[range(SMALL, PAGES.into())],
+    ))?;
     faults(session, fill.into(), SMALL, rights::WRITE).context("after Protect")?;
     session.done(&list(Request::Unmap, SPACE, &[range(SMALL, PAGES.into())]))?;
     for found in query(session, SMALL, PAGES.into())? {
@@ -142,8 +146,13 @@ fn large_page(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     session.device.arena.write(at, &bytes)?;
     let start = frame(session, at);
     let order = u16::try_from(LARGE_ORDER)?;
-    let read = u16::try_from(rights::READ)?;
-    let entry = mapping(LARGE, start, u32::try_from(LARGE_PAGES)?, order, read);
+    let entry = mapping(
+        LARGE,
+        start,
+        u32::try_from(LARGE_PAGES)?,
+        order,
+        flags(rights::READ),
+    );
     session.done(&list(Request::Map, SPACE, &[entry]))?;
     let [found, ..] = query(session, LARGE + 5 * PAGE_BYTES, 1)?[..] else {
         anyhow::bail!("one result for one page");
@@ -222,7 +231,9 @@ fn sum(source: u64, bytes: usize) -> Sum {
 
 fn wrapping_sum(bytes: &[u8]) -> u64 {
     let elements = <[U64]>::ref_from_bytes(bytes).unwrap_or(&[]);
-    elements.iter().fold(0, |sum, element| sum.wrapping_add(element.get()))
+    elements
+        .iter()
+        .fold(0, |sum, element| sum.wrapping_add(element.get()))
 }
 
 /// The frame that a place of the arena is in.

@@ -56,7 +56,9 @@ impl Machine {
 
     /// Where these frames are.
     pub(crate) fn frames(&self, frame: u64, pages: u64) -> Place {
-        let end = frame.checked_add(pages).filter(|end| *end <= SURELY_NOTHING >> PAGE_SHIFT);
+        let end = frame
+            .checked_add(pages)
+            .filter(|end| *end <= SURELY_NOTHING >> PAGE_SHIFT);
         let Some(end) = end else {
             return Place::Outside;
         };

@@ -18,7 +18,10 @@ use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 /// The size of a huge page in bytes.
 pub(crate) const HUGE: usize = 2 << 20;
 
-const SMALL: u64 = 4096;
+/// The size of a page in bytes.
+pub(crate) const PAGE: usize = 4096;
+
+const SMALL: u64 = PAGE as u64;
 const RESERVE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 const PAGEMAP: &str = "/proc/self/pagemap";
 /// Linux, Documentation/admin-guide/mm/pagemap.rst: present, and the frame number.
@@ -92,16 +95,15 @@ impl Arena {
         self.physical[at / HUGE] + offset_in_page(at)
     }
 
-    /// Whether all of this physical memory is ours.
-    pub(crate) fn owns(&self, physical: u64, bytes: u64) -> bool {
-        let Some(end) = physical.checked_add(bytes) else {
-            return false;
-        };
-        // Neighbouring huge pages are seldom adjacent: a run that spans two is not
-        // looked for.
-        self.physical
-            .iter()
-            .any(|&start| physical >= start && end <= start + HUGE_BYTES)
+    /// Whether all of these frames are ours and may be written to by the device.
+    pub(crate) fn owns(&self, frame: u64, frames: u64) -> bool {
+        self.offered.iter().any(|range| {
+            // A run that leaves its huge page is not looked for: its frames are
+            // not adjacent.
+            let first = self.physical(range.start) / SMALL;
+            let end = self.physical(range.end - 1) / SMALL + 1;
+            first <= frame && frame < end && frames <= end - frame
+        })
     }
 
     /// Writes bytes, which are then expected to stay.
@@ -167,6 +169,21 @@ impl Arena {
         self.offered.push(range);
     }
 
+    /// Takes back an offer of exactly these bytes: from now on they are to stay as
+    /// they are.
+    ///
+    /// # Errors
+    ///
+    /// When they lie outside.
+    pub(crate) fn take_back(&mut self, range: &Range<usize>) -> Result<()> {
+        if let Some(position) = self.offered.iter().position(|offered| offered == range) {
+            self.offered.swap_remove(position);
+            let found = self.read(range.start, range.len())?;
+            self.expected[range.clone()].copy_from_slice(&found);
+        }
+        Ok(())
+    }
+
     /// Checks that nothing was changed but what was offered, and paints everything
     /// anew; nothing is offered afterwards.
     ///
@@ -221,9 +238,6 @@ impl Unwatched {
             .context("writing outside the arena")
     }
 }
-
-/// [`HUGE`] as an amount of physical memory.
-const HUGE_BYTES: u64 = HUGE as u64;
 
 fn offset_in_page(at: usize) -> u64 {
     (at % HUGE) as u64

@@ -212,18 +212,24 @@ impl Model {
                 entry: Some(0),
             };
         }
+        // Entries of which this side cannot know pass the question on to the next one.
+        let mut statuses = Vec::new();
         for (position, item) in items.iter().enumerate() {
             let verdict = judge(item);
-            if !verdict.is_empty() {
-                let certain = !verdict.contains(&Status::Ok);
+            let passes = verdict.is_empty() || verdict.contains(&Status::Ok);
+            let certain = statuses.is_empty();
+            statuses.extend(verdict.into_iter().filter(|status| *status != Status::Ok));
+            if !passes {
+                let entry = u32::try_from(position).unwrap_or(u32::MAX);
                 return Expected {
-                    statuses: verdict,
-                    entry: certain.then(|| u32::try_from(position).unwrap_or(u32::MAX)),
+                    statuses,
+                    entry: certain.then_some(entry),
                 };
             }
         }
+        statuses.push(Status::Ok);
         Expected {
-            statuses: vec![Status::Ok],
+            statuses,
             entry: None,
         }
     }
@@ -341,9 +347,7 @@ impl Model {
                 self.device_frames(source, pages),
                 self.device_frames(destination, pages),
             ],
-            Kind::Clear | Kind::Discard => {
-                [Place::Inside, self.device_frames(destination, pages)]
-            }
+            Kind::Clear | Kind::Discard => [Place::Inside, self.device_frames(destination, pages)],
         };
         if places.contains(&Place::Outside) {
             vec![Status::BadFrame]

@@ -48,6 +48,12 @@ pub(crate) fn init() -> Vec<u8> {
     list(Request::Init, 0, &[entry])
 }
 
+/// Rights as they stand among the flags of a mapping.
+pub(crate) const fn flags(rights: u32) -> u16 {
+    let [low, high, ..] = rights.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// A run of pages mapped to a run of frames.
 pub(crate) fn mapping(address: u64, frame: u64, pages: u32, order: u16, flags: u16) -> MapEntry {
     MapEntry {

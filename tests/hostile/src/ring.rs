@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::memory::Arena;
@@ -24,6 +24,26 @@ const USED: usize = 0x8000;
 
 const DESCRIPTOR_BYTES: usize = size_of::<RawDescriptor>();
 const USED_BYTES: usize = size_of::<RawUsed>();
+
+/// A descriptor's flags.
+pub(crate) mod flags {
+    use virtio_bindings::virtio_ring::{
+        VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    };
+
+    /// Another descriptor follows.
+    pub(crate) const NEXT: u16 = low_half(VRING_DESC_F_NEXT);
+    /// The device may write.
+    pub(crate) const WRITE: u16 = low_half(VRING_DESC_F_WRITE);
+    /// The descriptor points to a table of descriptors.
+    pub(crate) const INDIRECT: u16 = low_half(VRING_DESC_F_INDIRECT);
+
+    /// The constants come as wide as the generator made them.
+    const fn low_half(value: u32) -> u16 {
+        let [low, high, ..] = value.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+}
 
 /// A descriptor; every value is allowed.
 #[derive(Clone, Copy, Debug, Default)]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
-use virtio_hmm_spec::wire::command::{ReplyHeader, Request, Status};
+use virtio_hmm_spec::wire::command::{MapEntry, ReplyHeader, Request, Status};
 use virtio_hmm_spec::wire::fault::{FaultHeader, FaultRecord, Reason, MIN_BUFFER};
 use virtio_hmm_spec::wire::job::{JobReply, JobRequest};
 use virtio_hmm_spec::wire::statistics::Statistics;
@@ -184,6 +184,36 @@ impl Session {
         Ok(reply)
     }
 
+    /// Installs mappings; `false` when the device has no memory for their tables and
+    /// has installed none.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is missing or is another one.
+    pub(crate) fn map_while_there_is_memory(
+        &mut self,
+        space: u32,
+        entries: &[MapEntry],
+    ) -> Result<bool> {
+        let before = self.statistics()?.mapped_pages.get();
+        let request = request::list(Request::Map, space, entries);
+        let room = request::reply_room(&request);
+        let reply = Reply::parse(&self.exchange(Queue::Control, &request, room)?)?;
+        self.count(Queue::Control, reply.status);
+        match reply.status {
+            Status::Ok => Ok(true),
+            Status::NoMemory => {
+                let after = self.statistics()?.mapped_pages.get();
+                ensure!(
+                    after == before,
+                    "{before} pages were mapped before, now {after}"
+                );
+                Ok(false)
+            }
+            other => bail!("answered with {other:?}; {}", describe(&request)),
+        }
+    }
+
     /// Reads the counters.
     ///
     /// # Errors
@@ -285,7 +315,10 @@ impl Session {
         let start = Instant::now();
         let mut cancelled = false;
         loop {
-            if let Some(answer) = self.device.wait_for(job.ticket, Duration::from_micros(200))? {
+            if let Some(answer) = self
+                .device
+                .wait_for(job.ticket, Duration::from_micros(200))?
+            {
                 return self.judge(job, &answer);
             }
             self.serve_faults(faults)?;
@@ -346,7 +379,12 @@ impl Session {
     /// # Errors
     ///
     /// When nothing came, or the device broke a rule of the queues.
-    pub(crate) fn exchange(&mut self, queue: Queue, request: &[u8], room: usize) -> Result<Vec<u8>> {
+    pub(crate) fn exchange(
+        &mut self,
+        queue: Queue,
+        request: &[u8],
+        room: usize,
+    ) -> Result<Vec<u8>> {
         // An empty part would be a descriptor of length zero.
         let mut parts = Vec::new();
         if !request.is_empty() {
@@ -448,7 +486,11 @@ fn check_job(reply: &JobReply, status: Status) -> Result<()> {
     let faulted = matches!(status, Status::Fault | Status::Storm);
     let why = Reason::from_raw(reply.reason.get()).is_some();
     ensure!(
-        if status == Status::Fault { why } else { reply.reason.get() == 0 },
+        if status == Status::Fault {
+            why
+        } else {
+            reply.reason.get() == 0
+        },
         "the reason is not right"
     );
     ensure!(
@@ -465,7 +507,10 @@ fn check_job(reply: &JobReply, status: Status) -> Result<()> {
         || reply.nanoseconds.get() != 0
         || reply.system_bytes.get() != 0
         || reply.device_bytes.get() != 0;
-    ensure!(!refused || !anything, "a job that was refused has done something");
+    ensure!(
+        !refused || !anything,
+        "a job that was refused has done something"
+    );
     Ok(())
 }
 
@@ -477,6 +522,14 @@ fn request_operation(request: &[u8]) -> Option<Request> {
 /// A request for a report: as many bytes as one can look through.
 fn describe(request: &[u8]) -> String {
     const SHOWN: usize = 96;
-    let bytes: Vec<_> = request.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
-    format!("the request has {} bytes: {}", request.len(), bytes.join(" "))
+    let bytes: Vec<_> = request
+        .iter()
+        .take(SHOWN)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!(
+        "the request has {} bytes: {}",
+        request.len(),
+        bytes.join(" ")
+    )
 }

@@ -20,7 +20,7 @@ use super::pick;
 use crate::device::{DATA, DATA_PAGES};
 use crate::health::frame;
 use crate::memory::HUGE;
-use crate::request::{bare, init, item, list, mapping, range};
+use crate::request::{bare, flags, init, item, list, mapping, range};
 use crate::session::{Faults, Session};
 
 const REQUESTS: usize = 64;
@@ -29,7 +29,7 @@ const JOBS: usize = 24;
 /// How long an absurd job may run before it is cancelled.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-const READ_WRITE: u16 = (rights::READ | rights::WRITE) as u16;
+const READ_WRITE: u16 = flags(rights::READ | rights::WRITE);
 
 /// Control requests of every operation with fields that make no sense.
 pub(super) fn mutated_control_requests(
@@ -49,7 +49,9 @@ pub(super) fn mutated_control_requests(
 pub(super) fn mutated_copies(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     session.device.arena.offer(DATA..DATA + HUGE);
     for _ in 0..REQUESTS {
-        let items: Vec<_> = (0..random.usize(1..8)).map(|_| any_item(session, random)).collect();
+        let items: Vec<_> = (0..random.usize(1..8))
+            .map(|_| any_item(session, random))
+            .collect();
         let request = mutate_header(random, list(Request::Copy, 0, &items));
         session.dma(&request)?;
     }
@@ -62,7 +64,10 @@ pub(super) fn mutated_jobs(session: &mut Session, random: &mut fastrand::Rng) ->
     for _ in 0..JOBS {
         let request = any_job(session, random);
         let job = session.submit_bytes(&request)?;
-        let reason = pick(random, &[Reason::Unmapped, Reason::Denied, Reason::Shutdown]);
+        let reason = pick(
+            random,
+            &[Reason::Unmapped, Reason::Denied, Reason::Shutdown],
+        );
         session.finish(job, Faults::Terminate(reason), PATIENCE)?;
     }
     Ok(())
@@ -111,8 +116,8 @@ impl Ground {
         session.device.arena.offer(DATA..DATA + HUGE);
         session.done(&bare(Request::SpaceCreate, Self::SPACE))?;
         let start = frame(session, DATA);
-        let all = u16::try_from(rights::ALL)?;
-        let read = u16::try_from(rights::READ)?;
+        let all = flags(rights::ALL);
+        let read = flags(rights::READ);
         let device = map_flags::DEVICE | all;
         let entries = [
             mapping(Self::SYSTEM, start, Self::PAGES, 0, all),
@@ -127,7 +132,18 @@ impl Ground {
 }
 
 fn control_request(session: &Session, random: &mut fastrand::Rng) -> Vec<u8> {
-    let space = pick(random, &[0, 0, 0, 1, 2, session.device.config.max_spaces.get(), u32::MAX]);
+    let space = pick(
+        random,
+        &[
+            0,
+            0,
+            0,
+            1,
+            2,
+            session.device.config.max_spaces.get(),
+            u32::MAX,
+        ],
+    );
     let entries = random.usize(1..6);
     let ranges = |random: &mut fastrand::Rng, most: usize| -> Vec<_> {
         (0..random.usize(1..=most))
@@ -173,7 +189,9 @@ fn control_request(session: &Session, random: &mut fastrand::Rng) -> Vec<u8> {
         }
         10 => {
             let entries: Vec<_> = (0..entries)
-                .map(|_| CancelEntry { job: U64::new(any_number(random)) })
+                .map(|_| CancelEntry {
+                    job: U64::new(any_number(random)),
+                })
                 .collect();
             list(Request::Cancel, 0, &entries)
         }
@@ -267,13 +285,23 @@ fn any_job(session: &mut Session, random: &mut fastrand::Rng) -> Vec<u8> {
 }
 
 fn is_amount(name: &str) -> bool {
-    const AMOUNTS: [&str; 9] = ["bytes", "limit", "repeat", "m", "n", "k", "start", "key", "operand"];
+    const AMOUNTS: [&str; 9] = [
+        "bytes", "limit", "repeat", "m", "n", "k", "start", "key", "operand",
+    ];
     name.ends_with("count") || name.ends_with("stride") || AMOUNTS.contains(&name)
 }
 
 fn any_amount(random: &mut fastrand::Rng) -> u64 {
     const MAPPED: u64 = Ground::PAGES as u64 * PAGE_BYTES;
-    let large = [MAPPED, MAPPED + 1, 1 << 32, 1 << 60, 1 << 61, 1 << 63, u64::MAX];
+    let large = [
+        MAPPED,
+        MAPPED + 1,
+        1 << 32,
+        1 << 60,
+        1 << 61,
+        1 << 63,
+        u64::MAX,
+    ];
     if random.bool() {
         random.u64(..4096)
     } else {
@@ -285,7 +313,18 @@ fn any_job_address(random: &mut fastrand::Rng) -> u64 {
     const MAPPED: u64 = Ground::PAGES as u64 * PAGE_BYTES;
     let base = pick(random, &[Ground::SYSTEM, Ground::DEVICE, Ground::READ_ONLY]);
     match random.u8(0..8) {
-        0 => pick(random, &[0, 1, 1 << 57, 1 << 63, u64::MAX, u64::MAX - 7, u64::MAX - 4095]),
+        0 => pick(
+            random,
+            &[
+                0,
+                1,
+                1 << 57,
+                1 << 63,
+                u64::MAX,
+                u64::MAX - 7,
+                u64::MAX - 4095,
+            ],
+        ),
         1 => base + MAPPED - random.u64(..16),
         2 => base.wrapping_sub(random.u64(..16)),
         3 => base + random.u64(..MAPPED),
@@ -317,7 +356,20 @@ fn any_address(random: &mut fastrand::Rng) -> u64 {
 }
 
 fn any_page_count(random: &mut fastrand::Rng) -> u64 {
-    let chosen = [0, 1, 1, 2, 511, 512, 513, 1 << 33, 1 << 45, (1 << 45) + 1, 1 << 52, u64::MAX];
+    let chosen = [
+        0,
+        1,
+        1,
+        2,
+        511,
+        512,
+        513,
+        1 << 33,
+        1 << 45,
+        (1 << 45) + 1,
+        1 << 52,
+        u64::MAX,
+    ];
     pick(random, &chosen)
 }
 
@@ -327,7 +379,17 @@ fn any_number(random: &mut fastrand::Rng) -> u64 {
 
 fn any_flags(random: &mut fastrand::Rng) -> u16 {
     let device = map_flags::DEVICE;
-    let chosen = [READ_WRITE, READ_WRITE | device, 1 | device, 7, device, 0, 8, 0x200, u16::MAX];
+    let chosen = [
+        READ_WRITE,
+        READ_WRITE | device,
+        1 | device,
+        7,
+        device,
+        0,
+        8,
+        0x200,
+        u16::MAX,
+    ];
     pick(random, &chosen)
 }
 
@@ -343,12 +405,31 @@ fn any_frame(session: &Session, random: &mut fastrand::Rng) -> u64 {
 
 /// A frame that is surely not in the guest's memory.
 fn no_memory(random: &mut fastrand::Rng) -> u64 {
-    pick(random, &[1 << 32, 1 << 40, 1 << 52, u64::MAX >> 12, u64::MAX - 1, u64::MAX])
+    pick(
+        random,
+        &[
+            1 << 32,
+            1 << 40,
+            1 << 52,
+            u64::MAX >> 12,
+            u64::MAX - 1,
+            u64::MAX,
+        ],
+    )
 }
 
 fn any_device_frame(session: &Session, random: &mut fastrand::Rng) -> u64 {
     let frames = session.device.config.device_memory.get() / PAGE_BYTES;
-    let chosen = [0, 512, frames - 512, frames - 1, frames, frames + 1, 1 << 52, u64::MAX];
+    let chosen = [
+        0,
+        512,
+        frames - 512,
+        frames - 1,
+        frames,
+        frames + 1,
+        1 << 52,
+        u64::MAX,
+    ];
     if random.bool() {
         random.u64(..frames)
     } else {

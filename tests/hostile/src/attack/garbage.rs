@@ -1,0 +1,144 @@
+//! Bytes that were never meant to be a request.
+
+use anyhow::{ensure, Context, Result};
+use virtio_hmm_spec::wire::command::{Request, RequestHeader};
+use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
+use virtio_hmm_spec::wire::fault::{Reason, MIN_BUFFER};
+use virtio_hmm_spec::wire::operation::Checksum;
+use virtio_hmm_spec::wire::{rights, Queue};
+use zerocopy::FromBytes;
+
+use super::pick;
+use super::requests::Ground;
+use crate::device::{Part, ANSWER_DEADLINE, DATA};
+use crate::health::frame;
+use crate::machine::Place;
+use crate::request::{bare, flags, init, item, job, list, mapping, range};
+use crate::session::{Faults, Session};
+
+const REQUESTS: usize = 64;
+
+/// Random bytes on each queue that takes requests.
+pub(super) fn random_bytes(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
+    session.done(&bare(Request::SpaceCreate, 0))?;
+    for _ in 0..REQUESTS {
+        let any = random.usize(..4096);
+        let length = pick(random, &[0, 1, 15, 16, 17, 24, 136, any]);
+        let mut request = vec![0; length];
+        random.fill(&mut request);
+        if random.bool() && length > 2 {
+            // Random numbers seldom name an operation.
+            request[0] = random.u8(..18);
+            request[1] = 0;
+        }
+        send(session, random, &request)?;
+    }
+    Ok(())
+}
+
+/// Requests with a few bits flipped anywhere.
+pub(super) fn flipped_bits(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
+    Ground::lay(session)?;
+    let start = frame(session, DATA);
+    let read = flags(rights::READ);
+    for _ in 0..REQUESTS {
+        let name = session.fresh_name();
+        let checksum = Checksum {
+            source: Ground::SYSTEM,
+            bytes: 100,
+        };
+        let mut request = match random.u8(0..8) {
+            0 => init(),
+            1 => bare(Request::SpaceCreate, 3),
+            2 => list(Request::Map, 1, &[mapping(0x1000, start, 4, 0, read)]),
+            3 => list(Request::Unmap, 1, &[range(0x1000, 4)]),
+            4 => list(Request::Query, 1, &[range(Ground::SYSTEM, 4)]),
+            5 => list(Request::Copy, 0, &[item(Kind::ToSystem, 1, 0, start)]),
+            6 => list(Request::Copy, 0, &[item(Kind::ToDevice, 1, start, 0)]),
+            _ => job(name, Ground::SPACE, checksum),
+        };
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..request.len());
+            request[at] ^= 1 << random.u8(..8);
+        }
+        if spares_our_kernel(session, &request) {
+            send(session, random, &request)?;
+        }
+    }
+    Ok(())
+}
+
+/// Buffers on the fault queue that hold no fault, and ones that are no buffers.
+pub(super) fn garbage_on_the_fault_queue(
+    session: &mut Session,
+    random: &mut fastrand::Rng,
+) -> Result<()> {
+    Ground::lay(session)?;
+    let mut useless = Vec::new();
+    for _ in 0..random.usize(1..16) {
+        let mut bytes = vec![0; random.usize(1..200)];
+        random.fill(&mut bytes);
+        let small = random.usize(1..MIN_BUFFER);
+        let parts = match random.u8(0..3) {
+            0 => vec![Part::Read(&bytes)],
+            1 => vec![Part::Write(small)],
+            _ => vec![Part::Read(&bytes), Part::Write(small)],
+        };
+        useless.push(session.device.send(Queue::Fault, &parts)?);
+        session.offer_fault_buffer()?;
+    }
+    // A fault for every buffer, useful or not.
+    let nowhere = Checksum {
+        source: 0x10_0000,
+        bytes: 1,
+    };
+    for _ in 0..useless.len() * 2 + 8 {
+        let job = session.submit(Ground::SPACE, nowhere)?;
+        let reply = session.finish(job, Faults::Terminate(Reason::Denied), ANSWER_DEADLINE)?;
+        ensure!(reply.faults.get() == 1, "no fault was reported: {reply:?}");
+    }
+    for ticket in useless {
+        let answer = session
+            .device
+            .wait(ticket)
+            .context("a buffer without room")?;
+        ensure!(
+            answer.is_empty(),
+            "a record where there was no room for one"
+        );
+        session.tally.unanswered += 1;
+    }
+    Ok(())
+}
+
+fn send(session: &mut Session, random: &mut fastrand::Rng, request: &[u8]) -> Result<()> {
+    match random.u8(0..3) {
+        0 => session.control(request).map(drop),
+        1 => session.dma(request).map(drop),
+        _ => {
+            let job = session.submit_bytes(request)?;
+            let faults = Faults::Terminate(Reason::Unmapped);
+            session.finish(job, faults, ANSWER_DEADLINE).map(drop)
+        }
+    }
+}
+
+/// Whether the device, doing exactly what is asked, writes to nothing but what is
+/// ours: a guest that overwrites its own kernel tells nothing about the device.
+fn spares_our_kernel(session: &mut Session, request: &[u8]) -> bool {
+    let copy = Request::Copy.raw().to_le_bytes();
+    if !request.starts_with(&copy) {
+        return true;
+    }
+    let items = request.get(size_of::<RequestHeader>()..).unwrap_or(&[]);
+    let Ok((items, _)) = <[DmaItem]>::ref_from_prefix(items) else {
+        return true;
+    };
+    items.iter().all(|item| {
+        let first = item.destination.get();
+        let pages = u64::from(item.pages.get());
+        Kind::from_raw(item.kind.get()) != Some(Kind::ToSystem)
+            || session.model().machine().frames(first, pages) == Place::Outside
+            || session.device.arena.owns(first, pages)
+    })
+}
