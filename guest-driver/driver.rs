@@ -1,26 +1,131 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Probe and remove.
-use crate::{virtio, wire};
-use core::pin::Pin;
-use kernel::{device::Core, prelude::*};
 
+//! Probe and remove: builds the parts of a device, and takes them apart.
+
+use crate::{
+    device::{Core, Device, Limits},
+    fault::{Dispatcher, Serving},
+    file::Node,
+    virtio::{self, Queues, RunningQueues},
+    wait::Workqueue,
+    wire::{self, config::Config, Queue},
+};
+use core::pin::Pin;
+use kernel::{device, new_mutex, prelude::*, sync::Arc, sync::Mutex};
+use zerocopy::FromZeros;
+
+/// The names of the queues, in the order of their numbers.
+const QUEUES: [&CStr; wire::QUEUE_COUNT] = [c"control", c"dma", c"submit", c"fault"];
+
+/// Of how many descriptors chains consist if the ring has no memory for an indirect
+/// table: request and reply in a piece each. A list of copies may lie in as many pages as
+/// `VIRTIO_HMM_MAX_PIECES` says; a fault buffer has no request.
+const PIECES: [u32; wire::QUEUE_COUNT] = [2, 40, 2, 1];
+
+kernel::module_device_table!(
+    "virtio",
+    virtio::DeviceId,
+    DEVICES,
+    @none,
+    [virtio::DeviceId::new(wire::DEVICE_ID)]
+);
+
+/// The driver.
 pub(crate) struct HmmDriver;
 
-kernel::module_device_table!("virtio", virtio::DeviceId, DEVICES, @none, [
-    virtio::DeviceId::new(wire::DEVICE_ID)
-]);
-
+/// What the driver keeps for a device.
 #[pin_data]
-pub(crate) struct Data { a: u32 }
+pub(crate) struct Data {
+    #[pin]
+    parts: Mutex<Option<Parts>>,
+}
+
+/// The parts of a device, in the order in which they are taken apart.
+struct Parts {
+    /// No file is opened any more.
+    _node: Node,
+    /// Nobody uses the device any more, and all pages are home.
+    _removal: Removal,
+    /// No fault is taken on any more.
+    _serving: Serving,
+    /// All work has been done.
+    _workqueue: Workqueue,
+    /// The device is reset.
+    _running: RunningQueues,
+}
+
+/// Ends all use of the device when it is dropped.
+struct Removal(Arc<Device>);
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        self.0.remove();
+    }
+}
 
 impl virtio::Driver for HmmDriver {
     type Data = Data;
     const ID_TABLE: virtio::IdTable = &DEVICES;
-    fn probe(device: &virtio::Device<Core<'_>>) -> impl PinInit<Self::Data, Error> {
-        let magic = device.read_config(0);
-        let ok = device.is_modern();
-        dev_info!(device, "magic {:#x} {}\n", magic, ok);
-        try_pin_init!(Data { a: magic })
+
+    fn probe(device: &virtio::Device<device::Core<'_>>) -> impl PinInit<Self::Data, Error> {
+        let parts = Parts::new(device);
+        pin_init::pin_init_scope(move || {
+            let parts = parts?;
+            Ok(try_pin_init!(Data {
+                parts <- new_mutex!(Some(parts), "Data::parts"),
+            }))
+        })
     }
-    fn unbind(_device: &virtio::Device<Core<'_>>, _data: Pin<&Self::Data>) {}
+
+    fn unbind(_device: &virtio::Device<device::Core<'_>>, data: Pin<&Self::Data>) {
+        let parts = data.parts.lock().take();
+        drop(parts);
+    }
+}
+
+impl Parts {
+    fn new(device: &virtio::Device<device::Core<'_>>) -> Result<Self> {
+        if !device.is_modern() {
+            dev_err!(device, "the device follows a draft of virtio\n");
+            return Err(ENODEV);
+        }
+        let mut limits = Limits::new(&read_config(device))?;
+
+        let queues = Queues::new(wire::QUEUE_COUNT)?;
+        let running = queues.clone().start(device, &QUEUES, &PIECES)?;
+        limits.max_jobs = limits.max_jobs.min(queues.capacity(Queue::Submit.raw()));
+        let workqueue = Workqueue::new(c"virtio_hmm")?;
+        let core = Core::new(limits, queues, workqueue.link())?;
+        core.reset()
+            .inspect_err(|error| dev_err!(device, "the device cannot be started: {:?}\n", error))?;
+        let hmm = Device::new(core)
+            .inspect_err(|error| dev_err!(device, "no pages for its memory: {:?}\n", error))?;
+        let serving = Dispatcher::start(hmm.clone())?;
+        let removal = Removal(hmm.clone());
+        let node = Node::new(&hmm)?;
+        dev_info!(
+            device,
+            "/dev/{}: {} MiB of device memory, {} engines\n",
+            node.name(),
+            limits.device_memory >> 20,
+            limits.engines,
+        );
+        Ok(Self {
+            _node: node,
+            _removal: removal,
+            _serving: serving,
+            _workqueue: workqueue,
+            _running: running,
+        })
+    }
+}
+
+/// Reads the configuration space in pieces of four bytes, the smallest width of its
+/// fields: each access is a message between virtual machine and device.
+fn read_config(device: &virtio::Device<device::Core<'_>>) -> Config {
+    let mut config = Config::new_zeroed();
+    for (index, piece) in config.as_mut_bytes().chunks_exact_mut(4).enumerate() {
+        piece.copy_from_slice(&device.read_config(index as u32 * 4).to_le_bytes());
+    }
+    config
 }

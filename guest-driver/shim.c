@@ -74,15 +74,18 @@ void virtio_hmm_device_ready(struct virtio_device *vdev)
 }
 
 /* Describes linear or vmalloc memory; returns the pieces, 0 if there are too many. */
-static unsigned int fill(struct scatterlist *sg, void *buffer, size_t len)
+static unsigned int fill(struct scatterlist *sg, unsigned int max, void *buffer,
+			 size_t len)
 {
 	unsigned int count = 0;
 
-	sg_init_table(sg, VIRTIO_HMM_MAX_PIECES);
+	if (!max)
+		return 0;
+	sg_init_table(sg, max);
 	while (len) {
 		size_t piece = len;
 
-		if (count == VIRTIO_HMM_MAX_PIECES)
+		if (count == max)
 			return 0;
 		if (is_vmalloc_addr(buffer)) {
 			piece = min_t(size_t, len, PAGE_SIZE - offset_in_page(buffer));
@@ -95,28 +98,29 @@ static unsigned int fill(struct scatterlist *sg, void *buffer, size_t len)
 		len -= piece;
 		count++;
 	}
-	if (count)
-		sg_mark_end(&sg[count - 1]);
+	sg_mark_end(&sg[count - 1]);
 	return count;
 }
 
 int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 		   size_t in_len, void *token)
 {
-	struct scatterlist out_sg[VIRTIO_HMM_MAX_PIECES];
-	struct scatterlist in_sg[VIRTIO_HMM_MAX_PIECES];
+	struct scatterlist sg[VIRTIO_HMM_MAX_PIECES];
+	unsigned int used = 0, outs = 0, ins = 0, count;
 	struct scatterlist *sgs[2];
-	unsigned int outs = 0, ins = 0;
 
 	if (out_len) {
-		if (!fill(out_sg, out, out_len))
+		count = fill(sg, ARRAY_SIZE(sg), out, out_len);
+		if (!count)
 			return -E2BIG;
-		sgs[outs++] = out_sg;
+		sgs[outs++] = sg;
+		used = count;
 	}
 	if (in_len) {
-		if (!fill(in_sg, in, in_len))
+		count = fill(sg + used, ARRAY_SIZE(sg) - used, in, in_len);
+		if (!count)
 			return -E2BIG;
-		sgs[outs + ins++] = in_sg;
+		sgs[outs + ins++] = sg + used;
 	}
 	return virtqueue_add_sgs(vq, sgs, outs, ins, token, GFP_ATOMIC);
 }
@@ -241,14 +245,16 @@ void virtio_hmm_release_region(struct resource *region)
 	release_mem_region(region->start, resource_size(region));
 }
 
-void virtio_hmm_init_pagemap(struct dev_pagemap *pagemap,
-			     const struct resource *region, void *owner)
+int virtio_hmm_memremap(struct dev_pagemap *pagemap, const struct resource *region,
+			void *owner)
 {
 	pagemap->type = MEMORY_DEVICE_PRIVATE;
 	pagemap->range.start = region->start;
 	pagemap->range.end = region->end;
 	pagemap->nr_range = 1;
 	pagemap->owner = owner;
+	/* Private memory has no address for the CPU: there is nothing to return. */
+	return PTR_ERR_OR_ZERO(memremap_pages(pagemap, numa_mem_id()));
 }
 
 struct vm_area_struct *virtio_hmm_fault_vma(struct vm_fault *vmf)

@@ -25,8 +25,8 @@ struct virtio_device;
 struct virtqueue;
 struct workqueue_struct;
 
-/* The most pieces that one side of a chain may consist of. */
-#define VIRTIO_HMM_MAX_PIECES 33
+/* The most pieces that both sides of a chain may consist of together. */
+#define VIRTIO_HMM_MAX_PIECES 40
 
 /* virtio.rs */
 struct device *virtio_hmm_device(struct virtio_device *vdev);
@@ -73,8 +73,8 @@ void virtio_hmm_init_device_folio(struct page *page, struct dev_pagemap *pagemap
 				  unsigned int order);
 struct resource *virtio_hmm_request_region(unsigned long bytes, const char *name);
 void virtio_hmm_release_region(struct resource *region);
-void virtio_hmm_init_pagemap(struct dev_pagemap *pagemap,
-			     const struct resource *region, void *owner);
+int virtio_hmm_memremap(struct dev_pagemap *pagemap, const struct resource *region,
+			void *owner);
 struct vm_area_struct *virtio_hmm_fault_vma(struct vm_fault *vmf);
 unsigned long virtio_hmm_fault_address(struct vm_fault *vmf);
 struct page *virtio_hmm_fault_page(struct vm_fault *vmf);

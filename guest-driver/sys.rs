@@ -20,7 +20,7 @@
 )]
 
 use kernel::ffi;
-use pin_init::{MaybeZeroable, Zeroable};
+use pin_init::MaybeZeroable;
 
 pub(crate) use kernel::bindings::*;
 

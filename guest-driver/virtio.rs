@@ -19,7 +19,7 @@ use kernel::{
 
 mod queue;
 
-pub(crate) use queue::{Chain, Handler, Queues, Room, RunningQueues};
+pub(crate) use queue::{Chain, Draft, Handler, Queues, Room, RunningQueues};
 
 /// A driver of virtio devices.
 pub(crate) trait Driver {
@@ -167,11 +167,3 @@ impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
         unsafe { device::Device::from_raw(bindings::virtio_hmm_device(self.as_raw())) }
     }
 }
-
-/// Declares a module that is a virtio driver and nothing else.
-macro_rules! module_virtio_driver {
-    ($($f:tt)*) => {
-        kernel::module_driver!(<T>, $crate::virtio::Adapter<T>, { $($f)* });
-    };
-}
-pub(crate) use module_virtio_driver;

@@ -4,19 +4,55 @@
 //!
 //! See README.md for the layers.
 
+// What the driver shares with the device and with programs. Its macros come first.
 #[path = "../spec/src/wire/mod.rs"]
 #[macro_use]
+#[allow(dead_code)]
 pub mod wire;
 #[path = "../spec/src/uapi/mod.rs"]
+#[allow(dead_code)]
 pub mod uapi;
 
+mod command;
+mod counters;
+mod device;
 mod driver;
+mod fault;
+mod file;
+mod job;
+mod migrate;
+mod mm;
+mod pages;
+mod process;
+mod queue;
+mod residency;
+mod space;
 mod sys;
 mod virtio;
 mod wait;
 
-virtio::module_virtio_driver! {
-    type: driver::HmmDriver,
+use kernel::{driver::Registration, prelude::*};
+
+/// The module: a registered driver.
+#[pin_data]
+struct Module {
+    #[pin]
+    _driver: Registration<virtio::Adapter<driver::HmmDriver>>,
+}
+
+impl kernel::InPlaceModule for Module {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        // SAFETY: A module is initialised once, and no device is probed before the driver
+        // is registered below.
+        unsafe { file::init() };
+        try_pin_init!(Self {
+            _driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+        })
+    }
+}
+
+module! {
+    type: Module,
     name: "virtio_hmm",
     authors: ["The virtio-hmm developers"],
     description: "virtio HMM device: shares a process's addresses with an accelerator",

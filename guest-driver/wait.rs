@@ -6,7 +6,7 @@
 //! Knows nothing of devices.
 
 use crate::sys as bindings;
-use core::ops::Deref;
+use core::{ops::Deref, pin::Pin};
 use kernel::{
     error::to_result,
     new_spinlock_irq,
@@ -48,6 +48,13 @@ impl Event {
                 unsafe { bindings::init_completion(slot) };
             }),
         })
+    }
+
+    /// Lets it not have happened.
+    pub(crate) fn reset(self: Pin<&mut Self>) {
+        // SAFETY: By construction the completion is initialised, and nobody else uses
+        // it. It is initialised in place.
+        unsafe { bindings::init_completion(self.raw.get()) };
     }
 
     /// Lets it happen; wakes all who wait. May be called in interrupt context.

@@ -17,15 +17,19 @@ use crate::{
     sys as bindings,
     wait::{Event, Places},
 };
-use core::ptr::{null_mut, NonNull};
+use core::{
+    pin::Pin,
+    ptr::{null_mut, NonNull},
+};
 use kernel::{
+    alloc::Flags,
     device::{Bound, Core},
     error::to_result,
     new_mutex, new_spinlock_irq,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
-        Arc, Mutex, SpinLockIrq,
+        Arc, Mutex, SpinLockIrq, UniqueArc,
     },
 };
 
@@ -41,12 +45,64 @@ pub(crate) trait Handler: Send + Sync {
     fn completed(&self, chain: Arc<Chain>);
 }
 
+/// Memory for one request and its reply, in the hands of who writes the request.
+pub(crate) struct Draft(Pin<UniqueArc<Chain>>);
+
+impl Draft {
+    /// Memory for a request of up to `capacity` bytes, which is empty as yet, and a
+    /// reply of `room` bytes.
+    pub(crate) fn new(
+        capacity: usize,
+        room: usize,
+        handler: Option<Arc<dyn Handler>>,
+        flags: Flags,
+    ) -> Result<Self> {
+        let out = KVVec::with_capacity(capacity, flags)?;
+        let inn = KVVec::from_elem(0, room, flags)?;
+        UniqueArc::pin_init(
+            // INVARIANT: The chain has not been posted.
+            pin_init!(Chain {
+                out,
+                inn,
+                written: Atomic::new(Chain::PENDING),
+                done <- Event::new(),
+                handler,
+            }),
+            flags,
+        )
+        .map(Self)
+    }
+
+    /// A chain that has completed, to be used once more. Its request is as it was.
+    ///
+    /// Returns `None` if somebody else still holds the chain.
+    pub(crate) fn again(chain: Arc<Chain>) -> Option<Self> {
+        let mut chain = Arc::into_unique_or_drop(chain)?;
+        let this = chain.as_mut().project();
+        if this.written.load(Relaxed) == Chain::PENDING {
+            // Nobody could hold it alone: the ring does until it completes.
+            return None;
+        }
+        // INVARIANT: The chain is not posted: it has completed, and by `post` a draft
+        // was made of it only once.
+        this.written.store(Chain::PENDING, Relaxed);
+        this.done.reset();
+        Some(Self(chain))
+    }
+
+    /// The request. Does not allocate if it stays within the capacity.
+    pub(crate) fn request(&mut self) -> &mut KVVec<u8> {
+        // By the invariants of `Chain`, this may still be resized.
+        self.0.as_mut().project().out
+    }
+}
+
 /// Memory for one request and its reply.
 ///
 /// # Invariants
 ///
-/// - `out` and `inn` are never resized, so that the addresses of their contents do
-///   not change.
+/// - From when the chain is posted until it completes, `out` and `inn` are not
+///   resized, so that the addresses of their contents do not change.
 /// - From when the chain is posted until `written` is not [`Chain::PENDING`], the
 ///   contents of `inn` belong to the device, and nobody makes a reference to them.
 #[pin_data]
@@ -66,30 +122,14 @@ impl Chain {
     /// The device has been given up.
     const FAILED: usize = usize::MAX - 1;
 
-    /// A chain with this request and room for a reply of `room` bytes.
-    pub(crate) fn new(
-        out: KVVec<u8>,
-        room: usize,
-        handler: Option<Arc<dyn Handler>>,
-        flags: kernel::alloc::Flags,
-    ) -> Result<Arc<Self>> {
-        let inn = KVVec::from_elem(0, room, flags)?;
-        // INVARIANT: The chain has not been posted, and no method resizes the vectors.
-        Arc::pin_init(
-            pin_init!(Self {
-                out,
-                inn,
-                written: Atomic::new(Self::PENDING),
-                done <- Event::new(),
-                handler,
-            }),
-            flags,
-        )
-    }
-
-    /// Whether the device has returned the chain or has been given up.
+    /// Happens when the chain completes.
     pub(crate) fn done(&self) -> &Event {
         &self.done
+    }
+
+    /// Whether the chain has completed.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.written.load(Acquire) != Self::PENDING
     }
 
     /// What the device has written, or `None` if it has been given up or has not
@@ -121,6 +161,7 @@ struct Ring {
     /// Places for chains: a chain that has one always fits.
     #[pin]
     places: Places,
+    capacity: Atomic<u32>,
     interrupts: Atomic<u64>,
 }
 
@@ -138,6 +179,7 @@ impl Ring {
         pin_init!(Self {
             raw <- new_spinlock_irq!(RawRing(None), "Ring::raw"),
             places <- Places::new(0),
+            capacity: Atomic::new(0),
             interrupts: Atomic::new(0),
         })
     }
@@ -258,13 +300,14 @@ impl Drop for Room<'_> {
 }
 
 impl Room<'_> {
-    /// Lends the chain to the device without telling it yet. A chain must be posted
-    /// only once.
-    pub(crate) fn post(self, chain: Arc<Chain>) {
+    /// Lends the memory to the device, without telling it yet.
+    pub(crate) fn post(self, draft: Draft) -> Arc<Chain> {
         let ring = self.ring;
         // The place goes with the chain and is given back when it completes.
         core::mem::forget(self);
-        ring.add(chain);
+        let chain = Arc::from(draft.0);
+        ring.add(chain.clone());
+        chain
     }
 }
 
@@ -327,6 +370,14 @@ impl Queues {
         }
     }
 
+    /// The same, when it is certain that the device uses nothing any more: it has been
+    /// reset. May sleep.
+    fn settled_error(&self) -> Error {
+        // Whoever gives the device up holds the lock until the reset is done.
+        drop(self.device.lock());
+        self.error()
+    }
+
     fn is_running(&self) -> bool {
         self.state.load(Relaxed) == State::Running as u32
     }
@@ -336,16 +387,22 @@ impl Queues {
         self.rings.iter().map(|ring| ring.interrupts.load(Relaxed)).sum()
     }
 
+    /// How many chains a queue takes at a time.
+    pub(crate) fn capacity(&self, queue: u16) -> u32 {
+        self.ring(queue).map_or(0, |ring| ring.capacity.load(Relaxed))
+    }
+
     /// A place on a queue, as soon as there is one. May sleep.
     ///
     /// # Errors
     ///
-    /// `EIO` or `ENODEV` if the device is given up, also because no place became free.
+    /// `EIO` or `ENODEV` if the device is given up, also because no place became free. The
+    /// device has then been reset.
     pub(crate) fn room(&self, queue: u16) -> Result<Room<'_>> {
         let ring = self.ring(queue)?;
         if !ring.places.take_timeout(PATIENCE) {
             self.give_up(c"a queue stays full");
-            return Err(self.error());
+            return Err(self.settled_error());
         }
         let room = Room { ring };
         // A place may also stem from `stop`, to say that it makes no sense to wait. It
@@ -353,7 +410,7 @@ impl Queues {
         if self.is_running() {
             Ok(room)
         } else {
-            Err(self.error())
+            Err(self.settled_error())
         }
     }
 
@@ -385,14 +442,15 @@ impl Queues {
     ///
     /// # Errors
     ///
-    /// `EIO` or `ENODEV` if the device is given up, also because it did not answer.
+    /// `EIO` or `ENODEV` if the device is given up, also because it did not answer. The
+    /// device has then been reset.
     pub(crate) fn wait<'c>(&self, chain: &'c Chain) -> Result<&'c [u8]> {
         if !chain.done.wait_timeout(PATIENCE) {
             self.give_up(c"it does not answer");
             // Every chain that was posted completes, if only by the reset.
             chain.done.wait();
         }
-        chain.reply().ok_or_else(|| self.error())
+        chain.reply().ok_or_else(|| self.settled_error())
     }
 
     /// Stops using a device that cannot be trusted any more. May sleep.
@@ -445,10 +503,6 @@ impl Queues {
             return Err(EINVAL);
         }
 
-        let mut slot = self.device.lock();
-        if slot.is_some() {
-            return Err(EBUSY);
-        }
         let vdev = device.as_raw();
         // SAFETY: The device is valid and being bound. `self` outlives its queues: the
         // `RunningQueues` below holds a reference until they are deleted.
@@ -467,6 +521,7 @@ impl Queues {
         for ((ring, vq), pieces) in self.rings.iter().zip(&raw_queues).zip(pieces) {
             // SAFETY: The queue was just found.
             let size = unsafe { bindings::virtqueue_get_vring_size(*vq) };
+            ring.capacity.store(size / pieces, Relaxed);
             for _ in 0..size / pieces {
                 ring.places.give();
             }
@@ -479,8 +534,7 @@ impl Queues {
         self.state.store(State::Running as u32, Relaxed);
         // INVARIANT: The device is valid and its queues exist until
         // `RunningQueues::close`, which takes this away before.
-        *slot = Some(RawDevice(vdev));
-        drop(slot);
+        *self.device.lock() = Some(RawDevice(vdev));
         Ok(RunningQueues(self))
     }
 

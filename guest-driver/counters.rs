@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the driver counts.
+//!
+//! Each counter is exact, but they are not read at one moment.
+
+use kernel::sync::atomic::{Atomic, Relaxed};
+
+/// A number that only grows.
+pub(crate) struct Counter(Atomic<u64>);
+
+impl Counter {
+    pub(crate) const fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    /// Counts one more.
+    pub(crate) fn increment(&self) {
+        self.add(1);
+    }
+
+    /// Counts that many more.
+    pub(crate) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Relaxed);
+    }
+
+    /// The number now.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($name:ident,)+) => {
+        /// The counters, named as in [`DriverStatistics`](crate::uapi::DriverStatistics).
+        #[allow(missing_docs)]
+        pub(crate) struct Counters { $( pub(crate) $name: Counter, )+ }
+
+        impl Counters {
+            pub(crate) const fn new() -> Self {
+                Self { $( $name: Counter::new(), )+ }
+            }
+        }
+    };
+}
+
+counters! {
+    faults,
+    fault_batches,
+    fault_pages,
+    fault_retries,
+    faults_terminated,
+    invalidations,
+    invalidations_sent,
+    pages_to_device,
+    large_to_device,
+    pages_to_system,
+    pages_touched,
+    pages_evicted,
+    large_to_system,
+    pages_refused,
+    pages_lost,
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Range faults: making pages of a process present, and learning where they are.
+//!
+//! The protocol is in the types. A [`Snapshot`] is what the kernel has found, which
+//! may be out of date by now; nothing can be read of it. [`Snapshot::commit`] locks the
+//! mirrored state and checks that nothing has changed; as long as the [`Committed`]
+//! exists nothing will, since a change must take that lock first. Only it gives away
+//! its [`HmmPage`]s.
+//!
+//! C header: `include/linux/hmm.h`.
+
+use super::{
+    interval::{Interval, Mirror, StateGuard},
+    PAGE_SHIFT,
+};
+use crate::sys as bindings;
+use core::{ffi::c_void, marker::PhantomData, ops::Range};
+use kernel::{error::to_result, mm::MmWithUser, prelude::*, time::msecs_to_jiffies};
+
+/// What is asked of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Nothing: only tell where it is.
+    Look,
+    /// That it can be read.
+    Read,
+    /// That it can be written.
+    Write,
+}
+
+/// Room for what is asked of pages and found about them.
+pub(crate) struct Pages(KVec<usize>);
+
+impl Pages {
+    /// Room for `count` pages.
+    pub(crate) fn new(count: usize) -> Result<Self> {
+        Ok(Self(KVec::from_elem(0, count, GFP_KERNEL)?))
+    }
+}
+
+/// What the kernel has found about a range, maybe some time ago.
+pub(crate) struct Snapshot<'a, T: Mirror> {
+    interval: &'a Interval<T>,
+    seq: usize,
+    pages: &'a [usize],
+}
+
+/// The range has changed since it was looked at.
+pub(crate) struct Changed;
+
+/// What is true of a range now, and stays true as long as this exists.
+pub(crate) struct Committed<'a, T: Mirror> {
+    state: StateGuard<'a, T>,
+    pages: &'a [usize],
+}
+
+/// What is true of one page.
+#[derive(Clone, Copy)]
+pub(crate) struct HmmPage<'c> {
+    raw: usize,
+    _committed: PhantomData<&'c ()>,
+}
+
+impl<T: Mirror> Interval<T> {
+    /// Makes the pages of `range` present as `want` says of each (by its index within
+    /// the range), and tells where they are. Pages of device memory whose owner is
+    /// `owner` stay where they are.
+    ///
+    /// Takes the mmap lock. `patience`, in milliseconds, bounds how long changes by
+    /// others are waited for.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL` if `mm` is not the one that the interval covers, or if there is not
+    ///   enough room.
+    /// - `EFAULT` or `EPERM` if a page cannot be accessed as wanted.
+    /// - `EHWPOISON` if a page is poisoned, `ENOMEM` if there is no memory for it.
+    /// - `EBUSY` if changes went on for longer than `patience`.
+    pub(crate) fn fault<'a>(
+        &'a self,
+        mm: &MmWithUser,
+        range: Range<usize>,
+        owner: *mut c_void,
+        patience: u32,
+        pages: &'a mut Pages,
+        want: impl Fn(usize) -> Want,
+    ) -> Result<Snapshot<'a, T>> {
+        let notifier = super::interval::notifier(self);
+        // SAFETY: The notifier is inserted, and its `mm` does not change.
+        if unsafe { (*notifier.as_ptr()).mm } != mm.as_raw() {
+            return Err(EINVAL);
+        }
+        let count = range.len() >> PAGE_SHIFT;
+        let pages = pages.0.get_mut(..count).ok_or(EINVAL)?;
+        for (index, page) in pages.iter_mut().enumerate() {
+            *page = match want(index) {
+                Want::Look => 0,
+                Want::Read => REQUEST_FAULT,
+                Want::Write => REQUEST_FAULT | REQUEST_WRITE,
+            };
+        }
+        let mut raw = bindings::hmm_range {
+            notifier: notifier.as_ptr(),
+            notifier_seq: 0,
+            start: range.start,
+            end: range.end,
+            hmm_pfns: pages.as_mut_ptr(),
+            default_flags: 0,
+            pfn_flags_mask: REQUEST_FAULT | REQUEST_WRITE,
+            dev_private_owner: owner,
+        };
+        // SAFETY:
+        // - The notifier is inserted and covers every address.
+        // - `mm` is its address space and has users; we do not hold its lock.
+        // - `hmm_pfns` has an element for each page of the range.
+        to_result(unsafe {
+            bindings::hmm_range_fault_unlocked_timeout(&mut raw, msecs_to_jiffies(patience))
+        })?;
+        Ok(Snapshot {
+            interval: self,
+            seq: raw.notifier_seq,
+            pages,
+        })
+    }
+}
+
+impl<'a, T: Mirror> Snapshot<'a, T> {
+    /// Locks the mirrored state, if nothing has changed since.
+    pub(crate) fn commit(self) -> Result<Committed<'a, T>, Changed> {
+        let state = self.interval.lock();
+        // SAFETY: The notifier is inserted, and the lock is the one under which its
+        // callbacks set the sequence.
+        if unsafe { bindings::virtio_hmm_read_retry(self.interval.as_raw(), self.seq) } {
+            return Err(Changed);
+        }
+        Ok(Committed {
+            state,
+            pages: self.pages,
+        })
+    }
+}
+
+impl<'a, T: Mirror> Committed<'a, T> {
+    /// The page with this index within the range.
+    pub(crate) fn page(&self, index: usize) -> Option<HmmPage<'_>> {
+        self.pages.get(index).map(|&raw| HmmPage {
+            raw,
+            _committed: PhantomData,
+        })
+    }
+
+    /// How many pages there are.
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// The mirrored state.
+    pub(crate) fn state(&mut self) -> &mut T::State {
+        &mut self.state
+    }
+}
+
+const REQUEST_FAULT: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_FAULT as usize;
+const REQUEST_WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_WRITE as usize;
+const VALID: usize = bindings::hmm_pfn_flags_HMM_PFN_VALID as usize;
+const WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_WRITE as usize;
+const ERROR: usize = bindings::hmm_pfn_flags_HMM_PFN_ERROR as usize;
+const FLAGS: usize = bindings::hmm_pfn_flags_HMM_PFN_FLAGS as usize;
+const ORDER_SHIFT: u32 = bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT as u32;
+const ORDER_MASK: usize = 0x1f;
+
+impl HmmPage<'_> {
+    /// The page's frame number, if it is there and can be read.
+    pub(crate) fn pfn(self) -> Option<usize> {
+        (self.raw & VALID != 0).then_some(self.raw & !FLAGS)
+    }
+
+    /// Whether the process may write to it as it is.
+    pub(crate) fn is_writable(self) -> bool {
+        self.raw & (VALID | WRITE) == VALID | WRITE
+    }
+
+    /// Whether there is something that can never be mirrored.
+    pub(crate) fn is_error(self) -> bool {
+        self.raw & ERROR != 0
+    }
+
+    /// log2 of the pages that the process's page table maps together with this one, in
+    /// one entry.
+    pub(crate) fn order(self) -> u32 {
+        // Five bits always fit.
+        ((self.raw >> ORDER_SHIFT) & ORDER_MASK) as u32
+    }
+
+    /// Takes note that the page is written to by other means than the process's page
+    /// table.
+    pub(crate) fn mark_dirty(self) {
+        if let Some(pfn) = self.pfn() {
+            // SAFETY: The page is mapped in the process: to unmap it the lock would be
+            // needed that the `Committed` holds. So it has a `struct page`, and its
+            // folio is neither freed nor truncated meanwhile.
+            unsafe { bindings::virtio_hmm_mark_dirty(pfn) };
+        }
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Interval notifiers: learning of changes to a process's address space before they
+//! happen, and delaying them until a mirror has followed.
+//!
+//! An [`Interval`] covers the whole address space. It owns the lock under which
+//! mirrored state is changed, sets the sequence under it before anything else, and
+//! runs the two passes that the kernel offers: in the first pass all mirrors of a
+//! process are asked, in the second one each is waited for.
+//!
+//! C header: `include/linux/mmu_notifier.h`.
+//!
+//! Lock order: the kernel's locks of the address space, then `Interval::last`, then
+//! `Interval::state` or `Interval::spare`. All three are taken while the kernel may
+//! be reclaiming memory: nothing may be allocated with them held.
+
+use crate::sys as bindings;
+use core::{mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
+use kernel::{
+    error::to_result,
+    mm::MmWithUser,
+    new_mutex, new_spinlock,
+    prelude::*,
+    sync::{lock::mutex::MutexBackend, lock::Guard, Mutex, SpinLock},
+    types::Opaque,
+};
+
+/// How many changes to one address space can be waited for at the same time in two
+/// passes. More take one pass each, one after the other.
+const SPARES: usize = 4;
+
+/// Mirrors an address space.
+pub(crate) trait Mirror: Send + Sync + Sized + 'static {
+    /// What is changed together with the mirror, under the interval's lock.
+    type State: Send + Unpin;
+    /// What it takes to ask for an invalidation without allocating memory.
+    type Means: Send + Unpin;
+    /// An invalidation that has been asked for.
+    type Promise: Send;
+
+    /// Allocates what one invalidation takes.
+    fn means(&self) -> Result<Self::Means>;
+
+    /// Called for every change; counts it, say.
+    fn changing(&self);
+
+    /// The part of the range that the mirror must forget, if any. Called with the
+    /// sequence set.
+    fn concerned(&self, state: &Self::State, range: &Range<usize>) -> Option<Range<usize>>;
+
+    /// Asks for the range to be forgotten. May sleep, but not for memory.
+    fn ask(&self, means: Self::Means, range: &Range<usize>) -> Self::Promise;
+
+    /// Waits until what was asked for is done. May sleep, but not for memory. Returns
+    /// the means if they can be used again.
+    fn wait(&self, promise: Self::Promise) -> Option<Self::Means>;
+
+    /// Called when the range has been forgotten.
+    fn forgotten(&self, state: &mut Self::State, range: &Range<usize>);
+}
+
+/// A subscription to all changes of an address space, until it is dropped.
+///
+/// # Invariants
+///
+/// `raw` is inserted, with [`Interval::OPS`], from initialisation to drop.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Interval<T: Mirror> {
+    mirror: T,
+    #[pin]
+    state: Mutex<T::State>,
+    #[pin]
+    spare: SpinLock<KVec<KBox<Pending<T>>>>,
+    #[pin]
+    last: Mutex<Option<T::Means>>,
+    // Last, because callbacks run as soon as it is initialised.
+    #[pin]
+    raw: Opaque<bindings::mmu_interval_notifier>,
+}
+
+// SAFETY: The notifier may be removed from any thread, and all else is `Send`.
+unsafe impl<T: Mirror> Send for Interval<T> {}
+// SAFETY: The notifier does its own locking; what may be shared of the rest is behind
+// locks or `Sync`.
+unsafe impl<T: Mirror> Sync for Interval<T> {}
+
+/// What is kept from the first to the second pass.
+#[repr(C)]
+struct Pending<T: Mirror> {
+    finish: Opaque<bindings::mmu_interval_notifier_finish>,
+    range: Range<usize>,
+    work: Work<T>,
+}
+
+// SAFETY: The link is only used by the thread that the invalidation runs in.
+unsafe impl<T: Mirror> Send for Pending<T> {}
+
+enum Work<T: Mirror> {
+    Idle(T::Means),
+    Asked(T::Promise),
+    Taken,
+}
+
+/// The lock of the mirrored state, and the proof that the mirror may be changed by
+/// what was learnt of the address space.
+pub(crate) type StateGuard<'a, T> = Guard<'a, <T as Mirror>::State, MutexBackend>;
+
+impl<T: Mirror> Interval<T> {
+    const OPS: bindings::mmu_interval_notifier_ops = bindings::mmu_interval_notifier_ops {
+        invalidate: None,
+        invalidate_start: Some(Self::invalidate_start),
+        invalidate_finish: Some(Self::invalidate_finish),
+    };
+
+    /// Subscribes to the changes of `mm`.
+    pub(crate) fn new<'a>(
+        mm: &'a MmWithUser,
+        mirror: T,
+        state: T::State,
+    ) -> Result<impl PinInit<Self, Error> + 'a> {
+        let mut spare = KVec::with_capacity(SPARES, GFP_KERNEL)?;
+        for _ in 0..SPARES {
+            let pending = Pending {
+                finish: Opaque::uninit(),
+                range: 0..0,
+                work: Work::Idle(mirror.means()?),
+            };
+            spare.push(KBox::new(pending, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        let last = mirror.means()?;
+        // The notifier must cover a whole number of pages; the last one is no address.
+        const WHOLE: usize = usize::MAX & !(super::PAGE_SIZE - 1);
+        // INVARIANT: `raw` is inserted below, or initialisation fails.
+        Ok(try_pin_init!(Self {
+            mirror,
+            state <- new_mutex!(state, "Interval::state"),
+            spare <- new_spinlock!(spare, "Interval::spare"),
+            last <- new_mutex!(Some(last), "Interval::last"),
+            raw <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_interval_notifier| {
+                // SAFETY: `slot` is part of a pinned `Interval` whose other fields are
+                // initialised, which it stays until `drop` removes the notifier. `mm`
+                // has users. No lock of `mm` is held, or this would deadlock.
+                to_result(unsafe {
+                    bindings::mmu_interval_notifier_insert(slot, mm.as_raw(), 0, WHOLE, &Self::OPS)
+                })
+            }),
+        }))
+    }
+
+    /// The mirror.
+    pub(crate) fn mirror(&self) -> &T {
+        &self.mirror
+    }
+
+    /// Locks the mirrored state. What was learnt of the address space before must not be
+    /// used any more: see [`super::hmm`] for that.
+    pub(crate) fn lock(&self) -> StateGuard<'_, T> {
+        self.state.lock()
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
+        self.raw.get()
+    }
+
+    /// # Safety
+    ///
+    /// `raw` must point to the notifier of an `Interval<T>`, which must live for `'a`.
+    unsafe fn from_raw<'a>(raw: *mut bindings::mmu_interval_notifier) -> &'a Self {
+        // SAFETY: The caller promises that this is the field of an `Interval`. `Opaque`
+        // is transparent.
+        unsafe { &*raw.byte_sub(offset_of!(Self, raw)).cast::<Self>() }
+    }
+
+    extern "C" fn invalidate_start(
+        raw: *mut bindings::mmu_interval_notifier,
+        range: *const bindings::mmu_notifier_range,
+        seq: c_ulong,
+        finish: *mut *mut bindings::mmu_interval_notifier_finish,
+    ) -> bool {
+        // SAFETY: By the invariants the notifier is that of an `Interval`, whose drop
+        // waits for this call.
+        let this = unsafe { Self::from_raw(raw) };
+        // SAFETY: The kernel calls with a valid range.
+        let (start, end) = unsafe { ((*range).start, (*range).end) };
+        // SAFETY: As above.
+        let blockable = unsafe { bindings::virtio_hmm_blockable(range) };
+
+        this.mirror.changing();
+        let state = if blockable {
+            this.state.lock()
+        } else if let Some(state) = this.state.try_lock() {
+            state
+        } else {
+            return false;
+        };
+        // Whoever the change comes from: what was learnt before it must not be used.
+        //
+        // SAFETY: `raw` is inserted, `seq` is what this callback was given, and `state`
+        // is the lock under which sequences are compared.
+        unsafe { bindings::virtio_hmm_set_seq(raw, seq) };
+        let concerned = this.mirror.concerned(&state, &(start..end));
+        drop(state);
+        let Some(range) = concerned else {
+            return true;
+        };
+        if !blockable {
+            // The mirror cannot be waited for.
+            return false;
+        }
+
+        // From here on nothing is mirrored anew before this change is over: the sequence
+        // tells all who want to that they have to wait.
+        let spare = this.spare.lock().pop();
+        let Some(mut pending) = spare else {
+            this.invalidate_alone(&range);
+            return true;
+        };
+        let Work::Idle(means) = core::mem::replace(&mut pending.work, Work::Taken) else {
+            // Only such are spare.
+            this.invalidate_alone(&range);
+            return true;
+        };
+        pending.work = Work::Asked(this.mirror.ask(means, &range));
+        pending.range = range;
+        let pending = KBox::into_raw(pending);
+        // SAFETY: `finish` is valid for writes. The first field of `Pending` is the
+        // second pass's link; the kernel passes it to `invalidate_finish` once.
+        unsafe { *finish = pending.cast() };
+        // SAFETY: `pending` is valid. The kernel fills in `link` itself.
+        unsafe { (*(*pending).finish.get()).notifier = raw };
+        true
+    }
+
+    extern "C" fn invalidate_finish(finish: *mut bindings::mmu_interval_notifier_finish) {
+        // SAFETY: This is a link that `invalidate_start` has handed out, which is the
+        // first field of a `Pending` from `into_raw`.
+        let mut pending = unsafe { KBox::from_raw(finish.cast::<Pending<T>>()) };
+        // SAFETY: `invalidate_start` has set this.
+        let raw = unsafe { (*pending.finish.get()).notifier };
+        // SAFETY: By the invariants the notifier is that of an `Interval`, whose drop
+        // waits for the end of the change.
+        let this = unsafe { Self::from_raw(raw) };
+
+        if let Work::Asked(promise) = core::mem::replace(&mut pending.work, Work::Taken) {
+            if let Some(means) = this.mirror.wait(promise) {
+                pending.work = Work::Idle(means);
+            }
+        }
+        this.mirror.forgotten(&mut this.state.lock(), &pending.range);
+        if let Work::Idle(_) = pending.work {
+            // There is always room for what was taken from there.
+            let _ = this.spare.lock().push_within_capacity(pending);
+        }
+    }
+
+    /// Runs both passes at once, by the means that are kept for this. The two passes of
+    /// different mirrors then do not overlap, so that nobody holds the last means of one
+    /// mirror while waiting for those of another.
+    fn invalidate_alone(&self, range: &Range<usize>) {
+        let mut last = self.last.lock();
+        if let Some(means) = last.take() {
+            *last = self.mirror.wait(self.mirror.ask(means, range));
+        }
+        self.mirror.forgotten(&mut self.state.lock(), range);
+    }
+}
+
+#[pinned_drop]
+impl<T: Mirror> PinnedDrop for Interval<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the invariants the notifier is inserted, and this is not one of its
+        // callbacks: those hold no reference that could be the last one.
+        unsafe { bindings::mmu_interval_notifier_remove(self.raw.get()) };
+    }
+}
+
+/// What the range fault needs of an interval: its notifier.
+pub(super) fn notifier<T: Mirror>(
+    interval: &Interval<T>,
+) -> NonNull<bindings::mmu_interval_notifier> {
+    // SAFETY: The address of a field is not null.
+    unsafe { NonNull::new_unchecked(interval.as_raw()) }
+}

@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device memory that has `struct page`s, but no address that a CPU could use.
+//!
+//! A [`Pagemap`] gives each frame of such memory a page, so that processes can have
+//! their pages there. It turns frames that nobody uses into folios, tells its
+//! [`DeviceMemory`] when one is free again, and when a CPU touches one.
+//!
+//! C header: `include/linux/memremap.h`.
+
+use super::{
+    migrate::{Collected, LockedFolio, Room, Select},
+    LockedVma, PAGE_SHIFT,
+};
+use crate::sys as bindings;
+use core::{
+    ffi::c_void,
+    marker::PhantomData,
+    mem::offset_of,
+    ops::Range,
+    pin::Pin,
+    ptr::NonNull,
+};
+use kernel::{
+    error::to_result,
+    mm::virt::VmaRef,
+    prelude::*,
+    types::Opaque,
+};
+
+/// Frames of device memory that are not in use: 2 to the power of `order` of them, from
+/// `first` on, which is a multiple of their number.
+///
+/// # Invariants
+///
+/// There is no other such value and no folio with any of these frames.
+pub(crate) struct UnusedFrames {
+    first: u64,
+    order: u32,
+}
+
+impl UnusedFrames {
+    /// # Safety
+    ///
+    /// The frames must not be in use, and be accounted for as in use from now on until
+    /// the value is dropped, or until [`DeviceMemory::freed`] is called for them.
+    pub(crate) unsafe fn new(first: u64, order: u32) -> Self {
+        // INVARIANT: The caller promises that it is so.
+        Self { first, order }
+    }
+
+    /// The first frame.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// log2 of their number.
+    pub(crate) fn order(&self) -> u32 {
+        self.order
+    }
+}
+
+/// Why a CPU cannot have a page back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// Its contents cannot be had.
+    Contents,
+    /// There is no memory for it.
+    NoMemory,
+}
+
+/// Who manages the frames of a page map.
+pub(crate) trait DeviceMemory: Send + Sync + Sized + 'static {
+    /// Called when the folio that was made of these frames, or of a larger run around
+    /// them, is no longer used. May be called in atomic context.
+    fn freed(&self, frames: UnusedFrames);
+
+    /// Called when a CPU touches a page in device memory; must bring it back.
+    fn migrate_to_ram(&self, pagemap: &Pagemap<Self>, fault: CpuFault<'_>) -> Result<(), Lost>;
+}
+
+/// The pages of device memory.
+///
+/// # Invariants
+///
+/// - `raw` is mapped, with `region` as its only range, from initialisation to drop.
+/// - `region` is ours until drop.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Pagemap<T: DeviceMemory> {
+    memory: T,
+    frames: u64,
+    region: Region,
+    #[pin]
+    raw: Opaque<bindings::dev_pagemap>,
+}
+
+// SAFETY: A page map may be unmapped by any thread.
+unsafe impl<T: DeviceMemory> Send for Pagemap<T> {}
+// SAFETY: Nothing in it changes, but for what the kernel does under its own locks.
+unsafe impl<T: DeviceMemory> Sync for Pagemap<T> {}
+
+/// Physical addresses that nobody else uses.
+struct Region(NonNull<bindings::resource>);
+
+impl Region {
+    fn new(bytes: u64, name: &'static CStr) -> Result<Self> {
+        // SAFETY: The name is a string that lives for ever.
+        let raw = unsafe {
+            bindings::virtio_hmm_request_region(bytes.try_into()?, name.as_char_ptr())
+        };
+        let raw = kernel::error::from_err_ptr(raw)?;
+        NonNull::new(raw).map(Self).ok_or(ENOMEM)
+    }
+
+    fn first_pfn(&self) -> usize {
+        // SAFETY: The region is ours, so it stays.
+        let start = unsafe { (*self.0.as_ptr()).start };
+        (start >> PAGE_SHIFT) as usize
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: The region is ours.
+        unsafe { bindings::virtio_hmm_release_region(self.0.as_ptr()) };
+    }
+}
+
+impl<T: DeviceMemory> Pagemap<T> {
+    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+        folio_free: Some(Self::folio_free),
+        migrate_to_ram: Some(Self::migrate_to_ram),
+        memory_failure: None,
+        // Nothing is kept for each page, so there is nothing to split.
+        folio_split: None,
+    };
+
+    /// Makes pages for `frames` frames, which must not be zero.
+    pub(crate) fn new(
+        frames: u64,
+        name: &'static CStr,
+        memory: T,
+    ) -> Result<impl PinInit<Self, Error>> {
+        let bytes = frames.checked_mul(1 << PAGE_SHIFT).ok_or(EINVAL)?;
+        let region = Region::new(bytes, name)?;
+        let resource = region.0;
+        // INVARIANT: `raw` is mapped below, or initialisation fails.
+        Ok(try_pin_init!(Self {
+            memory,
+            frames,
+            region,
+            raw <- Opaque::try_ffi_init(move |slot: *mut bindings::dev_pagemap| {
+                // SAFETY: `slot` is valid for writes, and all zeros is an empty page map.
+                unsafe { slot.write_bytes(0, 1) };
+                // SAFETY: `slot` was just initialised.
+                unsafe { (*slot).ops = &Self::OPS };
+                // SAFETY: `slot` is part of a pinned `Pagemap`, which stays until `drop`
+                // unmaps it; its other fields are initialised. The region is ours. The
+                // owner is an address that nobody else can have.
+                to_result(unsafe {
+                    bindings::virtio_hmm_memremap(slot, resource.as_ptr(), slot.cast())
+                })
+            }),
+        }))
+    }
+
+    /// Who manages the frames.
+    pub(crate) fn memory(&self) -> &T {
+        &self.memory
+    }
+
+    /// What tells this device memory from that of others.
+    pub(crate) fn owner(&self) -> *mut c_void {
+        self.raw.get().cast()
+    }
+
+    /// How many frames there are.
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// The frame behind a page frame number, if it is one of this device memory.
+    pub(crate) fn frame(&self, pfn: usize) -> Option<u64> {
+        let frame = pfn.checked_sub(self.region.first_pfn())? as u64;
+        (frame < self.frames).then_some(frame)
+    }
+
+    /// Makes a folio of frames. They come back by [`DeviceMemory::freed`].
+    ///
+    /// # Errors
+    ///
+    /// Returns the frames if they are none of this device memory.
+    pub(crate) fn folio(&self, frames: UnusedFrames) -> Result<LockedFolio, UnusedFrames> {
+        let end = frames.first.checked_add(1 << frames.order);
+        if end.is_none_or(|end| end > self.frames) {
+            return Err(frames);
+        }
+        let pfn = self.region.first_pfn() + frames.first as usize;
+        // SAFETY: By the invariants the page map is mapped, so that each frame in it has
+        // a page.
+        let page = unsafe { bindings::virtio_hmm_pfn_to_page(pfn) };
+        // SAFETY: By the invariants of `UnusedFrames` there is no folio with any of these
+        // pages, so that their reference counts are zero. They are pages of this map.
+        unsafe { bindings::virtio_hmm_init_device_folio(page, self.raw.get(), frames.order) };
+        // SAFETY: The kernel has just made the page a folio's, so it is not null.
+        let page = unsafe { NonNull::new_unchecked(page) };
+        // SAFETY: The kernel has just locked the new folio and given us its reference.
+        Ok(unsafe { LockedFolio::from_raw(page, frames.order) })
+    }
+
+    /// Takes pages of this device memory away from the process at `range`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::collect_to_device`].
+    pub(crate) fn collect_to_system<'a>(
+        &self,
+        vma: LockedVma<'a>,
+        range: Range<usize>,
+        room: &'a mut Room,
+    ) -> Result<Collected<'a>> {
+        Collected::addresses(vma, range, Select::Device, self.owner(), None, room)
+    }
+
+    /// Takes pages of ordinary memory away from the process at `range`, and places where
+    /// there is no page yet.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the range does not lie in `vma`, if the area cannot be migrated
+    /// (hugetlb, special mappings, DAX), or if there is not enough room.
+    pub(crate) fn collect_to_device<'a>(
+        &self,
+        vma: LockedVma<'a>,
+        range: Range<usize>,
+        room: &'a mut Room,
+    ) -> Result<Collected<'a>> {
+        Collected::addresses(vma, range, Select::System, self.owner(), None, room)
+    }
+
+    /// Takes the pages in `count` frames from `first` on away from whatever processes
+    /// they belong to.
+    pub(crate) fn collect_frames<'a>(
+        &self,
+        first: u64,
+        count: usize,
+        room: &'a mut Room,
+    ) -> Result<Collected<'a>> {
+        let end = first.checked_add(count as u64).ok_or(EINVAL)?;
+        if end > self.frames {
+            return Err(EINVAL);
+        }
+        let pfn = self.region.first_pfn() + first as usize;
+        // SAFETY: By the invariants these are frames of a page map that is mapped.
+        unsafe { Collected::frames(pfn, count, room) }
+    }
+
+    /// # Safety
+    ///
+    /// `raw` must be the page map of a `Pagemap<T>`, which must live for `'a`.
+    unsafe fn from_raw<'a>(raw: *mut bindings::dev_pagemap) -> &'a Self {
+        // SAFETY: The caller promises that this is the field of a `Pagemap`. `Opaque` is
+        // transparent.
+        unsafe { &*raw.byte_sub(offset_of!(Self, raw)).cast::<Self>() }
+    }
+
+    extern "C" fn folio_free(folio: *mut bindings::folio) {
+        // SAFETY: The kernel calls with a folio of device memory that has these
+        // operations, which holds its page map mapped.
+        let this = unsafe { Self::from_raw(bindings::virtio_hmm_folio_pagemap(folio)) };
+        // SAFETY: The folio is valid.
+        let pfn = unsafe { bindings::virtio_hmm_folio_pfn(folio) };
+        // SAFETY: As above.
+        let order = unsafe { bindings::virtio_hmm_folio_order(folio) };
+        if let Some(first) = this.frame(pfn) {
+            // INVARIANT: The last reference to the folio is gone, and it was made of
+            // frames that nobody else uses.
+            this.memory.freed(UnusedFrames { first, order });
+        }
+    }
+
+    extern "C" fn migrate_to_ram(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: The kernel calls with a fault on a page of device memory.
+        let page = unsafe { bindings::virtio_hmm_fault_page(vmf) };
+        // SAFETY: The page has these operations and is referenced, which holds its page
+        // map mapped.
+        let this = unsafe { Self::from_raw(bindings::virtio_hmm_page_pagemap(page)) };
+        let Some(page) = NonNull::new(page) else {
+            return bindings::vm_fault_reason_VM_FAULT_SIGBUS;
+        };
+        // INVARIANT: The kernel holds the mmap lock and the lock of the page's folio
+        // during this call, and `fault` does not outlive it.
+        let fault = CpuFault {
+            vmf,
+            page,
+            _call: PhantomData,
+        };
+        match this.memory.migrate_to_ram(this, fault) {
+            Ok(()) => 0,
+            Err(Lost::Contents) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+            Err(Lost::NoMemory) => bindings::vm_fault_reason_VM_FAULT_OOM,
+        }
+    }
+}
+
+#[pinned_drop]
+impl<T: DeviceMemory> PinnedDrop for Pagemap<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // Waits for folios that are still in use. `region` is dropped after this.
+        //
+        // SAFETY: By the invariants it is mapped.
+        unsafe { bindings::memunmap_pages(self.raw.get()) };
+    }
+}
+
+/// A CPU has touched a page in device memory.
+///
+/// # Invariants
+///
+/// During `'f` the mmap lock is held for reading, and `page`, which is the page in
+/// device memory, is referenced and its folio locked.
+pub(crate) struct CpuFault<'f> {
+    vmf: *mut bindings::vm_fault,
+    page: NonNull<bindings::page>,
+    _call: PhantomData<&'f ()>,
+}
+
+impl<'f> CpuFault<'f> {
+    /// The area that was touched.
+    pub(crate) fn vma(&self) -> LockedVma<'f> {
+        // SAFETY: By the invariants the fault and its area are valid for `'f`, and the
+        // mmap lock is held.
+        let vma = unsafe { VmaRef::from_raw(bindings::virtio_hmm_fault_vma(self.vmf)) };
+        // INVARIANT: The mmap lock is held for `'f`.
+        LockedVma(vma)
+    }
+
+    /// The address that was touched.
+    pub(crate) fn address(&self) -> usize {
+        // SAFETY: By the invariants the fault is valid.
+        unsafe { bindings::virtio_hmm_fault_address(self.vmf) }
+    }
+
+    /// log2 of the pages of the folio that was touched.
+    pub(crate) fn order(&self) -> u32 {
+        // SAFETY: By the invariants the page is valid, and locked, so that its folio is
+        // not split meanwhile.
+        let folio = unsafe { bindings::virtio_hmm_page_folio(self.page.as_ptr()) };
+        // SAFETY: As above.
+        unsafe { bindings::virtio_hmm_folio_order(folio) }
+    }
+
+    /// Takes pages of this device memory away from the process at `range`, which must
+    /// contain the address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pagemap::collect_to_system`].
+    pub(crate) fn collect<'a, T: DeviceMemory>(
+        &self,
+        pagemap: &Pagemap<T>,
+        range: Range<usize>,
+        room: &'a mut Room,
+    ) -> Result<Collected<'a>>
+    where
+        'f: 'a,
+    {
+        Collected::addresses(
+            self.vma(),
+            range,
+            Select::Device,
+            pagemap.owner(),
+            Some(self.page),
+            room,
+        )
+    }
+}

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which frames of device memory are in use.
+//!
+//! Memory is managed in blocks of 2 MiB, which are lent as a whole or frame by frame. A
+//! frame that comes back is *stale*: the device still holds its contents until it is
+//! told to discard them. Knows neither the device nor what frames are lent for.
+//!
+//! All calls but [`Frames::new`] may be made in atomic context.
+
+use crate::mm::{pagemap::UnusedFrames, LARGE_ORDER, LARGE_PAGES};
+use kernel::{new_spinlock_irq, prelude::*, sync::SpinLockIrq};
+
+/// The words of a set of the frames of a block.
+const WORDS: usize = LARGE_PAGES / u64::BITS as usize;
+
+/// A block of frames.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Frames that cannot be lent: in use, or being discarded.
+    busy: [u64; WORDS],
+    /// Frames that the device is to be told to discard.
+    stale: [u64; WORDS],
+    /// How many frames are busy.
+    count: u16,
+}
+
+impl Block {
+    const EMPTY: Self = Self {
+        busy: [0; WORDS],
+        stale: [0; WORDS],
+        count: 0,
+    };
+
+    /// The first frame that is not busy; one that is not stale, if there is one.
+    fn find(&self) -> Option<usize> {
+        let first = |word: &dyn Fn(usize) -> u64| {
+            (0..WORDS)
+                .find(|&index| word(index) != 0)
+                .map(|index| index * 64 + word(index).trailing_zeros() as usize)
+        };
+        first(&|index| !(self.busy[index] | self.stale[index]))
+            .or_else(|| first(&|index| !self.busy[index]))
+    }
+}
+
+/// The bit of a frame in its word.
+fn bit(frame: usize) -> (usize, u64) {
+    (frame / 64, 1 << (frame % 64))
+}
+
+/// A set of blocks, as a list through an array: every operation takes constant time.
+struct Set {
+    /// The neighbours of each block, `NONE` at the ends, and `OUT` if it is not in the
+    /// set.
+    links: KVVec<(u32, u32)>,
+    first: u32,
+}
+
+const NONE: u32 = u32::MAX;
+const OUT: u32 = u32::MAX - 1;
+
+impl Set {
+    fn new(blocks: usize) -> Result<Self> {
+        Ok(Self {
+            links: KVVec::from_elem((OUT, OUT), blocks, GFP_KERNEL)?,
+            first: NONE,
+        })
+    }
+
+    fn contains(&self, block: u32) -> bool {
+        self.links[block as usize].0 != OUT
+    }
+
+    fn first(&self) -> Option<u32> {
+        (self.first != NONE).then_some(self.first)
+    }
+
+    fn insert(&mut self, block: u32) {
+        if !self.contains(block) {
+            if let Some(next) = self.first() {
+                self.links[next as usize].0 = block;
+            }
+            self.links[block as usize] = (NONE, self.first);
+            self.first = block;
+        }
+    }
+
+    fn remove(&mut self, block: u32) {
+        if self.contains(block) {
+            let (previous, next) = self.links[block as usize];
+            match previous {
+                NONE => self.first = next,
+                previous => self.links[previous as usize].1 = next,
+            }
+            if next != NONE {
+                self.links[next as usize].0 = previous;
+            }
+            self.links[block as usize] = (OUT, OUT);
+        }
+    }
+
+    fn set(&mut self, block: u32, member: bool) {
+        if member {
+            self.insert(block);
+        } else {
+            self.remove(block);
+        }
+    }
+}
+
+struct State {
+    blocks: KVVec<Block>,
+    /// Blocks without busy frames.
+    empty: Set,
+    /// Blocks with some busy frames, but not all.
+    partial: Set,
+    /// Blocks with stale frames that can be discarded.
+    stale: Set,
+    /// Frames that are lent.
+    lent: u64,
+    /// Frames that are to be discarded, or are being discarded.
+    to_discard: u64,
+    /// Nothing is lent any more.
+    closed: bool,
+}
+
+/// The frames of a device's memory.
+#[pin_data]
+pub(crate) struct Frames {
+    #[pin]
+    state: SpinLockIrq<State>,
+    /// Frames must be discarded before they are lent again.
+    strict: bool,
+    total: u64,
+}
+
+/// Frames that have been lent; they come back when this is dropped.
+pub(crate) struct Lent<'a> {
+    owner: &'a Frames,
+    frames: Option<UnusedFrames>,
+}
+
+impl Lent<'_> {
+    /// The frames; from now on they must be given back by [`Frames::give_back`].
+    pub(crate) fn keep(mut self) -> Option<UnusedFrames> {
+        self.frames.take()
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Some(frames) = self.frames.take() {
+            self.owner.give_back(frames);
+        }
+    }
+}
+
+/// Frames that lie one behind the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    /// The first frame.
+    pub(crate) first: u64,
+    /// How many.
+    pub(crate) pages: u32,
+}
+
+impl Frames {
+    /// As many frames, of which only whole blocks are used. With `strict` a frame must
+    /// be discarded before it is lent again.
+    pub(crate) fn new(frames: u64, strict: bool) -> Result<impl PinInit<Self>> {
+        let count = usize::try_from(frames / LARGE_PAGES as u64)?;
+        // Numbers of blocks must stay below the two that have a meaning of their own.
+        if count == 0 || count >= OUT as usize {
+            return Err(EINVAL);
+        }
+        let mut state = State {
+            blocks: KVVec::from_elem(Block::EMPTY, count, GFP_KERNEL)?,
+            empty: Set::new(count)?,
+            partial: Set::new(count)?,
+            stale: Set::new(count)?,
+            lent: 0,
+            to_discard: 0,
+            closed: false,
+        };
+        for block in (0..count as u32).rev() {
+            state.empty.insert(block);
+        }
+        Ok(pin_init!(Self {
+            state <- new_spinlock_irq!(state, "Frames::state"),
+            strict,
+            total: (count * LARGE_PAGES) as u64,
+        }))
+    }
+
+    /// How many frames there are.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// How many frames are lent.
+    pub(crate) fn used(&self) -> u64 {
+        self.state.lock().lent
+    }
+
+    /// Lends nothing any more.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+    }
+
+    /// Whether nothing is lent any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    /// Whether frames would become free if all that are stale were discarded.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.strict && self.state.lock().to_discard > 0
+    }
+
+    /// Lends a frame.
+    pub(crate) fn lend_one(&self) -> Option<Lent<'_>> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.closed {
+            return None;
+        }
+        let block = state.partial.first().or_else(|| state.empty.first())?;
+        let frame = state.blocks[block as usize].find()?;
+        state.take(block, frame);
+        state.lent += 1;
+        state.relink(block);
+        let first = u64::from(block) * LARGE_PAGES as u64 + frame as u64;
+        // SAFETY: The frame was not busy, hence not in use; it is busy from now on, until
+        // `give_back` takes this value or the one that is made when it comes back.
+        let frames = unsafe { UnusedFrames::new(first, 0) };
+        Some(Lent {
+            owner: self,
+            frames: Some(frames),
+        })
+    }
+
+    /// Lends a block.
+    pub(crate) fn lend_block(&self) -> Option<Lent<'_>> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.closed {
+            return None;
+        }
+        let block = state.empty.first()?;
+        for frame in 0..LARGE_PAGES {
+            state.take(block, frame);
+        }
+        state.lent += LARGE_PAGES as u64;
+        state.relink(block);
+        let first = u64::from(block) * LARGE_PAGES as u64;
+        // SAFETY: As in `lend_one`, for all frames of a block without busy ones.
+        let frames = unsafe { UnusedFrames::new(first, LARGE_ORDER) };
+        Some(Lent {
+            owner: self,
+            frames: Some(frames),
+        })
+    }
+
+    /// Takes frames back. They are stale now. Says whether stale frames should be
+    /// discarded: at once if they cannot be lent before, else when they are many, or when
+    /// no others are left in use.
+    pub(crate) fn give_back(&self, frames: UnusedFrames) -> bool {
+        let block = (frames.first() / LARGE_PAGES as u64) as u32;
+        let start = (frames.first() % LARGE_PAGES as u64) as usize;
+        let count = 1 << frames.order();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if let Some(entry) = state.blocks.get_mut(block as usize) {
+            for frame in start..(start + count).min(LARGE_PAGES) {
+                let (word, mask) = bit(frame);
+                entry.stale[word] |= mask;
+                if !self.strict {
+                    entry.busy[word] &= !mask;
+                    entry.count -= 1;
+                }
+            }
+            state.lent -= count as u64;
+            state.to_discard += count as u64;
+            state.relink(block);
+        }
+        self.strict || state.lent == 0 || state.to_discard >= self.total / 4
+    }
+
+    /// Fills `runs`, within its capacity, with stale frames, of at most `pages` pages in
+    /// all. They must be discarded and then be given to [`Frames::discarded`].
+    pub(crate) fn take_stale(&self, runs: &mut KVec<Run>, mut pages: u32) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        while let Some(block) = state.stale.first() {
+            let complete = state.take_stale(block, runs, &mut pages);
+            state.relink(block);
+            if !complete {
+                return;
+            }
+        }
+    }
+
+    /// Frames of [`Frames::take_stale`] have been discarded.
+    pub(crate) fn discarded(&self, runs: &[Run]) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        for run in runs {
+            for number in run.first..run.first + u64::from(run.pages) {
+                let block = (number / LARGE_PAGES as u64) as u32;
+                let (word, mask) = bit((number % LARGE_PAGES as u64) as usize);
+                if let Some(entry) = state.blocks.get_mut(block as usize) {
+                    entry.busy[word] &= !mask;
+                    entry.count -= 1;
+                    state.to_discard -= 1;
+                    state.relink(block);
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Makes a frame of a block busy that is not.
+    fn take(&mut self, block: u32, frame: usize) {
+        let entry = &mut self.blocks[block as usize];
+        let (word, mask) = bit(frame);
+        entry.busy[word] |= mask;
+        entry.count += 1;
+        if entry.stale[word] & mask != 0 {
+            // Whoever uses the frame now overwrites it, so there is nothing to discard.
+            entry.stale[word] &= !mask;
+            self.to_discard -= 1;
+        }
+    }
+
+    /// Moves the stale frames of a block to `runs`; says whether there was room for all.
+    fn take_stale(&mut self, block: u32, runs: &mut KVec<Run>, pages: &mut u32) -> bool {
+        let base = u64::from(block) * LARGE_PAGES as u64;
+        let entry = &mut self.blocks[block as usize];
+        for frame in 0..LARGE_PAGES {
+            let (word, mask) = bit(frame);
+            if entry.stale[word] & mask == 0 {
+                continue;
+            }
+            if *pages == 0 {
+                return false;
+            }
+            let number = base + frame as u64;
+            match runs.last_mut() {
+                Some(run) if run.first + u64::from(run.pages) == number => run.pages += 1,
+                _ => {
+                    let run = Run {
+                        first: number,
+                        pages: 1,
+                    };
+                    if runs.push_within_capacity(run).is_err() {
+                        return false;
+                    }
+                }
+            }
+            *pages -= 1;
+            entry.stale[word] &= !mask;
+            if entry.busy[word] & mask == 0 {
+                entry.busy[word] |= mask;
+                entry.count += 1;
+            }
+        }
+        true
+    }
+
+    /// Puts a block into the sets that it belongs to.
+    fn relink(&mut self, block: u32) {
+        let entry = &self.blocks[block as usize];
+        let count = usize::from(entry.count);
+        let stale = entry.stale.iter().any(|word| *word != 0);
+        self.empty.set(block, count == 0);
+        self.partial.set(block, count > 0 && count < LARGE_PAGES);
+        self.stale.set(block, stale);
+    }
+}

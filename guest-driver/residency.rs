@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where the pages of a process are.
+//!
+//! Combines what the process's page table says with what the device says. Changes
+//! nothing and makes no page present.
+
+use crate::{
+    command::{range_entry, Query},
+    device::Device,
+    mm::{
+        hmm::{HmmPage, Pages, Want},
+        LARGE_ORDER, PAGE_SHIFT,
+    },
+    queue::Message,
+    space::Space,
+    uapi::page_state,
+    wire::command::{query_flags, MAX_QUERY_PAGES},
+};
+use core::ops::Range;
+use kernel::{current, mm::MmWithUser, prelude::*};
+
+/// How many pages are looked at in one go.
+pub(crate) const STEP: usize = MAX_QUERY_PAGES as usize;
+
+/// How long the kernel may wait for changes by others, in milliseconds.
+const PATIENCE: u32 = 1000;
+
+/// Looks at address spaces.
+pub(crate) struct Looker<'a> {
+    device: &'a Device,
+    space: &'a Space,
+    mm: &'a MmWithUser,
+    pages: Pages,
+}
+
+impl<'a> Looker<'a> {
+    /// For looking at the process of a space.
+    pub(crate) fn new(device: &'a Device, space: &'a Space, mm: &'a MmWithUser) -> Result<Self> {
+        Ok(Self {
+            device,
+            space,
+            mm,
+            pages: Pages::new(STEP)?,
+        })
+    }
+
+    /// Fills in the [`page_state`] of each page of `range`, which has at most [`STEP`].
+    ///
+    /// # Errors
+    ///
+    /// - `EINTR` if a signal arrived while the process kept changing its mappings.
+    /// - `ESRCH` if the space has ended.
+    /// - `ENOMEM` if there is no memory; `EIO` or `ENODEV` if the device is given up.
+    pub(crate) fn look(&mut self, range: &Range<usize>, states: &mut [u8]) -> Result {
+        loop {
+            let snapshot = self.space.interval.fault(
+                self.mm,
+                range.clone(),
+                self.device.pagemap.owner(),
+                PATIENCE,
+                &mut self.pages,
+                |_| Want::Look,
+            );
+            let committed = match snapshot {
+                Ok(snapshot) => snapshot.commit().ok(),
+                Err(error) if error == EBUSY => None,
+                Err(error) => return Err(error),
+            };
+            if let Some(mut committed) = committed {
+                if committed.state().is_ended() {
+                    return Err(ESRCH);
+                }
+                for (index, state) in states.iter_mut().enumerate() {
+                    *state = committed.page(index).map_or(0, |page| state_of(self.device, page));
+                }
+                break;
+            }
+            if current!().signal_pending() {
+                return Err(EINTR);
+            }
+        }
+
+        let mut message = Message::<Query>::new(self.space.id(), 1, range.len() >> PAGE_SHIFT)?;
+        message.push(&range_entry(range))?;
+        let reply = self.device.core.link.send(message)?;
+        for (index, state) in states.iter_mut().enumerate() {
+            let result = reply.output(index).ok_or_else(|| self.device.core.link.violated())?;
+            if result.flags.get() & query_flags::PRESENT != 0 {
+                *state |= page_state::MAPPED;
+            }
+        }
+        Ok(())
+    }
+
+}
+
+/// What the process's page table says of a page.
+fn state_of(device: &Device, page: HmmPage<'_>) -> u8 {
+    let Some(pfn) = page.pfn() else {
+        return if page.is_error() {
+            page_state::OTHER
+        } else {
+            page_state::NONE
+        };
+    };
+    let mut state = match device.pagemap.frame(pfn) {
+        Some(_) => page_state::DEVICE,
+        None => page_state::SYSTEM,
+    };
+    if page.is_writable() {
+        state |= page_state::WRITABLE;
+    }
+    if page.order() >= LARGE_ORDER {
+        state |= page_state::LARGE;
+    }
+    state
+}
