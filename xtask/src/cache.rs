@@ -4,6 +4,7 @@
 //! its stamp lists key files with size and digest, which are verified on
 //! every use. It knows nothing of what the entries are.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::host;
 
 const STAMP: &str = "stamp.json";
+const PARTIAL: &str = "partial";
 
 /// A directory that holds entries.
 #[derive(Debug)]
@@ -127,15 +129,35 @@ impl Cache {
             }
             Err(_) => {}
         }
+        self.sweep()?;
         let partial = self
             .directory
-            .join(format!("{}.partial", recipe.entry_name()));
+            .join(format!("{}.{PARTIAL}", recipe.entry_name()));
         host::remove_tree(&partial)?;
         fs::create_dir(&partial).with_context(|| format!("creating {}", partial.display()))?;
         let key_files = build(&partial)?;
         Stamp::of(&partial, key_files)?.write(&partial)?;
         fs::rename(&partial, &entry).with_context(|| format!("completing {}", entry.display()))?;
         Ok(entry)
+    }
+
+    /// Removes what interrupted runs left half-built, unless it is being built now.
+    fn sweep(&self) -> Result<()> {
+        for found in fs::read_dir(&self.directory)? {
+            let path = found?.path();
+            if path.extension() != Some(OsStr::new(PARTIAL)) {
+                continue;
+            }
+            let lock = File::options()
+                .write(true)
+                .open(path.with_extension("lock"));
+            // Whoever builds it holds its lock; so do we, for the one we are about to build.
+            if lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
+            {
+                host::remove_tree(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the entry that `recipe` describes, if there is one.
@@ -299,6 +321,19 @@ mod tests {
         assert!(!fixture.cache.directory().join(recipe.entry_name()).exists());
         fixture.entry("a").unwrap();
         assert_eq!(fixture.built.get(), 1);
+    }
+
+    #[test]
+    fn what_an_interrupted_run_left_is_removed_but_not_what_another_builds_now() {
+        let fixture = Fixture::new();
+        for name in ["abandoned", "busy"] {
+            drop(fixture.cache.lock(name).unwrap());
+            fs::create_dir(fixture.cache.directory().join(name).with_extension(PARTIAL)).unwrap();
+        }
+        let _building = fixture.cache.lock("busy").unwrap();
+        fixture.entry("a").unwrap();
+        assert!(!fixture.cache.directory().join("abandoned.partial").exists());
+        assert!(fixture.cache.directory().join("busy.partial").exists());
     }
 
     #[test]

@@ -57,7 +57,8 @@ impl Checkout {
         command
     }
 
-    /// Builds the daemon and the guest's programs.
+    /// Builds the daemon and the guest's programs, among them the hostile one,
+    /// which tests find beside the others.
     pub(crate) fn build_programs(&self) -> Result<Programs> {
         let mut daemon = self.cargo();
         daemon.args([
@@ -74,7 +75,14 @@ impl Checkout {
         let mut guest = self.cargo();
         guest
             .args(["build", "--release", "--target", GUEST_TARGET, "--bins"])
-            .args(["--package", "hmm-agent", "--package", "hmm-tool"])
+            .args([
+                "--package",
+                "hmm-agent",
+                "--package",
+                "hmm-tool",
+                "--package",
+                "hmm-hostile",
+            ])
             .env("RUSTFLAGS", flags);
         let mut guest = build(&mut guest)?;
         Ok(Programs {

@@ -140,37 +140,41 @@ pub(crate) fn apt_proxies() -> Vec<String> {
         .collect()
 }
 
-/// Starts a command that, for a normal user, is root over the user's subordinate ids.
+/// Starts a command in a mount namespace of its own, as root; for a normal user,
+/// root over the user's subordinate ids.
 ///
 /// The caller adds the program and its arguments.
 pub(crate) fn as_root_of_own_namespace() -> Command {
-    if is_root() {
-        return Command::new("env");
-    }
     let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--map-auto", "--mount", "--"]);
+    if !is_root() {
+        command.args(["--map-root-user", "--map-auto"]);
+    }
+    command.args(["--mount", "--"]);
     command
 }
 
-/// Whether a normal user may do what [`as_root_of_own_namespace`] needs.
-pub(crate) fn check_user_namespaces() -> Result<()> {
-    if is_root() {
-        return Ok(());
-    }
+/// Whether we may do what [`as_root_of_own_namespace`] needs.
+pub(crate) fn check_namespaces() -> Result<()> {
     let allowed = as_root_of_own_namespace()
         .arg("true")
         .stdin(Stdio::null())
         .output()
         .context("starting unshare")?;
-    if !allowed.status.success() {
+    if allowed.status.success() {
+        return Ok(());
+    }
+    let refusal = String::from_utf8_lossy(&allowed.stderr).trim().to_owned();
+    if is_root() {
         bail!(
-            "this user cannot make the user namespace that the toolbox needs ({}): \
-             give the user a range in /etc/subuid and /etc/subgid and allow unprivileged \
-             user namespaces, or run as root",
-            String::from_utf8_lossy(&allowed.stderr).trim()
+            "root may not make the mount namespace that the toolbox needs here ({refusal}): \
+             in a container, give it the capability CAP_SYS_ADMIN"
         );
     }
-    Ok(())
+    bail!(
+        "this user cannot make the user namespace that the toolbox needs ({refusal}): give the \
+         user a range in /etc/subuid and /etc/subgid and allow unprivileged user namespaces, \
+         or run as root"
+    )
 }
 
 /// Removes a directory and all below it; one that does not exist is fine.

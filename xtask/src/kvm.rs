@@ -16,7 +16,7 @@ use crate::progress;
 use crate::toolbox::Toolbox;
 
 /// How long the smallest guest may take; emulated it needs 4 seconds.
-const BOOT_LIMIT: Duration = Duration::from_secs(20);
+const BOOT_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the smallest guest prints when its first process runs.
 const PROOF: &str = "userspace reached";

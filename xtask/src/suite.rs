@@ -8,15 +8,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use hmm_tests::artifacts::MANIFEST_VARIABLE;
+use hmm_tests::vm::KERNEL_VARIABLE;
 
 use crate::args::{KernelChoice, TestArgs};
 use crate::cargo::Checkout;
 use crate::driver;
 use crate::prepare::{Foundation, Prepared};
 use crate::report::{Counts, Report};
-
-/// Tells the VM tests which kernel of the manifest to boot.
-const KERNEL_VARIABLE: &str = "VIRTIO_HMM_KERNEL";
 
 /// The package whose tests start virtual machines.
 const VM_TESTS: &str = "hmm-tests";

@@ -63,7 +63,7 @@ impl Toolbox {
     pub(crate) fn prepare(cache: &Cache) -> Result<Self> {
         let logs = cache.directory().join("logs");
         host::install_missing_packages(&logs.join("host-packages.log"))?;
-        host::check_user_namespaces()?;
+        host::check_namespaces()?;
         let entry = cache.entry(&Self::recipe(), |partial| {
             progress::announce(
                 "making the toolbox",
@@ -165,17 +165,15 @@ impl Toolbox {
         command
     }
 
-    /// Root has device nodes in the toolbox; a user borrows those of the host.
+    /// Compilers want /dev and objtool /proc; they are the host's, and vanish with
+    /// the command's own mount namespace.
     fn enter(&self) -> Command {
         const BIND_AND_ENTER: &str = "for each in dev proc sys; do \
              mount --rbind /$each \"$1/$each\"; done; exec chroot \"$@\"";
         let mut command = host::as_root_of_own_namespace();
-        if host::is_root() {
-            command.arg("chroot");
-        } else {
-            command.args(["sh", "-eu", "-c", BIND_AND_ENTER, "sh"]);
-        }
-        command.arg(&self.root);
+        command
+            .args(["sh", "-eu", "-c", BIND_AND_ENTER, "sh"])
+            .arg(&self.root);
         command
     }
 
