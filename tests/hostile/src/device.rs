@@ -460,7 +460,7 @@ impl Device {
 
 /// What the device wrote: the first `length` bytes of the writable parts. The
 /// others must be as they were.
-fn gather(arena: &Arena, writable: Range<usize>, length: usize) -> Result<Vec<u8>> {
+fn gather(arena: &Arena, writable: &[Range<usize>], length: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for range in writable {
         bytes.extend(arena.read(range.start, range.len())?);
