@@ -1,0 +1,15 @@
+//! How things are measured: in turns with what they are compared with, several times.
+//!
+//! The benchmarks of the daemon and of the guest make [`Measurement`]s with a
+//! [`Bench`] and print them line by line; whoever started them collects the lines. The
+//! numbers of one run are comparable with each other, because the thing measured and
+//! its reference took turns on the same machine; numbers of two runs are comparable
+//! as far as their [`Spread`]s say. This crate knows nothing of what is measured.
+
+mod measurement;
+mod rounds;
+mod spread;
+
+pub use measurement::{Better, Failure, Line, Measurement, Reference, Unit};
+pub use rounds::{Bench, Format, Per, Turn};
+pub use spread::Spread;

@@ -1,0 +1,249 @@
+//! The rounds in which things are measured.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use crate::measurement::{Better, Failure, Line, Measurement, Reference, Unit};
+use crate::spread::Spread;
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// That of the thing that is measured.
+    Measured,
+    /// That of what it is compared with.
+    Reference,
+}
+
+/// What a time is divided by, or what is divided by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// So many bytes were moved: gigabytes in a second.
+    Bytes(u64),
+    /// So many floating point operations were done: 10^9 of them in a second.
+    Flops(u64),
+    /// Something was done so many times: nanoseconds for each.
+    Times(u64),
+}
+
+impl Per {
+    fn unit(self) -> (Unit, Better) {
+        match self {
+            Self::Bytes(_) => (Unit::GigabytesPerSecond, Better::Higher),
+            Self::Flops(_) => (Unit::GigaflopsPerSecond, Better::Higher),
+            Self::Times(_) => (Unit::Nanoseconds, Better::Lower),
+        }
+    }
+
+    // Three digits are shown; the conversions keep fifteen.
+    #[allow(clippy::cast_precision_loss)]
+    fn value(self, time: Duration) -> f64 {
+        let nanoseconds = time.as_nanos().max(1) as f64;
+        match self {
+            Self::Bytes(amount) | Self::Flops(amount) => amount as f64 / nanoseconds,
+            Self::Times(count) => nanoseconds / count.max(1) as f64,
+        }
+    }
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A [`Line`] of JSON for each.
+    Json,
+    /// A table.
+    Text,
+}
+
+/// Measures one thing after the other and prints what comes out at once.
+#[derive(Debug)]
+pub struct Bench {
+    format: Format,
+    repetitions: usize,
+    group: String,
+    failures: usize,
+}
+
+impl Bench {
+    /// Repeats everything so many times, at least once.
+    pub fn new(format: Format, repetitions: usize) -> Self {
+        Self {
+            format,
+            repetitions: repetitions.max(1),
+            group: String::new(),
+            failures: 0,
+        }
+    }
+
+    /// How often everything is repeated.
+    pub fn repetitions(&self) -> usize {
+        self.repetitions
+    }
+
+    /// What follows belongs to this group.
+    pub fn group(&mut self, name: &str) {
+        name.clone_into(&mut self.group);
+        if self.format == Format::Text {
+            println!("\n{name}");
+        }
+    }
+
+    /// Whether everything could be measured.
+    pub fn is_complete(&self) -> bool {
+        self.failures == 0
+    }
+
+    /// Measures something by itself. `round` says how long it took.
+    pub fn alone<E: Display>(
+        &mut self,
+        name: &str,
+        per: Per,
+        mut round: impl FnMut() -> Result<Duration, E>,
+    ) {
+        let rounds = self.rounds(|| round().map(|time| per.value(time)));
+        let (unit, better) = per.unit();
+        self.conclude(name, unit, better, rounds.map(|values| (values, None)));
+    }
+
+    /// Measures something in turns with what it is compared with. `round` says how long
+    /// the one whose turn it is took. Each side is warmed up by a round that does not
+    /// count.
+    pub fn pair<E: Display>(
+        &mut self,
+        name: &str,
+        per: Per,
+        reference: &str,
+        mut round: impl FnMut(Turn) -> Result<Duration, E>,
+    ) {
+        let rounds = self.rounds(|| {
+            let measured = per.value(round(Turn::Measured)?);
+            let reference = per.value(round(Turn::Reference)?);
+            Ok::<_, E>((measured, reference))
+        });
+        let (unit, better) = per.unit();
+        let result = rounds.map(|rounds| {
+            let (measured, references): (Vec<f64>, Vec<f64>) = rounds.into_iter().unzip();
+            let ratios = measured.iter().zip(&references).map(|(m, r)| m / r);
+            let reference = Spread::of(references.iter().copied())
+                .zip(Spread::of(ratios))
+                .map(|(value, ratio)| Reference {
+                    name: reference.to_owned(),
+                    value,
+                    ratio,
+                });
+            (measured, reference)
+        });
+        self.conclude(name, unit, better, result);
+    }
+
+    /// Measures something that is no time. `round` says what came out.
+    pub fn figure<E: Display>(
+        &mut self,
+        name: &str,
+        (unit, better): (Unit, Better),
+        round: impl FnMut() -> Result<f64, E>,
+    ) {
+        let rounds = self.rounds(round);
+        self.conclude(name, unit, better, rounds.map(|values| (values, None)));
+    }
+
+    /// Takes in figures that were gathered by the way, one from each repetition.
+    pub fn gathered(&mut self, name: &str, (unit, better): (Unit, Better), values: Vec<f64>) {
+        self.conclude(name, unit, better, Ok((values, None)));
+    }
+
+    /// A round that does not count, then as many as wanted.
+    fn rounds<T, E: Display>(
+        &self,
+        mut round: impl FnMut() -> Result<T, E>,
+    ) -> Result<Vec<T>, String> {
+        // The alternate form shows what caused an error, where the error knows.
+        let text = |error: E| format!("{error:#}");
+        round().map_err(text)?;
+        (0..self.repetitions)
+            .map(|_| round().map_err(text))
+            .collect()
+    }
+
+    fn conclude(
+        &mut self,
+        name: &str,
+        unit: Unit,
+        better: Better,
+        result: Result<(Vec<f64>, Option<Reference>), String>,
+    ) {
+        let (group, name) = (self.group.clone(), name.to_owned());
+        let spread = result.and_then(|(values, reference)| {
+            let spread =
+                Spread::of(values.iter().copied()).ok_or("there was nothing to measure")?;
+            Ok((spread, values.len(), reference))
+        });
+        let line = match spread {
+            Ok((value, repetitions, reference)) => Line::Measurement(Measurement {
+                group,
+                name,
+                unit,
+                better,
+                repetitions,
+                value,
+                reference,
+            }),
+            Err(reason) => {
+                self.failures += 1;
+                Line::Failure(Failure {
+                    group,
+                    name,
+                    reason,
+                })
+            }
+        };
+        match (self.format, &line) {
+            (Format::Json, line) => println!("{}", serde_json::json!(line)),
+            (Format::Text, Line::Measurement(measurement)) => println!("  {measurement}"),
+            (Format::Text, Line::Failure(failure)) => println!("  {failure}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    #[test]
+    fn rates_and_times_are_what_they_say() {
+        let time = Duration::from_micros(1);
+        assert!((Per::Bytes(2000).value(time) - 2.0).abs() < 1e-12);
+        assert!((Per::Times(10).value(time) - 100.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_first_round_does_not_count_and_the_sides_take_turns() {
+        let mut turns = Vec::new();
+        let mut bench = Bench::new(Format::Json, 3);
+        bench.pair("x", Per::Times(1), "y", |turn| {
+            turns.push(turn);
+            Ok::<_, Infallible>(Duration::from_nanos(5))
+        });
+        assert_eq!(turns, [Turn::Measured, Turn::Reference].repeat(4));
+        assert!(bench.is_complete());
+    }
+
+    #[test]
+    fn what_fails_once_is_no_measurement_but_the_next_thing_is_measured() {
+        let mut bench = Bench::new(Format::Json, 3);
+        let mut rounds = 0;
+        bench.alone("x", Per::Times(1), || {
+            rounds += 1;
+            if rounds == 3 {
+                Err("lost")
+            } else {
+                Ok(Duration::ZERO)
+            }
+        });
+        assert_eq!(rounds, 3);
+        assert!(!bench.is_complete());
+        bench.alone("y", Per::Times(1), || Ok::<_, Infallible>(Duration::ZERO));
+        assert!(!bench.is_complete());
+    }
+}
