@@ -46,7 +46,6 @@ pub(crate) struct Limits {
     pub(crate) capabilities: u64,
     pub(crate) max_spaces: u32,
     pub(crate) max_jobs: u32,
-    pub(crate) max_entries: u32,
     /// Pages that one migration may move: the least of several limits.
     pub(crate) max_move: usize,
     pub(crate) max_discard: u32,
@@ -90,7 +89,6 @@ impl Limits {
             capabilities: config.capabilities.get(),
             max_spaces: config.max_spaces.get(),
             max_jobs: config.max_jobs.get(),
-            max_entries: config.max_entries.get(),
             max_move: (max_move - max_move % large) as usize,
             max_discard: max_copy_pages,
             engines: config.engines.get(),

@@ -204,7 +204,7 @@ impl WorkItem for Dispatcher {
     }
 }
 
-/// The faults of a space that have not been looked at.
+/// The faults of a space that have not been looked at, sorted by address.
 #[pin_data]
 pub(crate) struct Inbox {
     #[pin]
@@ -229,7 +229,12 @@ impl Inbox {
         if records.len() >= limit as usize {
             return Err(Full::TooMany);
         }
-        records.push(record, GFP_KERNEL).map_err(|_| Full::NoMemory)
+        records.reserve(1, GFP_KERNEL).map_err(|_| Full::NoMemory)?;
+        let address = record.address.get();
+        let place = records.partition_point(|other| other.address.get() <= address);
+        records
+            .insert_within_capacity(place, record)
+            .map_err(|_| Full::NoMemory)
     }
 
     fn take(&self) -> KVec<FaultRecord> {
@@ -241,11 +246,10 @@ impl WorkItem for Space {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        let mut batch = this.inbox.take();
+        let batch = this.inbox.take();
         if batch.is_empty() {
             return;
         }
-        batch.sort_unstable_by_key(|record| record.address.get());
         // Without memory for that the jobs end by the device's own bound, or with the file.
         if let Err(error) = Resolver::run(&this, &batch) {
             pr_debug!("faults not answered: {:?}\n", error);

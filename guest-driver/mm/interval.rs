@@ -147,11 +147,6 @@ impl<T: Mirror> Interval<T> {
         }))
     }
 
-    /// The mirror.
-    pub(crate) fn mirror(&self) -> &T {
-        &self.mirror
-    }
-
     /// Locks the mirrored state. What was learnt of the address space before must not be
     /// used any more: see [`super::hmm`] for that.
     pub(crate) fn lock(&self) -> StateGuard<'_, T> {

@@ -164,19 +164,9 @@ impl<T: DeviceMemory> Pagemap<T> {
         }))
     }
 
-    /// Who manages the frames.
-    pub(crate) fn memory(&self) -> &T {
-        &self.memory
-    }
-
     /// What tells this device memory from that of others.
     pub(crate) fn owner(&self) -> *mut c_void {
         self.raw.get().cast()
-    }
-
-    /// How many frames there are.
-    pub(crate) fn frames(&self) -> u64 {
-        self.frames
     }
 
     /// The frame behind a page frame number, if it is one of this device memory.
