@@ -10,8 +10,8 @@
 //! * [`session`]: the machine of a person, for `cargo xtask vm`;
 //! * [`vm`]: a machine with its devices, from start to finish;
 //! * [`guest`], [`qemu`], [`daemon`]: its parts;
-//! * [`initramfs`], [`klog`], [`process`], [`logs`], [`pace`]: what parts are
-//!   made of.
+//! * [`initramfs`], [`klog`], [`monitor`], [`process`], [`logs`], [`pace`]: what
+//!   parts are made of.
 //!
 //! Nothing here knows how an artifact was built or what the device does.
 
@@ -21,6 +21,7 @@ pub mod guest;
 pub mod initramfs;
 pub mod klog;
 pub mod logs;
+pub mod monitor;
 pub mod pace;
 pub mod process;
 pub mod qemu;

@@ -6,20 +6,18 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, ensure, Context, Result};
-use qapi::qmp::{self, QmpCommand};
-use qapi::{Qmp, Stream};
+use anyhow::{anyhow, bail, Context, Result};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 use crate::logs::{tail, Logs};
+use crate::monitor::{Command as MonitorCommand, DeviceDel, Monitor};
 use crate::pace::{Pace, ANSWER, BOOT, UNPLUG};
 use crate::process::{Process, Terminal};
 
@@ -124,16 +122,6 @@ pub struct Qemu {
     pace: Pace,
 }
 
-type MonitorStream = Stream<BufReader<UnixStream>, UnixStream>;
-
-struct Monitor(Qmp<MonitorStream>);
-
-impl std::fmt::Debug for Monitor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Monitor")
-    }
-}
-
 impl Qemu {
     /// Starts QEMU in `directory`, where the daemons' sockets are.
     ///
@@ -176,7 +164,7 @@ impl Qemu {
         let limit = pace.scale(BOOT);
         let accepted = accept(&agent, &process, limit)
             .and_then(|agent| Ok((agent, accept(&monitor, &process, limit)?)))
-            .and_then(|(agent, monitor)| Ok((agent, Monitor::greet(monitor, pace)?)));
+            .and_then(|(agent, monitor)| Ok((agent, Monitor::greet(monitor, pace.scale(ANSWER))?)));
         match accepted {
             Ok((agent, monitor)) => {
                 let qemu = Self {
@@ -219,12 +207,12 @@ impl Qemu {
     /// # Errors
     ///
     /// When QEMU refuses it or does not answer.
-    pub fn execute<C: QmpCommand>(&self, command: &C) -> Result<C::Ok> {
-        let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
-        monitor
-            .0
-            .execute(command)
-            .with_context(|| format!("QEMU's monitor refused {}", C::NAME))
+    pub fn execute<C: MonitorCommand>(&self, command: &C) -> Result<C::Ok> {
+        self.monitor().execute(command)
+    }
+
+    fn monitor(&self) -> MutexGuard<'_, Monitor> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Unplugs a device and waits until the guest has let it go.
@@ -234,63 +222,13 @@ impl Qemu {
     /// When the machine cannot unplug or the guest does not let go in time.
     pub fn unplug(&self, device: usize) -> Result<()> {
         let name = device_name(device);
-        self.execute(&qmp::device_del { id: name.clone() })?;
-        let limit = self.pace.scale(UNPLUG);
-        let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut monitor = self.monitor();
+        monitor.execute(&DeviceDel { id: name.clone() })?;
         monitor
-            .wait_for(limit, |event| {
-                matches!(
-                    event,
-                    qmp::Event::DEVICE_DELETED { data, .. } if data.device.as_ref() == Some(&name)
-                )
+            .wait_for("DEVICE_DELETED", self.pace.scale(UNPLUG), |data| {
+                data.get("device").is_some_and(|device| *device == name)
             })
             .with_context(|| format!("{name} was not unplugged"))
-    }
-}
-
-impl Monitor {
-    fn greet(stream: UnixStream, pace: Pace) -> Result<Self> {
-        stream.set_read_timeout(Some(pace.scale(ANSWER)))?;
-        stream.set_write_timeout(Some(pace.scale(ANSWER)))?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        // The library takes a greeting for granted.
-        ensure!(
-            !reader
-                .fill_buf()
-                .context("reading from QEMU's monitor")?
-                .is_empty(),
-            "QEMU's monitor closed the connection"
-        );
-        let mut qmp = Qmp::new(Stream::new(reader, stream));
-        qmp.handshake().context("greeting QEMU's monitor")?;
-        Ok(Self(qmp))
-    }
-
-    fn wait_for(&mut self, limit: Duration, wanted: impl Fn(&qmp::Event) -> bool) -> Result<()> {
-        // What came between other commands and their answers.
-        if self.0.events().any(|event| wanted(&event)) {
-            return Ok(());
-        }
-        let deadline = Instant::now() + limit;
-        let mut line = String::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "QEMU did not say so within {limit:?}");
-            let stream = self.0.inner_mut();
-            stream.get_ref_write().set_read_timeout(Some(left))?;
-            line.clear();
-            match stream.get_mut_read().read_line(&mut line) {
-                Ok(0) => bail!("QEMU's monitor closed the connection"),
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error.into()),
-            }
-            let event: qmp::Event = serde_json::from_str(&line)
-                .with_context(|| format!("QEMU's monitor said {}", line.trim_end()))?;
-            if wanted(&event) {
-                return Ok(());
-            }
-        }
     }
 }
 
