@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Setup(SetupArgs),
     /// Build the daemon, the driver and the guest programs
     Build(BuildArgs),
+    /// Run the workloads in a guest and show one table: the product at work
+    Demo(DemoArgs),
     /// Start a virtual machine with the device, for a shell or one command
     Vm(VmArgs),
     /// Check formatting, lints, documentation and host tests: the quick part, before a push
@@ -46,6 +48,13 @@ pub(crate) struct BuildArgs {
     /// The kernels to build the driver for
     #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
     pub(crate) kernels: Vec<KernelChoice>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// The guest's kernel
+    #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
+    pub(crate) kernel: KernelChoice,
 }
 
 #[derive(Debug, clap::Args)]

@@ -11,6 +11,7 @@ mod args;
 mod boot_modules;
 mod cache;
 mod cargo;
+mod demo;
 mod driver;
 mod host;
 mod kernel;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Setup(args) => prepare::setup(&args),
         Command::Build(args) => prepare::build(&args),
+        Command::Demo(args) => demo::demo(&args),
         Command::Vm(args) => vm::vm(&args),
         Command::Check => suite::check(),
         Command::Test(args) => suite::test(&args),

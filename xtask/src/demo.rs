@@ -1,0 +1,234 @@
+//! `cargo xtask demo`: every workload in a guest, and one table of what came out.
+//!
+//! The guest's `hmm` command does the work and checks it; this file reads its
+//! lines. It knows nothing of what a workload does.
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use hmm_tests::guest::{Command, Status, Stream};
+use hmm_tests::vm::{Vm, GIB, MIB};
+use serde::Deserialize;
+
+use crate::args::{DemoArgs, KernelChoice};
+use crate::cargo::Checkout;
+use crate::prepare::Prepared;
+use crate::progress;
+
+/// Room for the largest workload, and for one that exceeds the device.
+const MEMORY: u64 = 2 * GIB;
+const DEVICE_MEMORY: u64 = 512 * MIB;
+
+/// What the guest's command says of one workload.
+#[derive(Debug, Deserialize)]
+struct Row {
+    workload: String,
+    size: u64,
+    unit: String,
+    right: bool,
+    mistakes: Vec<String>,
+    faults: u64,
+    pages_to_device: u64,
+    pages_to_system: u64,
+    device_ns: Option<u64>,
+    cpu_ns: Option<u64>,
+    note: String,
+}
+
+/// The rows that came so far, and the part of a line that came without its end.
+#[derive(Debug, Default)]
+struct Table {
+    rest: Vec<u8>,
+    rows: Vec<Row>,
+}
+
+/// Runs the workloads and prints the table.
+pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
+    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel])?;
+    let artifacts = &prepared.artifacts;
+    let image = &artifacts.kernels[args.kernel.name()].image;
+    let image_name = image
+        .file_name()
+        .context("a kernel's image has a name")?
+        .to_string_lossy();
+    let guest = match args.kernel {
+        KernelChoice::Stock => "Debian's kernel",
+        KernelChoice::Debug => "the debug kernel",
+    };
+    progress::announce(
+        &format!("starting {guest} with the device"),
+        if artifacts.kvm {
+            "with KVM"
+        } else {
+            "emulated, because KVM does not work here"
+        },
+    );
+    let vm = Vm::builder(artifacts)
+        .name("demo")
+        .kernel(args.kernel.name())
+        .memory(MEMORY)
+        .device_memory(DEVICE_MEMORY)
+        .file(image)
+        .start()?;
+
+    println!("{}", Row::header());
+    let mut table = Table::default();
+    let mut unreadable = None;
+    let file = format!("/root/{image_name}");
+    let status = vm
+        .spawn(
+            Command::new("hmm")
+                .arguments(["--json", "run", "all", "--file", &file])
+                .unlimited(),
+        )?
+        .stream(|stream, bytes| match stream {
+            Stream::Output => {
+                if let Err(error) = table.add(bytes, |row| println!("{row}")) {
+                    unreadable.get_or_insert(error);
+                }
+            }
+            Stream::Error => eprint!("{}", String::from_utf8_lossy(bytes)),
+        })?;
+    let logs = vm.logs().directory().to_owned();
+    vm.switch_off()?;
+    if let Some(error) = unreadable {
+        return Err(error);
+    }
+    table
+        .verdict(&status)
+        .with_context(|| format!("the demonstration failed; logs: {}", logs.display()))?;
+    println!(
+        "\nevery answer of {} workloads was checked and right",
+        table.rows.len()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Table {
+    /// Takes what the guest printed, and shows each row that is complete.
+    fn add(&mut self, bytes: &[u8], mut show: impl FnMut(&Row)) -> Result<()> {
+        self.rest.extend_from_slice(bytes);
+        while let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            let row: Row = serde_json::from_slice(&line).with_context(|| {
+                format!(
+                    "the guest printed no result but: {}",
+                    String::from_utf8_lossy(&line).trim()
+                )
+            })?;
+            show(&row);
+            self.rows.push(row);
+        }
+        Ok(())
+    }
+
+    /// An error unless everything ran and every answer was right.
+    fn verdict(&self, status: &Status) -> Result<()> {
+        let wrong = self.rows.iter().filter(|row| !row.right).count();
+        if wrong > 0 {
+            bail!("{wrong} of {} workloads went wrong", self.rows.len());
+        }
+        if !matches!(status, Status::Exited(0)) || self.rows.is_empty() || !self.rest.is_empty() {
+            bail!("the guest's command did not come to its end: {status:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Row {
+    fn header() -> String {
+        format!(
+            "{:<14} {:>21}  {:<6} {:>8} {:>10} {:>10} {:>11} {:>11}",
+            "workload", "size", "answer", "faults", "pages out", "pages home", "device", "CPU"
+        )
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<14} {:>21}  {:<6} {:>8} {:>10} {:>10} {:>11} {:>11}",
+            self.workload,
+            format!("{} {}", self.size, self.unit),
+            if self.right { "right" } else { "WRONG" },
+            self.faults,
+            self.pages_to_device,
+            self.pages_to_system,
+            time(self.device_ns),
+            time(self.cpu_ns),
+        )?;
+        let remarks = self.mistakes.iter().map(|mistake| ("wrong: ", mistake));
+        for (kind, text) in Some(("", &self.note))
+            .filter(|(_, note)| !note.is_empty())
+            .into_iter()
+            .chain(remarks)
+        {
+            write!(f, "\n    {kind}{text}")?;
+        }
+        Ok(())
+    }
+}
+
+fn time(nanoseconds: Option<u64>) -> String {
+    nanoseconds.map_or_else(
+        || "-".to_owned(),
+        |ns| format!("{:.1?}", Duration::from_nanos(ns)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(right: bool) -> String {
+        format!(
+            "{{\"workload\":\"sort\",\"size\":4,\"unit\":\"integers\",\"right\":{right},\
+             \"mistakes\":[\"2 before 1\"],\"faults\":3,\"pages_to_device\":0,\
+             \"pages_to_system\":0,\"device_ns\":1500000,\"cpu_ns\":null,\"seed\":1,\"note\":\"\"}}\n"
+        )
+    }
+
+    fn table(text: &str) -> Table {
+        let mut table = Table::default();
+        // In pieces, as a pipe delivers it.
+        for piece in text.as_bytes().chunks(7) {
+            table.add(piece, |_| ()).unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn right_answers_of_a_command_that_ended_well_are_a_success() {
+        let table = table(&line(true).repeat(2));
+        assert_eq!(table.rows.len(), 2);
+        table.verdict(&Status::Exited(0)).unwrap();
+    }
+
+    #[test]
+    fn a_wrong_answer_fails_whatever_the_exit_status_says() {
+        let table = table(&line(false));
+        assert!(table.verdict(&Status::Exited(0)).is_err());
+        let shown = table.rows[0].to_string();
+        assert!(
+            shown.contains("WRONG") && shown.contains("wrong: 2 before 1"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_command_that_died_or_said_nothing_fails() {
+        assert!(table(&line(true)).verdict(&Status::Signalled(9)).is_err());
+        assert!(table(&line(true)).verdict(&Status::Exited(1)).is_err());
+        assert!(table("").verdict(&Status::Exited(0)).is_err());
+        assert!(table("{\"half").verdict(&Status::Exited(0)).is_err());
+    }
+
+    #[test]
+    fn what_is_no_result_is_an_error_that_quotes_it() {
+        let error = Table::default().add(b"Killed\n", |_| ()).unwrap_err();
+        assert!(error.to_string().contains("Killed"));
+    }
+}
