@@ -32,12 +32,12 @@ macro_rules! attacks {
 
 /// Every attack.
 pub(crate) const ATTACKS: &[Attack] = attacks! {
-    requests: mutated_control_requests mutated_copies mutated_jobs requests_before_init;
+    requests: mutated_control_requests mutated_copies mutated_jobs requests_after_a_reset;
     limits: lists_of_every_length every_space every_job every_page_table;
     garbage: random_bytes flipped_bits garbage_on_the_fault_queue;
     chains: broken_chains broken_indirect_tables chains_cut_into_bytes replies_without_room;
     rings: jumping_indices impossible_heads heads_used_twice buffers_inside_the_rings
-        garbage_queue_addresses odd_queue_sizes writes_to_the_configuration;
+        entangled_queues odd_queue_sizes writes_to_the_configuration;
     concurrency: invalidation_under_jobs destruction_under_faults unanswered_faults
         no_fault_buffers unknown_faults endless_retries bytes_changed_after_the_kick
         reset_under_load kick_storm;

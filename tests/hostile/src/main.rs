@@ -147,7 +147,17 @@ fn one_round(session: &mut Session, attack: &Attack, seed: u64) -> Vec<String> {
     let mut random = fastrand::Rng::with_seed(seed);
     let attacked = (attack.run)(session, &mut random);
     let healthy = health::check(session, &mut random);
-    let phases = [("in the attack", attacked), ("afterwards", healthy)];
+    // One failure is not to be the reason of the next one.
+    let ready = if healthy.is_err() {
+        session.restart()
+    } else {
+        Ok(())
+    };
+    let phases = [
+        ("in the attack", attacked),
+        ("afterwards", healthy),
+        ("at the next start", ready),
+    ];
     phases
         .into_iter()
         .filter_map(|(when, result)| result.err().map(|error| format!("{when}: {error:#}")))

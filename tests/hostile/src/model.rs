@@ -69,7 +69,8 @@ impl Model {
             return Expected::whole(Status::Malformed);
         };
         let operation = match Request::from_raw(header.operation.get()) {
-            None | Some(Request::Copy) => return Expected::whole(Status::Unsupported),
+            None => return Expected::whole(Status::Unsupported),
+            Some(Request::Copy) => return misplaced(&self.dma(request, room).0),
             Some(operation) => operation,
         };
         match operation {
@@ -101,8 +102,10 @@ impl Model {
         let Ok((header, entries)) = RequestHeader::ref_from_prefix(request) else {
             return (Expected::whole(Status::Malformed), vec![]);
         };
-        if Request::from_raw(header.operation.get()) != Some(Request::Copy) {
-            return (Expected::whole(Status::Unsupported), vec![]);
+        match Request::from_raw(header.operation.get()) {
+            None => return (Expected::whole(Status::Unsupported), vec![]),
+            Some(Request::Copy) => {}
+            Some(_) => return (misplaced(&self.control(request, room)), vec![]),
         }
         let whole = self.list(header, entries, room, |_: &DmaItem| vec![]);
         let items = <[DmaItem]>::ref_from_bytes(entries).unwrap_or(&[]);
@@ -384,6 +387,24 @@ impl Model {
 
     fn limit_pages(&self) -> u64 {
         self.config.max_copy_pages.get().into()
+    }
+}
+
+/// What a request is answered with on a queue that does not have its operation: if it
+/// is malformed even where it belongs, that comes first on the ladder.
+fn misplaced(elsewhere: &Expected) -> Expected {
+    let malformed = elsewhere.statuses.contains(&Status::Malformed);
+    let certain = elsewhere.statuses == [Status::Malformed];
+    let mut statuses = Vec::new();
+    if malformed {
+        statuses.push(Status::Malformed);
+    }
+    if !certain {
+        statuses.push(Status::Unsupported);
+    }
+    Expected {
+        statuses,
+        entry: None,
     }
 }
 

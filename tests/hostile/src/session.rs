@@ -47,6 +47,8 @@ pub(crate) struct Job {
     name: u64,
     accepted: bool,
     refused: Option<Status>,
+    /// How many spaces had ended when it was submitted.
+    generation: u64,
 }
 
 /// How often what has happened.
@@ -74,6 +76,8 @@ pub(crate) struct Session {
     buffers: Vec<Ticket>,
     faults: BTreeSet<u64>,
     next_job: u64,
+    /// How often spaces have ended.
+    generation: u64,
 }
 
 impl Session {
@@ -93,6 +97,7 @@ impl Session {
             buffers: Vec::new(),
             faults: BTreeSet::new(),
             next_job: 1,
+            generation: 0,
         };
         session.initialise()?;
         Ok(session)
@@ -160,12 +165,30 @@ impl Session {
                 reply.result_bytes(),
                 describe(request)
             );
-            if request_operation(request) == Some(Request::Init) {
-                self.running.clear();
-                self.faults.clear();
+            match request_operation(request) {
+                Some(Request::Init) => {
+                    self.generation += 1;
+                    self.running.clear();
+                    self.faults.clear();
+                }
+                Some(Request::SpaceDestroy) => self.generation += 1,
+                _ => {}
             }
         }
         Ok(reply)
+    }
+
+    /// Sends a control request of which no answer is promised but that it is one.
+    ///
+    /// # Errors
+    ///
+    /// When the answer is missing or is none.
+    pub(crate) fn anything(&mut self, request: &[u8]) -> Result<()> {
+        let room = request::reply_room(request).min(MOST_ROOM);
+        let answer = self.exchange(Queue::Control, request, room)?;
+        let reply = Reply::parse(&answer)?;
+        self.count(Queue::Control, reply.status);
+        Ok(())
     }
 
     /// Sends a control request that must be answered with `Ok`.
@@ -224,6 +247,10 @@ impl Session {
         let [statistics] = reply.results::<Statistics>()?[..] else {
             bail!("there is more than one set of counters");
         };
+        ensure!(
+            statistics.stale_accesses.get() == 0,
+            "the device has used what had been taken back: {statistics:?}"
+        );
         Ok(statistics)
     }
 
@@ -291,6 +318,7 @@ impl Session {
             name,
             accepted,
             refused: expected.into_iter().find(|status| *status != Status::Ok),
+            generation: self.generation,
         })
     }
 
@@ -401,7 +429,10 @@ impl Session {
         if job.accepted {
             self.running.remove(&job.name);
         }
-        let right = job.refused == Some(status) || (job.accepted && is_end(status));
+        // The device may not have taken it yet when its space ended.
+        let too_late = job.generation != self.generation
+            && matches!(status, Status::NoSpace | Status::NotReady);
+        let right = job.refused == Some(status) || (job.accepted && (is_end(status) || too_late));
         ensure!(
             right,
             "job {} ended with {status:?} (refusal due: {:?}, may run: {})",

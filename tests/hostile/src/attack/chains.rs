@@ -126,7 +126,7 @@ fn mutate_chain(
             };
         }
         7 => chain[0].flags = 0,
-        8 => chain[0].flags = flags::WRITE,
+        8 => chain[0] = chain[1],
         9 => chain[0].address = pick(random, &NOWHERE),
         10 => chain[1].address = pick(random, &NOWHERE),
         11 => chain[0].length = pick(random, &[u32::MAX, 1 << 31, 1 << 30]),

@@ -49,9 +49,16 @@ pub(super) fn mutated_control_requests(
 pub(super) fn mutated_copies(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     session.device.arena.offer(DATA..DATA + HUGE);
     for _ in 0..REQUESTS {
-        let items: Vec<_> = (0..random.usize(1..8))
-            .map(|_| any_item(session, random))
-            .collect();
+        let mut items = Vec::new();
+        for _ in 0..random.usize(1..8) {
+            let item = any_item(session, random);
+            items.push(item);
+            // What is discarded must not be read until it is written again.
+            if item.kind.get() == Kind::Discard.raw() {
+                let (pages, frame) = (item.pages.get(), item.destination.get());
+                items.push(self::item(Kind::Clear, pages, 0, frame));
+            }
+        }
         let request = mutate_header(random, list(Request::Copy, 0, &items));
         session.dma(&request)?;
     }
@@ -73,8 +80,11 @@ pub(super) fn mutated_jobs(session: &mut Session, random: &mut fastrand::Rng) ->
     Ok(())
 }
 
-/// Everything but `Init`, before `Init`.
-pub(super) fn requests_before_init(
+/// Everything but `Init`, after a reset.
+///
+/// Whether the device has learnt of the reset is not said, and so neither what it
+/// answers.
+pub(super) fn requests_after_a_reset(
     session: &mut Session,
     random: &mut fastrand::Rng,
 ) -> Result<()> {
@@ -82,16 +92,10 @@ pub(super) fn requests_before_init(
     session.forget();
     for _ in 0..REQUESTS {
         let request = control_request(session, random);
-        let asks_for_init = request.starts_with(&Request::Init.raw().to_le_bytes());
-        if !asks_for_init {
-            session.control(&request)?;
+        if !request.starts_with(&Request::Init.raw().to_le_bytes()) {
+            session.anything(&request)?;
         }
-        let items = [item(Kind::Clear, 1, 0, 0)];
-        session.dma(&list(Request::Copy, 0, &items))?;
     }
-    let request = any_job(session, random);
-    let job = session.submit_bytes(&request)?;
-    session.finish(job, Faults::Ignore, PATIENCE)?;
     session.done(&init())?;
     Ok(())
 }
