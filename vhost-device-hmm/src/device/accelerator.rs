@@ -645,3 +645,76 @@ impl Drop for Accelerator {
         self.shut_down();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtio_hmm_spec::wire::operation::Fill;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use zerocopy::little_endian::U16;
+
+    #[test]
+    fn a_tlb_that_keeps_what_was_taken_back_is_found() {
+        let config = DeviceConfig {
+            memory: 2 << 20,
+            engines: 1,
+            check: true,
+            ..Default::default()
+        };
+        let accelerator = Accelerator::new(config).unwrap();
+        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        accelerator.set_system_memory(SystemMemory::new(Arc::new(map)));
+        let done = |command| assert!(matches!(accelerator.execute(Ok(command)), Outcome::Done));
+        done(Command::Init { version: VERSION });
+        done(Command::SpaceCreate { space: 1 });
+        let entries = [MapEntry {
+            address: U64::ZERO,
+            frame: U64::ZERO,
+            pages: U32::new(1),
+            order: U16::ZERO,
+            flags: U16::new(7),
+        }];
+        done(Command::Map {
+            space: 1,
+            entries: &entries,
+        });
+        let operation = Fill {
+            destination: 0,
+            bytes: 8,
+            pattern: 1,
+        }
+        .into();
+        accelerator
+            .submit(
+                Ok(Submission {
+                    job: 1,
+                    space: 1,
+                    operation,
+                }),
+                1,
+            )
+            .unwrap();
+        while accelerator.take_ended().is_empty() {
+            std::thread::yield_now();
+        }
+        let space = accelerator.space(1).unwrap();
+        let before = space.read().epoch;
+        let ranges = [RangeEntry {
+            address: U64::ZERO,
+            pages: U64::new(1),
+        }];
+        done(Command::Unmap {
+            space: 1,
+            ranges: &ranges,
+        });
+        assert_eq!(accelerator.counters.stale_accesses.get(), 0);
+        let epoch = space.read().epoch;
+        accelerator.tlbs[0].lock().revive(before, epoch);
+        // The same request again, on a TLB that was too late.
+        done(Command::Unmap {
+            space: 1,
+            ranges: &ranges,
+        });
+        assert_eq!(accelerator.counters.stale_accesses.get(), 1);
+    }
+}

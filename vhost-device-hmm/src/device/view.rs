@@ -306,3 +306,155 @@ impl Memory for View<'_> {
         self.announced = self.announced.wrapping_add(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::device::memory::SystemMemory;
+    use crate::device::mmu::{Budget, Leaf, PageRange, Run};
+    use crate::device::space::{Epochs, Space};
+    use crate::device::statistics::Counters;
+
+    struct Bench {
+        space: Space,
+        tlb: Tlb,
+        device: Arc<DeviceMemory>,
+        counters: Arc<Counters>,
+        check: Check,
+        tally: Tally,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let device = Arc::new(DeviceMemory::new(2 << 20).unwrap());
+            let ranges = [(GuestAddress(0), 1 << 16), (GuestAddress(1 << 16), 4 << 20)];
+            let map = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+            let counters = Arc::new(Counters::default());
+            Self {
+                space: Space::new(1, &Budget::new(1 << 20), &Epochs::new()).unwrap(),
+                tlb: Tlb::new(Arc::clone(&device), Arc::new(SystemMemory::new(map))),
+                check: Check::new(Arc::clone(&device), Arc::clone(&counters)),
+                device,
+                counters,
+                tally: Tally::default(),
+            }
+        }
+
+        fn map(&self, page: u64, frame: u64, pages: u64, large: bool) {
+            let range = PageRange::new(page * PAGE_BYTES, pages).unwrap();
+            let leaf = Leaf::new(Place::System, frame, rights::ALL);
+            self.space.map(&[Run { range, leaf, large }], None).unwrap();
+        }
+
+        fn look<T>(&mut self, with: impl FnOnce(&mut View<'_>) -> T) -> T {
+            let mappings = self.space.read();
+            let check = Some(&self.check);
+            let (tlb, tally) = (&mut self.tlb, &mut self.tally);
+            with(&mut View::new(
+                1,
+                &mappings,
+                tlb,
+                &self.device,
+                check,
+                tally,
+            ))
+        }
+    }
+
+    #[test]
+    fn a_stale_translation_that_is_used_is_found() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 1, false);
+        assert_eq!(bench.look(|view| view.load(PAGE_BYTES)), Ok(0));
+        let before = bench.space.read().epoch;
+        bench.space.unmap(&[PageRange::ALL], None);
+        assert!(bench.look(|view| view.load(PAGE_BYTES)).is_err());
+        assert_eq!(bench.counters.stale_accesses.get(), 0);
+        let now = bench.space.read().epoch;
+        bench.tlb.revive(before, now);
+        assert_eq!(bench.look(|view| view.load(PAGE_BYTES)), Ok(0));
+        assert_eq!(bench.counters.stale_accesses.get(), 1);
+        // A translation to another frame is as stale as one to none.
+        bench.map(1, 2, 1, false);
+        assert_eq!(bench.look(|view| view.load(PAGE_BYTES)), Ok(0));
+        assert_eq!(bench.counters.stale_accesses.get(), 2);
+    }
+
+    #[test]
+    fn a_write_that_lacks_its_last_page_writes_nothing() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 2, false);
+        let bytes = [7; 3 * PAGE_BYTES as usize];
+        let fault = bench
+            .look(|view| view.write(PAGE_BYTES + 5, &bytes))
+            .unwrap_err();
+        assert_eq!(fault.address, 3 * PAGE_BYTES);
+        assert_eq!(bench.look(|view| view.load(PAGE_BYTES + 5)), Ok(0));
+        assert!(bench
+            .look(|view| view.reserve(PAGE_BYTES, 2 * PAGE_BYTES))
+            .is_ok());
+        assert!(bench
+            .look(|view| view.reserve(PAGE_BYTES, 2 * PAGE_BYTES + 1))
+            .is_err());
+    }
+
+    #[test]
+    fn a_large_leaf_across_regions_of_guest_memory_is_used_page_by_page() {
+        let mut bench = Bench::new();
+        bench.map(0, 0, 512, true);
+        bench.map(512, 512, 512, true);
+        let bytes: Vec<u8> = (0..1_u32 << 21).map(|i| (i % 253) as u8).collect();
+        for (start, misses) in [(0, 512), (512, 1)] {
+            bench.tally = Tally::default();
+            bench
+                .look(|view| view.write(start * PAGE_BYTES, &bytes))
+                .unwrap();
+            assert_eq!(bench.tally.misses, misses);
+            let mut read = vec![0; bytes.len()];
+            bench
+                .look(|view| view.read(start * PAGE_BYTES, &mut read))
+                .unwrap();
+            assert_eq!(read, bytes);
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_not_aligned_is_not_changed_atomically() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 1, false);
+        let add = |old: u64| Some(old + 1);
+        assert_eq!(
+            bench.look(|view| view.update(PAGE_BYTES, Width::U64, add)),
+            Ok(0)
+        );
+        assert!(bench
+            .look(|view| view.update(PAGE_BYTES + 4, Width::U64, add))
+            .is_err());
+        assert_eq!(
+            bench.look(|view| view.update(PAGE_BYTES + 4, Width::U32, add)),
+            Ok(0)
+        );
+        assert_eq!(bench.look(|view| view.load(PAGE_BYTES)), Ok(1 << 32 | 1));
+    }
+
+    #[test]
+    fn pages_are_expected_as_far_as_was_announced() {
+        let mut bench = Bench::new();
+        bench.look(|view| {
+            let fault = |address, access| Fault { address, access };
+            assert_eq!(view.expected_pages(&fault(5, rights::READ)), 1);
+            view.expect(PAGE_BYTES + 1, 4 * PAGE_BYTES, rights::READ);
+            view.expect(1 << 30, u64::MAX, rights::WRITE);
+            let pages = |address, access| view.expected_pages(&fault(address, access));
+            assert_eq!(pages(PAGE_BYTES + 1, rights::READ), 5);
+            assert_eq!(pages(4 * PAGE_BYTES, rights::READ), 2);
+            assert_eq!(pages(PAGE_BYTES + 1, rights::WRITE), 1);
+            assert_eq!(pages(9 * PAGE_BYTES, rights::READ), 1);
+            assert_eq!(pages(1 << 30, rights::WRITE), u32::MAX);
+        });
+    }
+}
