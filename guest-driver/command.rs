@@ -7,9 +7,7 @@
 use crate::{
     queue::Command,
     wire::{
-        command::{
-            map_flags, AnswerEntry, InitEntry, MapEntry, QueryResult, RangeEntry, Request,
-        },
+        command::{map_flags, AnswerEntry, InitEntry, MapEntry, QueryResult, RangeEntry, Request},
         config,
         dma::{DmaItem, ItemResult, Kind},
         fault::{Action, Reason},

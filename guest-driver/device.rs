@@ -322,7 +322,10 @@ impl Device {
     ///
     /// `EIO` or `ENODEV` if the device is given up.
     pub(crate) fn device_statistics(&self) -> Result<Statistics> {
-        let reply = self.core.link.send(Message::<ReadStatistics>::new(0, 0, 1)?)?;
+        let reply = self
+            .core
+            .link
+            .send(Message::<ReadStatistics>::new(0, 0, 1)?)?;
         reply.output(0).ok_or_else(|| self.core.link.violated())
     }
 }

@@ -470,7 +470,7 @@ struct Wish {
     /// What is asked of each page of the window.
     pages: [Want; LARGE_PAGES],
     /// Which pages of the window are to be mapped if they are present.
-    around: Range<usize>,
+    around: Option<Range<usize>>,
     /// Somebody wants to write.
     write: bool,
 }
@@ -490,7 +490,7 @@ impl Wish {
         let mut wish = Self {
             address,
             pages: [Want::Look; LARGE_PAGES],
-            around: LARGE_PAGES..0,
+            around: None,
             write: false,
             window,
         };
@@ -507,7 +507,11 @@ impl Wish {
             } else {
                 Want::Read
             };
-            let hint = if ahead { record.pages.get() as usize } else { 1 };
+            let hint = if ahead {
+                record.pages.get() as usize
+            } else {
+                1
+            };
             let end = index.saturating_add(hint.max(1)).min(count);
             for page in &mut wish.pages[index..end] {
                 if *page != Want::Write {
@@ -518,7 +522,10 @@ impl Wish {
                 let base = wish.window.start >> PAGE_SHIFT;
                 let start = ((base + index) / AROUND * AROUND).max(base) - base;
                 let end = ((base + end).next_multiple_of(AROUND) - base).min(count);
-                wish.around = wish.around.start.min(start)..wish.around.end.max(end);
+                wish.around = Some(match wish.around.take() {
+                    Some(around) => around.start.min(start)..around.end.max(end),
+                    None => start..end,
+                });
             }
         }
         Ok(wish)
@@ -536,7 +543,8 @@ impl Wish {
     }
 
     fn is_wanted(&self, index: usize) -> bool {
-        self.want(index) != Want::Look || self.around.contains(&index)
+        let is_near = |around: &Range<usize>| around.contains(&index);
+        self.want(index) != Want::Look || self.around.as_ref().is_some_and(is_near)
     }
 
     /// Why the pages cannot be had.
@@ -569,7 +577,13 @@ fn write_map(
             page.mark_dirty();
         }
         let pages = LARGE_PAGES as u32;
-        map.push(&Map::entry(wish.window.start, place(pfn), pages, true, write))?;
+        map.push(&Map::entry(
+            wish.window.start,
+            place(pfn),
+            pages,
+            true,
+            write,
+        ))?;
         return Ok(u64::from(pages));
     }
 

@@ -126,7 +126,10 @@ impl MiscDevice for Session {
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let name = misc.device().name();
-        let number = NAMES.iter().position(|other| *other == name).ok_or(ENODEV)?;
+        let number = NAMES
+            .iter()
+            .position(|other| *other == name)
+            .ok_or(ENODEV)?;
         let device = NODES.lock()[number].clone().ok_or(ENODEV)?;
         let session = KBox::pin_init(
             pin_init!(Self {
@@ -272,7 +275,9 @@ impl Session {
 
     fn wait(&self, device: &Using<'_>, wait: &mut Wait) -> Result {
         let bound = self.bound()?;
-        wait.result = bound.fences.wait(device, wait.fence, jiffies(wait.timeout))?;
+        wait.result = bound
+            .fences
+            .wait(device, wait.fence, jiffies(wait.timeout))?;
         Ok(())
     }
 
@@ -355,5 +360,7 @@ fn jiffies(nanoseconds: i64) -> Option<usize> {
     let nanoseconds = u64::try_from(nanoseconds).ok()?;
     let milliseconds = nanoseconds.div_ceil(1_000_000);
     // Seven weeks are as good as anything longer.
-    Some(msecs_to_jiffies(milliseconds.try_into().unwrap_or(u32::MAX)))
+    Some(msecs_to_jiffies(
+        milliseconds.try_into().unwrap_or(u32::MAX),
+    ))
 }

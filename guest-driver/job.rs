@@ -176,7 +176,8 @@ impl Table {
         let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
         space.jobs.take_place()?;
         // From here on nothing fails.
-        self.jobs.insert(node.into_node(self.next, room.post(draft)));
+        self.jobs
+            .insert(node.into_node(self.next, room.post(draft)));
         self.next += 1;
         self.count += 1;
         Ok(())

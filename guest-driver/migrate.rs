@@ -33,7 +33,7 @@ use kernel::{
 
 /// Small pages around a touched one that come back with it: the next touch is likely to
 /// be near, and a round trip costs as much as copying many pages.
-const TOUCH_WINDOW: usize = 16 * PAGE_SIZE;
+const TOUCH_WINDOW: usize = 64 * PAGE_SIZE;
 
 /// The memory of a device, as the page map sees it.
 pub(crate) struct Store {
@@ -106,7 +106,9 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
     })?;
     core.counters.pages_to_device.add(tally.moved);
     core.counters.large_to_device.add(tally.large);
-    core.counters.pages_refused.add(tally.failed + tally.no_memory);
+    core.counters
+        .pages_refused
+        .add(tally.failed + tally.no_memory);
     Ok(tally)
 }
 
@@ -165,8 +167,7 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     };
 
     let index = (address - start) >> PAGE_SHIFT;
-    let is_touched =
-        |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);
+    let is_touched = |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);
     let mut wanted = None;
     let mut lacking = false;
     for_each_slot(&mut collected, |collected, slot| {
@@ -277,7 +278,11 @@ fn for_each_step(
         }
         // Large pages are not cut, if the area allows.
         let cut = (area.start + most) & !(LARGE_SIZE - 1);
-        let end = area.end.min(if cut > area.start { cut } else { area.start + most });
+        let end = area.end.min(if cut > area.start {
+            cut
+        } else {
+            area.start + most
+        });
         match step(vma, area.start..end, &mut room) {
             Ok(tally) => sum.add(tally),
             Err(error) if error == EINVAL => {}
@@ -351,13 +356,20 @@ fn fill_system(
         return Ok(false);
     }
     collected.fill_split(slot, |page| {
-        LockedFolio::system(0, near.map(|(vma, start)| (vma, start + (page << PAGE_SHIFT))))
+        LockedFolio::system(
+            0,
+            near.map(|(vma, start)| (vma, start + (page << PAGE_SHIFT))),
+        )
     })
 }
 
 /// Copies what has been lent memory; what cannot be copied stays where it is. Returns how
 /// many pages these are.
-fn copy_or_stay(core: &Core, pagemap: &Pagemap<Store>, collected: &mut Collected<'_>) -> Result<u64> {
+fn copy_or_stay(
+    core: &Core,
+    pagemap: &Pagemap<Store>,
+    collected: &mut Collected<'_>,
+) -> Result<u64> {
     let mut failed = 0;
     copy(core, pagemap, collected, |collected, slot| {
         failed += 1 << slot.order;
@@ -398,11 +410,14 @@ fn copy(
         }
         Ok(())
     })?;
-    let Some((message, items)) = list.finish()? else {
+    let List {
+        message, covered, ..
+    } = list.finish()?;
+    if covered.is_empty() {
         return Ok(());
-    };
+    }
     let reply = core.link.send(message).ok();
-    for (number, covered) in items.iter().enumerate() {
+    for (number, covered) in covered.iter().enumerate() {
         if is_done(reply.as_ref(), number) {
             continue;
         }
@@ -487,10 +502,10 @@ impl List {
         Ok(())
     }
 
-    /// The request, and what its items cover; `None` if there is nothing to do.
-    fn finish(mut self) -> Result<Option<(Message<Copy>, KVVec<Range<usize>>)>> {
+    /// The list with all items in the message.
+    fn finish(mut self) -> Result<Self> {
         self.flush()?;
-        Ok((!self.covered.is_empty()).then_some((self.message, self.covered)))
+        Ok(self)
     }
 }
 

@@ -57,7 +57,8 @@ impl<'m> LockedMm<'m> {
 
     /// The area that contains `address`.
     pub(crate) fn lookup(&self, address: usize) -> Option<LockedVma<'_>> {
-        self.find(address).filter(|found| found.vma().start() <= address)
+        self.find(address)
+            .filter(|found| found.vma().start() <= address)
     }
 }
 

@@ -50,6 +50,8 @@ impl From<Failure> for Error {
         match failure {
             Failure::Device(error) => error,
             Failure::Refused(Status::NoMemory) => ENOMEM,
+            // It has ended between the call's check and the request.
+            Failure::Refused(Status::NoSpace) => ESRCH,
             // The driver keeps to the limits, so the device does not keep to the protocol.
             Failure::Refused(_) => EIO,
         }
@@ -164,7 +166,9 @@ impl<C: Command> Message<C> {
             count: 0.into(),
             reserved: 0.into(),
         };
-        draft.request().extend_from_slice(header.as_bytes(), flags)?;
+        draft
+            .request()
+            .extend_from_slice(header.as_bytes(), flags)?;
         // INVARIANT: There are no entries yet.
         Ok(Self {
             draft,
@@ -189,7 +193,9 @@ impl<C: Command> Message<C> {
             return Err(ENOSPC);
         }
         // Within the capacity this does not allocate.
-        self.draft.request().extend_from_slice(entry.as_bytes(), GFP_NOWAIT)?;
+        self.draft
+            .request()
+            .extend_from_slice(entry.as_bytes(), GFP_NOWAIT)?;
         self.count += 1;
         Ok(())
     }
@@ -269,7 +275,9 @@ impl<C: Command> Reply<C> {
         let size = size_of::<C::Output>();
         let start = size_of::<ReplyHeader>().checked_add(index.checked_mul(size)?)?;
         let bytes = self.chain.reply()?.get(start..)?;
-        C::Output::read_from_prefix(bytes).ok().map(|(output, _)| output)
+        C::Output::read_from_prefix(bytes)
+            .ok()
+            .map(|(output, _)| output)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     device::Device,
     mm::{
         hmm::{HmmPage, Pages, Want},
-        LARGE_ORDER, PAGE_SHIFT,
+        LockedMm, LARGE_ORDER, PAGE_SHIFT,
     },
     queue::Message,
     space::Space,
@@ -72,7 +72,9 @@ impl<'a> Looker<'a> {
                     return Err(ESRCH);
                 }
                 for (index, state) in states.iter_mut().enumerate() {
-                    *state = committed.page(index).map_or(0, |page| state_of(self.device, page));
+                    *state = committed
+                        .page(index)
+                        .map_or(0, |page| state_of(self.device, page));
                 }
                 break;
             }
@@ -81,18 +83,30 @@ impl<'a> Looker<'a> {
             }
         }
 
+        // The kernel does not tell places where nothing is mapped from those that can
+        // never be shared.
+        let locked = LockedMm::new(self.mm);
+        for (index, state) in states.iter_mut().enumerate() {
+            let address = range.start + (index << PAGE_SHIFT);
+            if *state == page_state::OTHER && locked.lookup(address).is_none() {
+                *state = page_state::NONE;
+            }
+        }
+        drop(locked);
+
         let mut message = Message::<Query>::new(self.space.id(), 1, range.len() >> PAGE_SHIFT)?;
         message.push(&range_entry(range))?;
         let reply = self.device.core.link.send(message)?;
         for (index, state) in states.iter_mut().enumerate() {
-            let result = reply.output(index).ok_or_else(|| self.device.core.link.violated())?;
+            let result = reply
+                .output(index)
+                .ok_or_else(|| self.device.core.link.violated())?;
             if result.flags.get() & query_flags::PRESENT != 0 {
                 *state |= page_state::MAPPED;
             }
         }
         Ok(())
     }
-
 }
 
 /// What the process's page table says of a page.

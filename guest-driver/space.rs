@@ -99,7 +99,9 @@ impl Spaces {
 
     fn remove(&self, space: &Space) {
         let mut table = self.inner.table.lock();
-        let found = table.iter().position(|other| core::ptr::eq(&**other, space));
+        let found = table
+            .iter()
+            .position(|other| core::ptr::eq(&**other, space));
         let removed = found.map(|index| table.remove(index));
         drop(table);
         // Not with the lock held: this may have been the last reference.
@@ -263,7 +265,8 @@ impl Space {
             Err(error) => Err(*error),
         };
         if let Err(error) = inserted {
-            core.link.send(Message::<SpaceDestroy>::new(number, 0, 0)?)?;
+            core.link
+                .send(Message::<SpaceDestroy>::new(number, 0, 0)?)?;
             return Err(error);
         }
         space

@@ -85,9 +85,8 @@ impl Event {
         const FOREVER: usize = isize::MAX as usize;
         let jiffies = jiffies.map_or(FOREVER, |jiffies| jiffies.min(FOREVER - 1));
         // SAFETY: By construction the completion is initialised.
-        let left = unsafe {
-            bindings::wait_for_completion_interruptible_timeout(self.raw.get(), jiffies)
-        };
+        let left =
+            unsafe { bindings::wait_for_completion_interruptible_timeout(self.raw.get(), jiffies) };
         match left {
             1.. => Waited::Done,
             0 => Waited::TimedOut,

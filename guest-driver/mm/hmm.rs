@@ -161,12 +161,12 @@ impl<'a, T: Mirror> Committed<'a, T> {
     }
 }
 
-const REQUEST_FAULT: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_FAULT as usize;
-const REQUEST_WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_WRITE as usize;
-const VALID: usize = bindings::hmm_pfn_flags_HMM_PFN_VALID as usize;
-const WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_WRITE as usize;
-const ERROR: usize = bindings::hmm_pfn_flags_HMM_PFN_ERROR as usize;
-const FLAGS: usize = bindings::hmm_pfn_flags_HMM_PFN_FLAGS as usize;
+const REQUEST_FAULT: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_FAULT;
+const REQUEST_WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_WRITE;
+const VALID: usize = bindings::hmm_pfn_flags_HMM_PFN_VALID;
+const WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_WRITE;
+const ERROR: usize = bindings::hmm_pfn_flags_HMM_PFN_ERROR;
+const FLAGS: usize = bindings::hmm_pfn_flags_HMM_PFN_FLAGS;
 const ORDER_SHIFT: u32 = bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT as u32;
 const ORDER_MASK: usize = 0x1f;
 

@@ -241,7 +241,8 @@ impl<T: Mirror> Interval<T> {
                 pending.work = Work::Idle(means);
             }
         }
-        this.mirror.forgotten(&mut this.state.lock(), &pending.range);
+        this.mirror
+            .forgotten(&mut this.state.lock(), &pending.range);
         if let Work::Idle(_) = pending.work {
             // There is always room for what was taken from there.
             let _ = this.spare.lock().push_within_capacity(pending);

@@ -19,7 +19,7 @@ use kernel::{error::to_result, prelude::*};
 const VALID: usize = bindings::MIGRATE_PFN_VALID as usize;
 const MIGRATE: usize = bindings::MIGRATE_PFN_MIGRATE as usize;
 const COMPOUND: usize = bindings::MIGRATE_PFN_COMPOUND as usize;
-const PFN_SHIFT: u32 = bindings::MIGRATE_PFN_SHIFT as u32;
+const PFN_SHIFT: u32 = bindings::MIGRATE_PFN_SHIFT;
 
 /// A folio that only we know of.
 ///
@@ -45,9 +45,8 @@ impl LockedFolio {
             (vma.vma().as_ptr(), address)
         });
         // SAFETY: The area is valid and its mmap lock held, or it is null.
-        let page = unsafe {
-            bindings::virtio_hmm_alloc_locked(order, near.is_none(), vma, address)
-        };
+        let page =
+            unsafe { bindings::virtio_hmm_alloc_locked(order, near.is_none(), vma, address) };
         // INVARIANT: The folio is new and locked.
         NonNull::new(page).map(|page| Self { page, order })
     }
@@ -79,9 +78,7 @@ impl LockedFolio {
     }
 
     fn into_entry(self) -> usize {
-        let entry = self.pfn() << PFN_SHIFT
-            | VALID
-            | if self.order > 0 { COMPOUND } else { 0 };
+        let entry = self.pfn() << PFN_SHIFT | VALID | if self.order > 0 { COMPOUND } else { 0 };
         // Lock and reference go with the entry.
         core::mem::forget(self);
         entry
@@ -264,9 +261,7 @@ impl<'a> Collected<'a> {
             *dst = 0;
         }
         // SAFETY: `src` has room, and the caller promises that the frames can be migrated.
-        to_result(unsafe {
-            bindings::migrate_device_range(room.src.as_mut_ptr(), first, pages)
-        })?;
+        to_result(unsafe { bindings::migrate_device_range(room.src.as_mut_ptr(), first, pages) })?;
         // INVARIANT: The kernel has just filled `src`; `dst` is all zeros.
         Ok(Self {
             origin: Origin::Frames,
@@ -477,11 +472,7 @@ fn finalize(origin: &mut Origin<'_>, room: &mut Room, pages: usize) {
         Origin::Addresses(args, _) => unsafe { bindings::migrate_vma_finalize(args) },
         // SAFETY: The arrays are those of `migrate_device_range`; called once, as above.
         Origin::Frames => unsafe {
-            bindings::migrate_device_finalize(
-                room.src.as_mut_ptr(),
-                room.dst.as_mut_ptr(),
-                pages,
-            )
+            bindings::migrate_device_finalize(room.src.as_mut_ptr(), room.dst.as_mut_ptr(), pages)
         },
     }
 }

@@ -13,20 +13,8 @@ use super::{
     LockedVma, PAGE_SHIFT,
 };
 use crate::sys as bindings;
-use core::{
-    ffi::c_void,
-    marker::PhantomData,
-    mem::offset_of,
-    ops::Range,
-    pin::Pin,
-    ptr::NonNull,
-};
-use kernel::{
-    error::to_result,
-    mm::virt::VmaRef,
-    prelude::*,
-    types::Opaque,
-};
+use core::{ffi::c_void, marker::PhantomData, mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
+use kernel::{error::to_result, mm::virt::VmaRef, prelude::*, types::Opaque};
 
 /// Frames of device memory that are not in use: 2 to the power of `order` of them, from
 /// `first` on, which is a multiple of their number.
@@ -105,9 +93,8 @@ struct Region(NonNull<bindings::resource>);
 impl Region {
     fn new(bytes: u64, name: &'static CStr) -> Result<Self> {
         // SAFETY: The name is a string that lives for ever.
-        let raw = unsafe {
-            bindings::virtio_hmm_request_region(bytes.try_into()?, name.as_char_ptr())
-        };
+        let raw =
+            unsafe { bindings::virtio_hmm_request_region(bytes.try_into()?, name.as_char_ptr()) };
         let raw = kernel::error::from_err_ptr(raw)?;
         NonNull::new(raw).map(Self).ok_or(ENOMEM)
     }

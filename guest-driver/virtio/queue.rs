@@ -358,7 +358,10 @@ impl Queues {
     }
 
     fn ring(&self, queue: u16) -> Result<&Ring> {
-        self.rings.get(usize::from(queue)).map(|ring| &**ring).ok_or(EINVAL)
+        self.rings
+            .get(usize::from(queue))
+            .map(|ring| &**ring)
+            .ok_or(EINVAL)
     }
 
     /// What an operation on the device fails with, if it fails.
@@ -384,12 +387,16 @@ impl Queues {
 
     /// Queue interrupts that have been handled.
     pub(crate) fn interrupts(&self) -> u64 {
-        self.rings.iter().map(|ring| ring.interrupts.load(Relaxed)).sum()
+        self.rings
+            .iter()
+            .map(|ring| ring.interrupts.load(Relaxed))
+            .sum()
     }
 
     /// How many chains a queue takes at a time.
     pub(crate) fn capacity(&self, queue: u16) -> u32 {
-        self.ring(queue).map_or(0, |ring| ring.capacity.load(Relaxed))
+        self.ring(queue)
+            .map_or(0, |ring| ring.capacity.load(Relaxed))
     }
 
     /// A place on a queue, as soon as there is one. May sleep.
