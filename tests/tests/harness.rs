@@ -151,6 +151,8 @@ fn programs_report_their_output_and_their_end(vm: &Vm) {
         .run(["sh", "-c", "sleep 54321 & echo last words"])
         .unwrap();
     assert_eq!(left.text(), "last words\n");
+    let noisy = vm.run(["sh", "-c", "yes & exit 4"]).unwrap();
+    assert_eq!(noisy.status, Status::Exited(4));
 }
 
 fn programs_run_side_by_side(vm: &Vm) {

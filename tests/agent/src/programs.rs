@@ -18,7 +18,7 @@ use anyhow::Result;
 use hmm_agent::protocol::{CallId, End, Event, Program, Recipient, Stream, Terminal, MAX_CHUNK};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::pipe::{pipe_with, PipeFlags};
+use rustix::pipe::{fcntl_getpipe_size, pipe_with, PipeFlags};
 use rustix::process::{
     kill_process, kill_process_group, wait, waitid, Pid, Signal, WaitId, WaitIdOptions,
     WaitOptions, WaitStatus,
@@ -37,7 +37,7 @@ const PATH: &str = "/bin:/root";
 /// The guest's console, at whose other end a person may sit.
 const CONSOLE: &str = "/dev/console";
 
-/// As much as a pipe holds: one chunk empties it.
+/// As much as a pipe normally holds: one chunk empties it.
 const CHUNK: usize = 64 << 10;
 const _: () = assert!(CHUNK <= MAX_CHUNK);
 
@@ -295,8 +295,12 @@ impl Forwarder {
     }
 
     /// Passes on what a stream has; `false` when it is closed.
+    ///
+    /// With `all` it is emptied, but only of what it can have held when that began:
+    /// a descendant may go on writing for ever.
     fn pass(&self, index: usize, all: bool) -> io::Result<bool> {
         let (stream, pipe) = &self.streams[index];
+        let mut left = if all { fcntl_getpipe_size(pipe)? } else { 0 };
         let mut buffer = [0; CHUNK];
         loop {
             let length = match rustix::io::read(pipe, &mut buffer) {
@@ -310,7 +314,8 @@ impl Forwarder {
                 stream: *stream,
                 bytes: buffer[..length].to_vec(),
             })?;
-            if !(all && has_more(pipe)?) {
+            left = left.saturating_sub(length);
+            if left == 0 || !has_more(pipe)? {
                 return Ok(true);
             }
         }
@@ -343,8 +348,8 @@ fn command(name: &str) -> Command {
 /// A shell that owns the console, of the size of the person's terminal.
 fn shell(terminal: &Terminal) -> io::Result<Command> {
     let console = OpenOptions::new().read(true).write(true).open(CONSOLE)?;
-    // `setsid -c` makes the console its controlling terminal: job control and ^C
-    // work. `/dev/console` itself cannot be one; `cttyhack` finds what is behind it.
+    // In a session of its own it can have a controlling terminal, and with it job
+    // control and ^C. `/dev/console` cannot be one: `cttyhack` takes what is behind.
     let mut command = Command::new("setsid");
     command
         .args(["cttyhack", "sh", "-c"])
