@@ -124,6 +124,12 @@ impl Daemon {
         }
     }
 
+    /// Its process id; another process may have it after its end.
+    #[must_use]
+    pub fn id(&self) -> i32 {
+        self.process.id()
+    }
+
     /// How it ended, if it has.
     #[must_use]
     pub fn ended(&self) -> Option<ExitStatus> {

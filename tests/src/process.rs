@@ -117,6 +117,12 @@ impl Process {
         })
     }
 
+    /// Its process id; another process may have it after its end.
+    #[must_use]
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
     /// How it ended, if it has.
     #[must_use]
     pub fn ended(&self) -> Option<ExitStatus> {

@@ -458,6 +458,15 @@ impl Device {
     }
 }
 
+/// The device uses nothing of this memory once it is given back.
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Err(error) = self.transport.reset() {
+            eprintln!("hmm-hostile: leaving the device as it is: {error:#}");
+        }
+    }
+}
+
 /// What the device wrote: the first `length` bytes of the writable parts. The
 /// others must be as they were.
 fn gather(arena: &Arena, writable: &[Range<usize>], length: usize) -> Result<Vec<u8>> {
