@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::*;
 use vhost_device_hmm::device::job::End;
-use vhost_device_hmm::device::memory::SystemMemory;
+use vhost_device_hmm::device::memory::{SystemMemory, FRAME_BYTES};
 use vhost_device_hmm::device::request::{Answer, Command};
 use virtio_hmm_spec::wire::command::{query_flags, Status};
 use virtio_hmm_spec::wire::config::VERSION;
@@ -137,7 +137,7 @@ fn an_atomic_needs_every_right() {
 #[test]
 fn addresses_that_no_process_has_fault_like_any_other() {
     let machine = Machine::checking();
-    for (job, address) in (1..).zip([1 << 57, 1 << 63, u64::MAX - 4095, u64::MAX & !7]) {
+    for (job, address) in (1..).zip([1 << 57, 1 << 63, u64::MAX - 4095, !7]) {
         let walk = ListWalk {
             head: address,
             next_offset: 0,
@@ -462,7 +462,7 @@ fn mappings_that_change_under_running_jobs_never_give_a_wrong_answer() {
     let machine = Arc::new(Machine::checking());
     let pages = 64;
     for frame in 0..pages {
-        machine.write_ram(frame, &[1; PAGE_BYTES as usize]);
+        machine.write_ram(frame, &[1; FRAME_BYTES]);
     }
     let stop = Arc::new(AtomicBool::new(false));
     let driver = {
@@ -518,7 +518,7 @@ fn a_copy_between_page_boundaries_moves_every_byte() {
         usize::try_from(offset).unwrap(),
         usize::try_from(count).unwrap(),
     );
-    let copied = machine.read_ram(8, 3 * PAGE_BYTES as usize);
+    let copied = machine.read_ram(8, 3 * FRAME_BYTES);
     assert_eq!(copied[1..=count], bytes[start..start + count]);
     assert_eq!((copied[0], copied[count + 1]), (0, 0), "not a byte more");
 }

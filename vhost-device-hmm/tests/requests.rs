@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use vhost_device_hmm::command::{
     decode_control, decode_copy, decode_job, encode_copied, encode_outcome, Raw,
 };
+use vhost_device_hmm::device::memory::FRAME_BYTES;
 use vhost_device_hmm::device::request::{Command, Copy, Outcome, Refusal};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
 use virtio_hmm_spec::wire::command::{MapEntry, Request, RequestHeader, Status};
@@ -267,10 +268,9 @@ fn copies_move_bytes_both_ways_and_along() {
         item(Kind::ToSystem, 104, 20, 4),
     ];
     assert_eq!(machine.copy(&list), [Status::Ok; 4]);
-    let page_bytes = PAGE_BYTES as usize;
     let mut expected = bytes.clone();
-    expected[page_bytes..2 * page_bytes].fill(0);
-    assert_eq!(machine.read_ram(20, 4 * page_bytes), expected);
+    expected[FRAME_BYTES..2 * FRAME_BYTES].fill(0);
+    assert_eq!(machine.read_ram(20, 4 * FRAME_BYTES), expected);
     let statistics = machine.statistics();
     let four = 4 * PAGE_BYTES;
     assert_eq!(statistics.bytes_to_device.get(), four);

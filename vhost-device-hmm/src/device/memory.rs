@@ -11,12 +11,18 @@ use nix::fcntl::{fallocate, FallocateFlags};
 use nix::libc;
 use nix::sys::memfd::{memfd_create, MFdFlags};
 use std::fs::File;
-use virtio_hmm_spec::wire::{PAGE_BYTES, PAGE_SHIFT};
+use virtio_hmm_spec::wire::{LARGE_ORDER, PAGE_BYTES, PAGE_SHIFT};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, MmapRegion,
     Permissions, VolatileMemory, VolatileSlice,
 };
+
+/// The bytes of a frame in the host's memory.
+pub const FRAME_BYTES: usize = 1 << PAGE_SHIFT;
+
+/// The bytes of a large leaf's frames in the host's memory.
+pub const LARGE_BYTES: usize = FRAME_BYTES << LARGE_ORDER;
 
 /// Why device memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -256,11 +262,11 @@ mod tests {
     fn discarded_frames_read_as_zeros() {
         let memory = DeviceMemory::new(1 << 21).unwrap();
         let frames = memory.slice(3, 2).unwrap();
-        frames.copy_from(&[0x5a_u8; 2 * PAGE_BYTES as usize]);
+        frames.copy_from(&[0x5a_u8; 2 * FRAME_BYTES]);
         memory.release(3, 1).unwrap();
-        let mut bytes = [0xff_u8; 2 * PAGE_BYTES as usize];
+        let mut bytes = [0xff_u8; 2 * FRAME_BYTES];
         frames.copy_to(&mut bytes);
-        let (first, second) = bytes.split_at(PAGE_BYTES as usize);
+        let (first, second) = bytes.split_at(FRAME_BYTES);
         assert!(first.iter().all(|byte| *byte == 0));
         assert!(second.iter().all(|byte| *byte == 0x5a));
     }

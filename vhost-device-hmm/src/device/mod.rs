@@ -24,6 +24,11 @@ pub mod fault;
 pub mod job;
 pub mod memory;
 pub mod mmu;
+#[allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "an operation indexes blocks of its own; a mistake in it ends its job, see `engine`"
+)]
 pub mod operations;
 pub mod request;
 pub mod schedule;

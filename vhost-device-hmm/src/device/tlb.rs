@@ -6,7 +6,7 @@
 //! anyone having to touch them. Who may use an epoch is up to the caller: it holds the
 //! space's lock, so that the epoch stays what it is until the access is over.
 
-use super::memory::{DeviceMemory, SystemMemory};
+use super::memory::{DeviceMemory, SystemMemory, FRAME_BYTES, LARGE_BYTES};
 use super::mmu::{PageRange, Place, Translation};
 use std::sync::Arc;
 use virtio_hmm_spec::wire::{rights, LARGE_ORDER, LARGE_PAGES, PAGE_BYTES, PAGE_SHIFT};
@@ -137,8 +137,8 @@ impl Tlb {
     #[inline]
     pub fn bytes(&self, hit: Hit) -> (VolatileSlice<'_>, Place) {
         let (entries, leaf_bytes) = match hit.large {
-            false => (&self.small, PAGE_BYTES as usize),
-            true => (&self.large, (LARGE_PAGES * PAGE_BYTES) as usize),
+            false => (&self.small, FRAME_BYTES),
+            true => (&self.large, LARGE_BYTES),
         };
         match entries.get(hit.index) {
             Some(entry) if entry.epoch != 0 && hit.offset < leaf_bytes => {

@@ -10,7 +10,7 @@ use virtio_hmm_spec::wire::{rights, LARGE_PAGES, PAGE_BYTES, PAGE_SHIFT};
 use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::check::Check;
-use super::memory::DeviceMemory;
+use super::memory::{DeviceMemory, FRAME_BYTES};
 use super::mmu::Place;
 use super::operations::{Fault, Memory, Width};
 use super::space::Mappings;
@@ -138,7 +138,7 @@ impl<'a> View<'a> {
     fn verify(&mut self, check: &Check, hit: Hit, address: u64, access: u32) {
         let page = address >> PAGE_SHIFT;
         let (bytes, place) = self.tlb.bytes(hit);
-        let host = bytes.ptr_guard().as_ptr() as usize & !(PAGE_BYTES as usize - 1);
+        let host = bytes.ptr_guard().as_ptr() as usize & !(FRAME_BYTES - 1);
         let in_force = self.mappings.table.find(page).filter(|translation| {
             translation.leaf.place == place
                 && translation.leaf.rights & access == access
@@ -388,7 +388,7 @@ mod tests {
     fn a_write_that_lacks_its_last_page_writes_nothing() {
         let mut bench = Bench::new();
         bench.map(1, 1, 2, false);
-        let bytes = [7; 3 * PAGE_BYTES as usize];
+        let bytes = [7; 3 * FRAME_BYTES];
         let fault = bench
             .look(|view| view.write(PAGE_BYTES + 5, &bytes))
             .unwrap_err();

@@ -1,8 +1,8 @@
 //! One leaf of a page table, packed into 64 bits.
 //!
 //! ```text
-//!  63                12 11    6   5       4       3..1    0
-//! | frame              | zero | DIRTY | ACCESSED | rights | PRESENT |   (DEVICE is bit 6)
+//!  63    12 11   7     6        5        4        3..1      0
+//! |  frame | zero | DEVICE | DIRTY | ACCESSED | rights | PRESENT |
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,12 +65,12 @@ impl Leaf {
             && self.rights & other.rights == other.rights
     }
 
-    /// The leaf, with the marks of the one that it replaces if that led to the same frame.
+    /// The leaf, with the marks of one that it replaces too if that led to the same frame.
     pub(super) fn inherit(self, old: Option<Self>) -> Self {
         match old {
             Some(old) if old.frame == self.frame && old.place == self.place => Self {
-                accessed: old.accessed,
-                dirty: old.dirty,
+                accessed: self.accessed | old.accessed,
+                dirty: self.dirty | old.dirty,
                 ..self
             },
             _ => self,
@@ -96,7 +96,7 @@ impl Leaf {
     }
 
     fn unpack(raw: u64) -> Option<Self> {
-        (raw & PRESENT != 0).then(|| Self {
+        (raw & PRESENT != 0).then_some(Self {
             frame: raw >> PAGE_SHIFT,
             place: if raw & DEVICE != 0 {
                 Place::Device

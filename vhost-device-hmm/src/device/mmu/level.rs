@@ -380,16 +380,22 @@ impl Branch {
                 entry.set(Some(new));
             }
             Self::Small(leaves) => {
+                // The large leaf has been used as far as any of its pages has: a TLB may go
+                // on using what it knows of them.
+                let mut large = leaf;
                 for (entry, index) in leaves.entries.iter().zip(0..) {
-                    let new = Some(leaf.at(index));
+                    let (old, new) = (entry.leaf(), leaf.at(index));
+                    let marked = new.inherit(old);
+                    large.accessed |= marked.accessed;
+                    large.dirty |= marked.dirty;
                     (context.observe)(Change {
-                        old: entry.leaf(),
-                        new,
+                        old,
+                        new: Some(new),
                         pages: 1,
                     });
                 }
                 context.spares.join(leaves.units.split(1));
-                *self = Self::Large(Entry::new(Some(leaf)));
+                *self = Self::Large(Entry::new(Some(large)));
             }
         }
         Ok(())
