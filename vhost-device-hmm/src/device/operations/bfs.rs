@@ -4,7 +4,7 @@
 //! at any time. So nothing that is read there is believed, and what decides about the
 //! end is kept here.
 
-use super::block::{Block, BLOCK_BYTES};
+use super::block::Block;
 use super::range::{Progress, Range};
 use super::{Fault, Memory, Run, Step, STEP_BYTES};
 use virtio_hmm_spec::wire::command::Status;
@@ -21,7 +21,10 @@ const UNREACHED: u32 = u32::MAX;
 const NUMBER: usize = size_of::<u32>();
 
 /// Edges read at once.
-const BLOCK_EDGES: usize = BLOCK_BYTES / NUMBER;
+const BLOCK_EDGES: usize = 1024;
+
+/// The size of the block for them.
+const BLOCK_BYTES: usize = BLOCK_EDGES * NUMBER;
 
 /// A search and how far it has come.
 #[derive(Debug)]
@@ -151,16 +154,11 @@ impl Run for Bfs {
             State::Search(search) => {
                 self.queue
                     .expect_from(memory, search.tail * NUMBER as u64, WRITE);
-                for _ in 0..STEP_VISITS {
-                    let visit = search.visit(
-                        memory,
-                        &self.graph,
-                        self.levels,
-                        self.queue,
-                        &mut self.block,
-                    );
-                    match visit {
-                        Ok(()) => {}
+                let mut visited = 0;
+                while visited < STEP_VISITS {
+                    let block = &mut self.block;
+                    match search.visit(memory, &self.graph, self.levels, self.queue, block) {
+                        Ok(more) => visited += more,
                         Err(Stop::Fault(fault)) => return Err(fault),
                         Err(Stop::Broken) => return Ok(search.done(Status::BadArgument)),
                         Err(Stop::Finished) => return Ok(search.done(Status::Ok)),
@@ -177,7 +175,8 @@ impl Search {
         Step::Done(status, [self.tail, self.greatest.into(), 0, 0])
     }
 
-    /// Follows one edge, or reads edges, or goes to the next vertex.
+    /// Follows the edges in the block, or reads edges, or goes to the next vertex; says
+    /// how many vertices and edges that were.
     fn visit(
         &mut self,
         memory: &mut impl Memory,
@@ -185,23 +184,28 @@ impl Search {
         levels: Range,
         queue: Range,
         block: &mut Block,
-    ) -> Result<(), Stop> {
-        if let Some(vertex) = block.get::<u32>(self.block.end).get(self.block.start) {
-            self.reach(memory, graph, levels, queue, *vertex)?;
-            self.block.start += 1;
+    ) -> Result<usize, Stop> {
+        if !self.block.is_empty() {
+            let visited = self.block.len();
+            for vertex in &block.get::<u32>(self.block.end)[self.block.start..] {
+                self.reach(memory, graph, levels, queue, *vertex)?;
+                self.block.start += 1;
+            }
+            Ok(visited)
         } else if !self.edges.is_empty() {
             let edges = Progress::new(self.edges.end - self.edges.start);
             let (count, address) = (edges.next(BLOCK_EDGES), self.edges.start * NUMBER as u64);
-            graph.edges.expect_from(memory, address, READ);
+            memory.expect(graph.edges.at(address), edges.rest() * NUMBER as u64, READ);
             memory.read(graph.edges.at(address), block.get_mut(count * NUMBER))?;
             self.edges.start += count as u64;
             self.block = 0..count;
+            Ok(0)
         } else if self.head < self.tail {
             self.leave(memory, graph, queue)?;
+            Ok(1)
         } else {
-            return Err(Stop::Finished);
+            Err(Stop::Finished)
         }
-        Ok(())
     }
 
     /// Gives a vertex that an edge leads to its level and puts it into the queue, unless
@@ -217,13 +221,14 @@ impl Search {
         if vertex >= graph.vertex_count {
             return Err(Stop::Broken);
         }
-        if read(memory, levels, vertex)? != UNREACHED {
+        if levels.load_u32(memory, vertex.into())? != UNREACHED {
             return Ok(());
         }
         if self.tail == u64::from(graph.vertex_count) {
             return Err(Stop::Broken);
         }
         let level = self.level + 1;
+        // So that the vertex is not in the queue without its level.
         memory.reserve(levels.at(u64::from(vertex) * NUMBER as u64), NUMBER as u64)?;
         write(memory, queue, self.tail, vertex)?;
         write(memory, levels, vertex.into(), level)?;
@@ -234,18 +239,13 @@ impl Search {
 
     /// Goes on to the next vertex in the queue.
     fn leave(&mut self, memory: &mut impl Memory, graph: &Graph, queue: Range) -> Result<(), Stop> {
-        let mut number = [0; NUMBER];
-        memory.read(queue.at(self.head * NUMBER as u64), &mut number)?;
-        let vertex = u32::from_le_bytes(number);
+        let vertex = queue.load_u32(memory, self.head)?;
         if vertex >= graph.vertex_count {
             return Err(Stop::Broken);
         }
-        let mut offsets = [0; 2];
-        let address = graph
-            .offsets
-            .at(u64::from(vertex) * size_of::<u64>() as u64);
-        memory.read(address, zerocopy::IntoBytes::as_mut_bytes(&mut offsets))?;
-        let [first, end] = offsets;
+        let offset = u64::from(vertex) * size_of::<u64>() as u64;
+        let first = memory.load(graph.offsets.at(offset))?;
+        let end = memory.load(graph.offsets.at(offset + size_of::<u64>() as u64))?;
         if first > end || end > graph.edge_count {
             return Err(Stop::Broken);
         }
@@ -257,13 +257,6 @@ impl Search {
         self.edges = first..end;
         Ok(())
     }
-}
-
-/// Reads a number.
-fn read(memory: &mut impl Memory, range: Range, index: u32) -> Result<u32, Fault> {
-    let mut number = [0; NUMBER];
-    memory.read(range.at(u64::from(index) * NUMBER as u64), &mut number)?;
-    Ok(u32::from_le_bytes(number))
 }
 
 /// Writes a number.

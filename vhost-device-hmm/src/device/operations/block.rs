@@ -6,13 +6,14 @@
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::Element;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 #[cfg(target_endian = "big")]
 compile_error!("elements are little-endian in memory and are used as they are");
 
 /// The usual size of a block: small enough that the processor works on one block while
 /// it fetches the next, large enough that the look-ups of its pages cost little.
-pub(super) const BLOCK_BYTES: usize = 4 << 10;
+pub(super) const BLOCK_BYTES: usize = 16 << 10;
 
 /// What a block can hold.
 pub(super) trait Value:
@@ -27,34 +28,42 @@ impl Value for i64 {}
 impl Value for f32 {}
 impl Value for f64 {}
 
+/// A cache line. Blocks are made of whole ones because vectors that straddle two lines
+/// cost twice.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+struct Line([u8; LINE_BYTES]);
+
+const LINE_BYTES: usize = 64;
+
 /// Elements of one type at a time, aligned for all types.
 #[derive(Debug)]
 pub(super) struct Block {
-    words: Vec<u64>,
+    lines: Vec<Line>,
 }
 
 impl Block {
-    /// Room for `bytes`, rounded up to eight.
+    /// Room for `bytes`, rounded up to lines.
     ///
     /// # Errors
     ///
     /// [`Status::NoMemory`].
     pub(super) fn new(bytes: usize) -> Result<Self, Status> {
         Ok(Self {
-            words: filled(bytes.div_ceil(size_of::<u64>()), 0)?,
+            lines: filled(bytes.div_ceil(LINE_BYTES), Line([0; LINE_BYTES]))?,
         })
     }
 
     /// The first `count` elements.
     pub(super) fn get<T: Value>(&self, count: usize) -> &[T] {
-        let bytes = &self.words.as_bytes()[..count * size_of::<T>()];
-        <[T]>::ref_from_bytes(bytes).expect("words are aligned for every element")
+        let bytes = &self.lines.as_bytes()[..count * size_of::<T>()];
+        <[T]>::ref_from_bytes(bytes).expect("lines are aligned for every element")
     }
 
     /// The first `count` elements, to be changed.
     pub(super) fn get_mut<T: Value>(&mut self, count: usize) -> &mut [T] {
-        let bytes = &mut self.words.as_mut_bytes()[..count * size_of::<T>()];
-        <[T]>::mut_from_bytes(bytes).expect("words are aligned for every element")
+        let bytes = &mut self.lines.as_mut_bytes()[..count * size_of::<T>()];
+        <[T]>::mut_from_bytes(bytes).expect("lines are aligned for every element")
     }
 }
 

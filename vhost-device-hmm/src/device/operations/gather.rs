@@ -16,94 +16,127 @@ const STEP_ELEMENTS: usize = 1024;
 /// The size of an index.
 const INDEX_BYTES: usize = size_of::<u64>();
 
-/// What both have in common: a table, indices into it, and a run of elements.
-#[derive(Debug)]
-struct Indexed {
-    table: Range,
-    table_count: u64,
-    indices: Range,
-    /// The elements in the order of the indices.
-    run: Range,
+/// A table of elements.
+#[derive(Clone, Copy, Debug)]
+struct Table {
+    range: Range,
+    count: u64,
     size: usize,
-    progress: Progress,
-    index_block: Block,
-    run_block: Block,
 }
 
-/// Why the elements of a block could not all be moved.
-enum Stop {
+/// What ended the moving of a block of elements, after how many.
+struct End {
+    moved: usize,
+    why: Why,
+}
+
+enum Why {
+    /// All are moved.
+    Moved,
+    /// The element that was next cannot be reached.
     Fault(Fault),
-    /// The index lies outside the table.
+    /// The index that was next lies outside the table.
     BadIndex,
 }
 
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-impl Indexed {
-    fn new(
-        table: u64,
-        table_count: u64,
-        index: u64,
-        run: u64,
-        count: u64,
-        element: Element,
-    ) -> Result<Self, Status> {
+impl Table {
+    fn new(address: u64, count: u64, element: Element) -> Result<Self, Status> {
+        let range = Range::new(address, count, element.bytes())?;
         Ok(Self {
-            table: Range::new(table, table_count, element.bytes())?,
-            table_count,
-            indices: Range::new(index, count, INDEX_BYTES as u64)?,
-            run: Range::new(run, count, element.bytes())?,
+            range,
+            count,
             size: size(element),
-            progress: Progress::new(count),
-            index_block: Block::new(STEP_ELEMENTS * INDEX_BYTES)?,
-            run_block: Block::new(STEP_ELEMENTS * size(element))?,
         })
     }
 
-    /// Announces what comes and reads the next indices; says how many, and where the
-    /// elements of the run are.
+    /// The address of an element.
+    fn at(self, index: u64) -> u64 {
+        self.range.at(index * self.size as u64)
+    }
+
+    /// Calls `each` with each index and with the element that goes with it.
+    fn walk<P>(
+        self,
+        indices: &[u64],
+        elements: impl Iterator<Item = P>,
+        mut each: impl FnMut(u64, P) -> Result<(), Fault>,
+    ) -> End {
+        for (moved, (index, element)) in indices.iter().zip(elements).enumerate() {
+            if *index >= self.count {
+                return End {
+                    moved,
+                    why: Why::BadIndex,
+                };
+            }
+            if let Err(fault) = each(*index, element) {
+                return End {
+                    moved,
+                    why: Why::Fault(fault),
+                };
+            }
+        }
+        End {
+            moved: indices.len(),
+            why: Why::Moved,
+        }
+    }
+}
+
+/// The indices and the elements that go with them, and how many are moved.
+#[derive(Debug)]
+struct Column {
+    indices: Range,
+    elements: Range,
+    size: usize,
+    progress: Progress,
+    index_block: Block,
+    element_block: Block,
+}
+
+impl Column {
+    fn new(index: u64, elements: u64, count: u64, element: Element) -> Result<Self, Status> {
+        Ok(Self {
+            indices: Range::new(index, count, INDEX_BYTES as u64)?,
+            elements: Range::new(elements, count, element.bytes())?,
+            size: size(element),
+            progress: Progress::new(count),
+            index_block: Block::new(STEP_ELEMENTS * INDEX_BYTES)?,
+            element_block: Block::new(STEP_ELEMENTS * size(element))?,
+        })
+    }
+
+    /// Announces what comes and reads the next indices; says how many, and where their
+    /// elements are.
     fn next(&mut self, memory: &mut impl Memory, access: u32) -> Result<(usize, u64), Fault> {
         let (done, count) = (self.progress.done(), self.progress.next(STEP_ELEMENTS));
-        let offset = done * self.size as u64;
-        self.run.expect_from(memory, offset, access);
-        let index_offset = done * INDEX_BYTES as u64;
+        let (offset, index_offset) = (done * self.size as u64, done * INDEX_BYTES as u64);
+        self.elements.expect_from(memory, offset, access);
         self.indices.expect_from(memory, index_offset, READ);
         let indices = self.index_block.get_mut(count * INDEX_BYTES);
         memory.read(self.indices.at(index_offset), indices)?;
-        Ok((count, self.run.at(offset)))
+        Ok((count, self.elements.at(offset)))
     }
 
-    /// The address of the element that the index in the block says.
-    fn locate(&self, at: usize) -> Result<u64, Stop> {
-        let index = self.index_block.get::<u64>(at + 1)[at];
-        if index < self.table_count {
-            Ok(self.table.at(index * self.size as u64))
-        } else {
-            Err(Stop::BadIndex)
-        }
-    }
-
-    /// Notes that `moved` elements of a block are moved, and ends the step.
-    fn end(&mut self, moved: usize, stop: Option<Stop>) -> Result<Step, Fault> {
-        self.progress.advance(moved);
-        match stop {
-            Some(Stop::Fault(fault)) => Err(fault),
-            Some(Stop::BadIndex) => Ok(Step::Done(
+    /// Notes how many elements are moved, and ends the step.
+    fn end(&mut self, end: End) -> Result<Step, Fault> {
+        self.progress.advance(end.moved);
+        match end.why {
+            Why::Moved => Ok(Step::more_until(self.progress.finished(), [0; 4])),
+            Why::Fault(fault) => Err(fault),
+            Why::BadIndex => Ok(Step::Done(
                 Status::BadArgument,
                 [self.progress.done(), 0, 0, 0],
             )),
-            None => Ok(Step::more_until(self.progress.finished(), [0; 4])),
         }
     }
 }
 
 /// `destination[i] = table[index[i]]`
 #[derive(Debug)]
-pub(super) struct Gather(Indexed);
+pub(super) struct Gather {
+    table: Table,
+    column: Column,
+}
 
 impl Gather {
     pub(super) fn new(operation: operation::Gather) -> Result<Self, Status> {
@@ -115,51 +148,50 @@ impl Gather {
             count,
             element,
         } = operation;
-        Indexed::new(table, table_count, index, destination, count, element).map(Self)
-    }
-
-    /// Fetches the element for one index of the block.
-    fn fetch(&mut self, memory: &mut impl Memory, at: usize) -> Result<(), Stop> {
-        let address = self.0.locate(at)?;
-        if self.0.size == size_of::<u64>() {
-            self.0.run_block.get_mut::<u64>(at + 1)[at] = memory.load(address)?;
-        } else {
-            let start = at * self.0.size;
-            memory.read(
-                address,
-                &mut self.0.run_block.get_mut(start + self.0.size)[start..],
-            )?;
-        }
-        Ok(())
+        Ok(Self {
+            table: Table::new(table, table_count, element)?,
+            column: Column::new(index, destination, count, element)?,
+        })
     }
 }
 
 impl Run for Gather {
     fn step(&mut self, memory: &mut impl Memory) -> Result<Step, Fault> {
-        if self.0.progress.finished() {
+        let Self { table, column } = self;
+        if column.progress.finished() {
             return Ok(Step::Done(Status::Ok, [0; 4]));
         }
-        let (count, destination) = self.0.next(memory, WRITE)?;
+        let (count, destination) = column.next(memory, WRITE)?;
         // First, so that what has been fetched when an element is missing can be kept.
-        memory.reserve(destination, (count * self.0.size) as u64)?;
-        let mut fetched = 0;
-        let stop = loop {
-            if fetched == count {
-                break None;
-            }
-            match self.fetch(memory, fetched) {
-                Ok(()) => fetched += 1,
-                Err(stop) => break Some(stop),
-            }
+        memory.reserve(destination, (count * table.size) as u64)?;
+        let indices = column.index_block.get(count);
+        let end = if table.size == size_of::<u64>() {
+            let elements = column.element_block.get_mut::<u64>(count).iter_mut();
+            table.walk(indices, elements, |index, element| {
+                *element = memory.load(table.at(index))?;
+                Ok(())
+            })
+        } else {
+            let elements = column.element_block.get_mut::<u32>(count).iter_mut();
+            table.walk(indices, elements, |index, element| {
+                *element = table.range.load_u32(memory, index)?;
+                Ok(())
+            })
         };
-        memory.write(destination, self.0.run_block.get(fetched * self.0.size))?;
-        self.0.end(fetched, stop)
+        memory.write(
+            destination,
+            column.element_block.get(end.moved * table.size),
+        )?;
+        column.end(end)
     }
 }
 
 /// `table[index[i]] = source[i]`
 #[derive(Debug)]
-pub(super) struct Scatter(Indexed);
+pub(super) struct Scatter {
+    table: Table,
+    column: Column,
+}
 
 impl Scatter {
     pub(super) fn new(operation: operation::Scatter) -> Result<Self, Status> {
@@ -171,34 +203,28 @@ impl Scatter {
             count,
             element,
         } = operation;
-        Indexed::new(table, table_count, index, source, count, element).map(Self)
-    }
-
-    /// Stores the element for one index of the block.
-    fn store(&self, memory: &mut impl Memory, at: usize) -> Result<(), Stop> {
-        let (address, start) = (self.0.locate(at)?, at * self.0.size);
-        memory.write(address, &self.0.run_block.get(start + self.0.size)[start..])?;
-        Ok(())
+        Ok(Self {
+            table: Table::new(table, table_count, element)?,
+            column: Column::new(index, source, count, element)?,
+        })
     }
 }
 
 impl Run for Scatter {
     fn step(&mut self, memory: &mut impl Memory) -> Result<Step, Fault> {
-        if self.0.progress.finished() {
+        let Self { table, column } = self;
+        if column.progress.finished() {
             return Ok(Step::Done(Status::Ok, [0; 4]));
         }
-        let (count, source) = self.0.next(memory, READ)?;
-        memory.read(source, self.0.run_block.get_mut(count * self.0.size))?;
-        let mut stored = 0;
-        let stop = loop {
-            if stored == count {
-                break None;
-            }
-            match self.store(memory, stored) {
-                Ok(()) => stored += 1,
-                Err(stop) => break Some(stop),
-            }
-        };
-        self.0.end(stored, stop)
+        let (count, source) = column.next(memory, READ)?;
+        memory.read(source, column.element_block.get_mut(count * table.size))?;
+        let elements = column
+            .element_block
+            .get(count * table.size)
+            .chunks_exact(table.size);
+        let end = table.walk(column.index_block.get(count), elements, |index, element| {
+            memory.write(table.at(index), element)
+        });
+        column.end(end)
     }
 }

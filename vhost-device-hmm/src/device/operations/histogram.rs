@@ -11,7 +11,7 @@ use virtio_hmm_spec::wire::rights::{READ, WRITE};
 const VALUES: usize = 256;
 
 /// Tables that take turns, so that equal bytes in a row do not wait for each other.
-const TABLES: usize = 4;
+const TABLES: usize = 8;
 
 /// The size of the counters in memory.
 const COUNTERS_BYTES: usize = VALUES * size_of::<u64>();
@@ -90,17 +90,16 @@ impl Run for Histogram {
 
 /// Counts the bytes of one block.
 fn count_bytes(bytes: &[u8], counts: &mut [[u64; VALUES]]) {
-    let [first, second, third, fourth] = counts else {
+    let Ok(tables) = <&mut [_; TABLES]>::try_from(counts) else {
         unreachable!("there are {TABLES} tables")
     };
     let words = bytes.chunks_exact(TABLES);
-    for byte in words.remainder() {
-        first[usize::from(*byte)] += 1;
+    for (table, byte) in tables.iter_mut().zip(words.remainder()) {
+        table[usize::from(*byte)] += 1;
     }
     for word in words {
-        first[usize::from(word[0])] += 1;
-        second[usize::from(word[1])] += 1;
-        third[usize::from(word[2])] += 1;
-        fourth[usize::from(word[3])] += 1;
+        for (table, byte) in tables.iter_mut().zip(word) {
+            table[usize::from(*byte)] += 1;
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! The inner loops over blocks of numbers, for the vector unit that the processor has.
 //!
-//! Each loop keeps [`LANES`] independent results so that it neither waits for the
-//! previous addition nor keeps an order that vectors cannot: the order in which
-//! floating point numbers are added up is unspecified.
+//! Loops over floating point numbers keep [`LANES`] independent results, so that they
+//! neither wait for the previous addition nor keep an order that vectors cannot: the
+//! order in which floating point numbers are added up is unspecified. The compiler does
+//! the same to integers by itself.
 
 use multiversion::multiversion;
 
@@ -32,19 +33,19 @@ fn fold<T: Copy, S: Copy>(
     lanes.into_iter().fold(start, join)
 }
 
-/// As [`fold`], over pairs.
+/// As [`fold`], over the products of pairs.
 #[inline(always)]
-fn fold_pairs<T: Copy>(x: &[T], y: &[T], add: impl Fn(f64, T, T) -> f64) -> f64 {
+fn fold_products<T: Copy>(x: &[T], y: &[T], multiply: impl Fn(T, T) -> f64) -> f64 {
     let mut lanes = [0.0; LANES];
     let (x_chunks, y_chunks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
     let rest = x_chunks.remainder().iter().zip(y_chunks.remainder());
     for (x, y) in x_chunks.zip(y_chunks) {
         for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
-            *lane = add(*lane, *x, *y);
+            *lane += multiply(*x, *y);
         }
     }
     for (lane, (x, y)) in lanes.iter_mut().zip(rest) {
-        *lane = add(*lane, *x, *y);
+        *lane += multiply(*x, *y);
     }
     lanes.into_iter().sum()
 }
@@ -67,17 +68,17 @@ macro_rules! kernels {
 kernels! {
     /// The sum, in 64 bits.
     fn sum_u32(values: &[u32]) -> u64 {
-        fold(values, 0, |sum, value| sum + u64::from(value), u64::wrapping_add)
+        values.iter().map(|value| u64::from(*value)).sum()
     }
 
     /// The sum; it wraps.
     fn sum_u64(values: &[u64]) -> u64 {
-        fold(values, 0, u64::wrapping_add, u64::wrapping_add)
+        values.iter().fold(0, |sum, value| sum.wrapping_add(*value))
     }
 
     /// The sum; it wraps.
     fn sum_i64(values: &[i64]) -> i64 {
-        fold(values, 0, i64::wrapping_add, i64::wrapping_add)
+        values.iter().fold(0, |sum, value| sum.wrapping_add(*value))
     }
 
     /// The sum in double precision.
@@ -92,12 +93,12 @@ kernels! {
 
     /// The dot product in double precision.
     fn dot_f32(x: &[f32], y: &[f32]) -> f64 {
-        fold_pairs(x, y, |sum, x, y| sum + f64::from(x) * f64::from(y))
+        fold_products(x, y, |x, y| f64::from(x) * f64::from(y))
     }
 
     /// The dot product.
     fn dot_f64(x: &[f64], y: &[f64]) -> f64 {
-        fold_pairs(x, y, |sum, x, y| sum + x * y)
+        fold_products(x, y, |x, y| x * y)
     }
 
     /// `y = alpha * x + y`, rounded twice.
@@ -122,30 +123,50 @@ kernels! {
     }
 }
 
-/// Declares the search for the smallest and the largest value of one type. What is no
-/// number is never smaller or larger.
-macro_rules! extremes {
-    ($( $type:ty, $min:ident from $highest:expr, $max:ident from $lowest:expr; )+) => {
+/// Declares the search for the smallest and the largest integer.
+macro_rules! integer_extremes {
+    ($( $type:ty, $min:ident, $max:ident; )+) => {
         kernels! { $(
             /// The smallest value, or the highest possible one if there is none.
             fn $min(values: &[$type]) -> $type {
-                let smaller = |best: $type, value: $type| if value < best { value } else { best };
-                fold(values, $highest, smaller, smaller)
+                values.iter().fold(<$type>::MAX, |best, value| best.min(*value))
             }
 
             /// The largest value, or the lowest possible one if there is none.
             fn $max(values: &[$type]) -> $type {
-                let larger = |best: $type, value: $type| if value > best { value } else { best };
-                fold(values, $lowest, larger, larger)
+                values.iter().fold(<$type>::MIN, |best, value| best.max(*value))
             }
         )+ }
     };
 }
 
-extremes! {
-    u32, min_u32 from u32::MAX, max_u32 from u32::MIN;
-    u64, min_u64 from u64::MAX, max_u64 from u64::MIN;
-    i64, min_i64 from i64::MAX, max_i64 from i64::MIN;
-    f32, min_f32 from f32::INFINITY, max_f32 from f32::NEG_INFINITY;
-    f64, min_f64 from f64::INFINITY, max_f64 from f64::NEG_INFINITY;
+integer_extremes! {
+    u32, min_u32, max_u32;
+    u64, min_u64, max_u64;
+    i64, min_i64, max_i64;
+}
+
+/// Declares the search for the smallest and the largest floating point number. What is
+/// no number is never smaller or larger.
+macro_rules! float_extremes {
+    ($( $type:ty, $min:ident, $max:ident; )+) => {
+        kernels! { $(
+            /// The smallest number, or infinity if there is none.
+            fn $min(values: &[$type]) -> $type {
+                let smaller = |best: $type, value: $type| if value < best { value } else { best };
+                fold(values, <$type>::INFINITY, smaller, smaller)
+            }
+
+            /// The largest number, or negative infinity if there is none.
+            fn $max(values: &[$type]) -> $type {
+                let larger = |best: $type, value: $type| if value > best { value } else { best };
+                fold(values, <$type>::NEG_INFINITY, larger, larger)
+            }
+        )+ }
+    };
+}
+
+float_extremes! {
+    f32, min_f32, max_f32;
+    f64, min_f64, max_f64;
 }

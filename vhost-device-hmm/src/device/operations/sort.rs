@@ -304,8 +304,9 @@ impl Pass {
         block: &[u64],
         buckets: &mut [Bucket],
     ) -> Result<(), Stop> {
+        let shift = 8 * self.digit;
         for value in &block[self.block.start..] {
-            let bucket = &mut buckets[usize::from(value.to_le_bytes()[self.digit])];
+            let bucket = &mut buckets[usize::from((value >> shift).to_le_bytes()[0])];
             if bucket.staged == STAGE {
                 bucket.write(memory, self.to)?;
             }

@@ -34,7 +34,7 @@ fn argument() -> impl Strategy<Value = u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn absurd_arguments_end_a_job_and_nothing_else(

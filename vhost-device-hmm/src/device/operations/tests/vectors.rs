@@ -144,7 +144,7 @@ proptest! {
         let mut places: Vec<usize> = indices.iter().map(|i| i.index(table.len())).collect();
         if let Some(bad) = bad.filter(|_| !places.is_empty()) {
             let bad = bad.index(places.len());
-            places[bad] = table.len() + places[bad];
+            places[bad] += table.len();
         }
         let (count, table_count) = (places.len() as u64, table.len() as u64);
         let good = places.iter().position(|i| *i >= table.len()).unwrap_or(places.len());
