@@ -2,6 +2,7 @@
 
 use hmm_tests::artifacts::Artifacts;
 use hmm_tests::guest::Error;
+use hmm_tests::qemu::Machine;
 use hmm_tests::vm::Vm;
 
 fn artifacts() -> Artifacts {
@@ -42,5 +43,18 @@ fn a_device_is_unplugged_and_the_other_one_stays() {
     vm.qemu().unplug(0).unwrap();
     let nodes = vm.run(["sh", "-c", "ls /dev/hmm*"]).unwrap();
     assert_eq!(nodes.succeeded().unwrap().lines().count(), 1);
+    vm.finish().unwrap();
+}
+
+#[test]
+fn a_machine_without_pci_has_the_device_too() {
+    let artifacts = artifacts();
+    let vm = Vm::builder(&artifacts)
+        .machine(Machine::Microvm)
+        .check()
+        .start()
+        .unwrap();
+    let there = vm.run(["test", "-c", "/dev/hmm0"]).unwrap();
+    assert!(there.success(), "its node is there");
     vm.finish().unwrap();
 }
