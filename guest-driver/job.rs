@@ -24,8 +24,13 @@ use kernel::{
         atomic::{Atomic, Relaxed},
         Arc, Mutex,
     },
+    time::msecs_to_jiffies,
 };
 use zerocopy::{FromBytes, IntoBytes};
+
+/// How long a job is waited for until the device is asked whether it still lives, in
+/// milliseconds.
+const CHECK_INTERVAL: u32 = 10_000;
 
 /// Gives each job of a device a name of its own.
 pub(crate) struct Names(Atomic<u64>);
@@ -125,14 +130,7 @@ impl Fences {
     ) -> Result<JobReply> {
         let chain = self.table.lock().jobs.get(&fence).cloned().ok_or(ENOENT)?;
         if !chain.is_complete() {
-            if jiffies == Some(0) {
-                return Err(ETIME);
-            }
-            match chain.done().wait_interruptible(jiffies) {
-                Waited::Done => {}
-                Waited::TimedOut => return Err(ETIME),
-                Waited::Interrupted => return Err(EINTR),
-            }
+            Self::wait_for(device, &chain, jiffies)?;
         }
         {
             let mut table = self.table.lock();
@@ -147,6 +145,30 @@ impl Fences {
             Ok((reply, _)) => Ok(reply),
             Err(_) => Err(link.violated()),
         }
+    }
+}
+
+impl Fences {
+    /// Waits until a chain completes. A job may take as long as it likes, but the device
+    /// may not: now and then it is asked for a sign of life, without which it is given up
+    /// and the chain fails.
+    fn wait_for(device: &Device, chain: &Chain, mut jiffies: Option<usize>) -> Result {
+        let step = msecs_to_jiffies(CHECK_INTERVAL);
+        while jiffies != Some(0) {
+            let now = jiffies.map_or(step, |left| left.min(step));
+            match chain.done().wait_interruptible(now) {
+                Waited::Done => return Ok(()),
+                Waited::Interrupted => return Err(EINTR),
+                Waited::TimedOut => {
+                    if now == step {
+                        // If there is none, the wait ends by itself.
+                        let _ = device.device_statistics();
+                    }
+                    jiffies = jiffies.map(|left| left - now);
+                }
+            }
+        }
+        Err(ETIME)
     }
 }
 

@@ -78,12 +78,8 @@ impl Event {
         left != 0
     }
 
-    /// Waits for at most `jiffies`, for ever if there are none given, or until a
-    /// signal arrives.
-    pub(crate) fn wait_interruptible(&self, jiffies: Option<usize>) -> Waited {
-        // The longest wait that the kernel knows, which is for ever.
-        const FOREVER: usize = isize::MAX as usize;
-        let jiffies = jiffies.map_or(FOREVER, |jiffies| jiffies.min(FOREVER - 1));
+    /// Waits for at most `jiffies`, or until a signal arrives.
+    pub(crate) fn wait_interruptible(&self, jiffies: usize) -> Waited {
         // SAFETY: By construction the completion is initialised.
         let left =
             unsafe { bindings::wait_for_completion_interruptible_timeout(self.raw.get(), jiffies) };
