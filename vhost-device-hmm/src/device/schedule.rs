@@ -196,11 +196,11 @@ impl Schedule {
         let mut news = News::default();
         match end {
             TurnEnd::Ended(end) => {
-                jobs.end(&job, end, &self.counters);
+                jobs.end(job, end, &self.counters);
                 news.ended = true;
             }
             _ if cancelled => {
-                jobs.end(&job, End::Cancelled, &self.counters);
+                jobs.end(job, End::Cancelled, &self.counters);
                 news.ended = true;
             }
             TurnEnd::Paused => {
@@ -213,7 +213,7 @@ impl Schedule {
             TurnEnd::Stopped(fault, pages) => {
                 self.counters.faults.add(1);
                 if job.faulted(&fault) {
-                    jobs.end(&job, End::Stormed(fault), &self.counters);
+                    jobs.end(job, End::Stormed(fault), &self.counters);
                     news.ended = true;
                 } else {
                     let id = job.id;
@@ -251,7 +251,7 @@ impl Schedule {
         };
         self.counters.faults_terminated.add(1);
         jobs.end(
-            &parked.job,
+            parked.job,
             End::Faulted(parked.fault, reason),
             &self.counters,
         );
@@ -282,7 +282,7 @@ impl Schedule {
                 .and_then(|index| jobs.runnable.remove(index)),
         };
         if let Some(job) = job {
-            jobs.end(&job, End::Cancelled, &self.counters);
+            jobs.end(job, End::Cancelled, &self.counters);
         }
         News {
             ended: true,
@@ -305,7 +305,7 @@ impl Schedule {
         ending.extend(Vec::from(concerned));
         ending.extend(jobs.faults.withdraw_where(|job| concerns(job.space.id())));
         for job in ending {
-            jobs.end(&job, End::Cancelled, &self.counters);
+            jobs.end(job, End::Cancelled, &self.counters);
         }
         let running = |jobs: &Jobs| {
             jobs.places.values().any(|place| match place {
@@ -361,7 +361,8 @@ impl Jobs {
         }
     }
 
-    fn end(&mut self, job: &Job, end: End, counters: &Counters) {
+    /// Takes the job itself, so that whoever waits for its end finds its space unused.
+    fn end(&mut self, job: Box<Job>, end: End, counters: &Counters) {
         self.places.remove(&job.id);
         counters.jobs_ended.add(1);
         if matches!(end, End::Finished(Status::Ok, _)) {
