@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Run(Run),
     /// Move memory to the device and back and measure how fast that is.
     Migrate(Migrate),
+    /// Measure jobs, faults and migrations, each in turns with what the CPU does.
+    Bench(Bench),
     /// Show where the memory of a process is that is bound to the device.
     Residency {
         /// The process.
@@ -78,6 +80,18 @@ pub(crate) struct Migrate {
     /// How many bytes, with K, M or G for powers of 1024.
     #[arg(default_value = "64M", value_parser = parse_size)]
     pub(crate) size: usize,
+}
+
+/// How long to measure.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Bench {
+    /// Rounds of everything.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) repetitions: usize,
+    /// The most memory to move at once, with K, M or G for powers of 1024. The guest
+    /// needs three times as much.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub(crate) largest: usize,
 }
 
 /// What a process of the `processes` workload does.

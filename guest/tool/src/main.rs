@@ -5,6 +5,7 @@
 
 mod arena;
 mod args;
+mod bench;
 mod cpu;
 mod info;
 mod memory;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Info => info::show(&device, json).map(|()| true),
         Command::Run(run) => workload::run(&device, &run, json),
         Command::Migrate(migrate) => migrate::measure(&device, migrate.size, json),
+        Command::Bench(options) => bench::measure(&device, options, json),
         Command::Residency { pid } => residency::show(&device, pid, json).map(|()| true),
         Command::Stats { watch } => stats::show(&device, watch, json).map(|()| true),
         Command::Worker(worker) => workload::processes::work(&device, worker),

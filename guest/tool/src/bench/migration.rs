@@ -1,0 +1,162 @@
+//! Memory that moves by request, against a copy of the same bytes by the CPU.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Result};
+use hmm::{Destination, Space};
+use hmm_bench::{Bench, Per, Turn};
+
+use super::buffer::{Buffer, Pages, LARGE};
+use super::move_all;
+
+/// Sizes, and how many such moves make a round.
+const SIZES: [(&str, usize, usize); 3] = [
+    ("4 KiB", 4 << 10, 64),
+    ("64 KiB", 64 << 10, 32),
+    ("2 MiB", 2 << 20, 16),
+];
+
+/// Measures every size up to `largest`, which is moved as a whole, too.
+pub(super) fn measure(bench: &mut Bench, space: &Space, largest: usize) -> Result<()> {
+    bench.group("migration");
+    let free = space.device().info()?.free_memory;
+    ensure!(
+        largest as u64 <= free,
+        "{} MiB do not fit: the device has {} MiB free",
+        largest >> 20,
+        free >> 20
+    );
+    let name = format!("{} MiB", largest >> 20);
+    for (size, bytes, times) in SIZES.into_iter().chain([(name.as_str(), largest, 1)]) {
+        for pages in [Pages::Small, Pages::Large] {
+            if pages == Pages::Large && bytes < LARGE {
+                continue;
+            }
+            let lot = Lot {
+                bytes,
+                times,
+                pages,
+            };
+            lot.measure(bench, space, size);
+        }
+    }
+    Ok(())
+}
+
+/// So many pieces of so many bytes each.
+#[derive(Clone, Copy)]
+struct Lot {
+    bytes: usize,
+    times: usize,
+    pages: Pages,
+}
+
+impl Lot {
+    fn measure(self, bench: &mut Bench, space: &Space, size: &str) {
+        let per = Per::Bytes((self.bytes * self.times) as u64);
+        for (name, there) in [
+            ("to the device", Destination::Device),
+            ("to system memory", Destination::System),
+        ] {
+            let name = format!("{size} {name}, {}", self.pages.name());
+            let mut memory = None;
+            bench.pair(&name, per, "memcpy", |turn| -> Result<Duration> {
+                let (source, target) = match memory.take() {
+                    // What came home in small pages cannot leave in large ones.
+                    Some((source, target)) if self.is_usable(&source, space)? => (source, target),
+                    last => {
+                        drop(last);
+                        (self.memory(space)?, self.memory(space)?)
+                    }
+                };
+                let (source, target) = memory.insert((source, target));
+                match turn {
+                    Turn::Measured => {
+                        let out = self.go(space, source, Destination::Device)?;
+                        let home = self.go(space, source, Destination::System)?;
+                        Ok(if there == Destination::Device {
+                            out
+                        } else {
+                            home
+                        })
+                    }
+                    Turn::Reference => {
+                        let start = Instant::now();
+                        for piece in self.pieces() {
+                            target.bytes_mut()[piece.clone()]
+                                .copy_from_slice(&source.bytes()[piece]);
+                        }
+                        Ok(start.elapsed())
+                    }
+                }
+            });
+        }
+    }
+
+    fn memory(self, space: &Space) -> Result<Buffer> {
+        let stride = self.stride();
+        if self.pages == Pages::Large {
+            return Buffer::filled(space, stride * self.times, self.pages);
+        }
+        let mut buffer = Buffer::new(stride * self.times, self.pages)?;
+        for piece in self.pieces() {
+            buffer.bytes_mut()[piece].fill(0x5a);
+        }
+        Ok(buffer)
+    }
+
+    fn is_usable(self, memory: &Buffer, space: &Space) -> Result<bool> {
+        match self.pages {
+            Pages::Small => Ok(true),
+            Pages::Large => memory.is_large(space),
+        }
+    }
+
+    /// Moves piece by piece.
+    fn go(self, space: &Space, memory: &Buffer, destination: Destination) -> Result<Duration> {
+        let pieces = self.pieces();
+        pieces
+            .map(|piece| move_all(space, memory.range_of(piece), destination))
+            .sum()
+    }
+
+    /// Apart from each other, so that none is a neighbour of the next.
+    fn stride(self) -> usize {
+        self.bytes.next_multiple_of(LARGE)
+    }
+
+    fn pieces(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.times).map(move |i| i * self.stride()..i * self.stride() + self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_are_no_neighbours() {
+        let lot = Lot {
+            bytes: 4096,
+            times: 3,
+            pages: Pages::Small,
+        };
+        let pieces: Vec<_> = lot.pieces().collect();
+        assert_eq!(pieces[1], LARGE..LARGE + 4096);
+        assert_eq!(pieces.len(), 3);
+    }
+
+    #[test]
+    fn large_pieces_fill_their_memory() {
+        let lot = Lot {
+            bytes: 2 * LARGE,
+            times: 2,
+            pages: Pages::Large,
+        };
+        assert_eq!(
+            lot.pieces().map(|piece| piece.len()).sum::<usize>(),
+            4 * LARGE
+        );
+    }
+}

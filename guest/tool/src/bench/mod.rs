@@ -1,0 +1,58 @@
+//! `hmm bench`: what jobs, faults and migrations cost, each against the CPU.
+//!
+//! Every reference is taken in the same guest, in turns with what it is compared with.
+//! Nothing is asserted but that what is measured did happen: pages that were to move
+//! have moved, and large pages were large.
+
+mod buffer;
+mod faults;
+mod invalidation;
+mod jobs;
+mod migration;
+mod touch;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Result};
+use hmm::{Destination, Device, PageRange, Space};
+use hmm_bench::{Bench, Format};
+
+use crate::args;
+
+/// Measures everything: whether nothing is missing.
+pub(crate) fn measure(path: &Path, options: args::Bench, json: bool) -> Result<bool> {
+    let space = Device::open(path)?.bind()?;
+    let format = if json { Format::Json } else { Format::Text };
+    let mut bench = Bench::new(format, options.repetitions);
+    jobs::measure(&mut bench, &space)?;
+    faults::measure(&mut bench, &space);
+    migration::measure(&mut bench, &space, options.largest)?;
+    touch::measure(&mut bench, &space);
+    invalidation::measure(&mut bench, &space);
+    Ok(bench.is_complete())
+}
+
+/// How long something takes that may fail.
+fn timed<T, E>(
+    work: impl FnOnce() -> std::result::Result<T, E>,
+) -> std::result::Result<Duration, E> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed())
+}
+
+/// Moves all pages of a range: how long it took.
+fn move_all(space: &Space, range: PageRange, destination: Destination) -> Result<Duration> {
+    let start = Instant::now();
+    let migration = space.migrate(range, destination)?;
+    let time = start.elapsed();
+    ensure!(
+        migration.moved == range.pages() as u64,
+        "of {} pages {} moved to {destination:?}, {} found no memory there",
+        range.pages(),
+        migration.moved,
+        migration.no_memory
+    );
+    Ok(time)
+}
