@@ -40,7 +40,8 @@ struct Report {
 #[derive(Debug)]
 struct Footprint {
     threads: u64,
-    /// Memory of its own, which is neither the guest's nor the device's.
+    /// Memory of its own, which is neither the guest's nor the device's. What was
+    /// freed may still be there, kept by the allocator for the next time.
     private: u64,
     /// The most that was there at any time, the guest's and the device's included.
     peak: u64,
@@ -126,12 +127,12 @@ fn a_hostile_guest_gets_answers_and_breaks_nothing() {
         "no thread has ended, none was added"
     );
     assert!(
-        after.private < before.private + EVERYTHING_ELSE,
-        "what the guest made it allocate was given back: {before:?}, then {after:?}"
+        after.private < before.private + TABLE_MEMORY + EVERYTHING_ELSE,
+        "what the guest made it allocate is bounded: {before:?}, then {after:?}"
     );
     assert!(
         after.peak < GUEST_MEMORY + DEVICE_MEMORY + TABLE_MEMORY + EVERYTHING_ELSE,
-        "what the guest can make it allocate is bounded: {after:?}"
+        "and so it was all the time: {after:?}"
     );
 
     // The real driver finds a device on which all its work can be done.

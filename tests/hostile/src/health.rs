@@ -43,18 +43,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// With the first thing that is not right.
 pub(crate) fn check(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     session.restart().context("starting the device anew")?;
-    nothing_is_left(session).context("after Init")?;
+    let at_first = nothing_is_left(session).context("after Init")?;
     copies_there_and_back(session, random).context("copying to the device and back")?;
     session.done(&list::<u8>(Request::SpaceCreate, SPACE, &[]))?;
     small_pages(session, random).context("small pages of the guest's memory")?;
     large_page(session, random).context("a large page")?;
     device_pages(session, random).context("pages of device memory")?;
     session.done(&list::<u8>(Request::SpaceDestroy, SPACE, &[]))?;
-    nothing_is_left(session).context("after everything was given back")
+    let at_last = nothing_is_left(session).context("after everything was given back")?;
+    ensure!(
+        at_last == at_first,
+        "tables of nothing took {at_first} bytes and now take {at_last}"
+    );
+    Ok(())
 }
 
-/// Nothing is there that was not created since the last `Init`.
-fn nothing_is_left(session: &mut Session) -> Result<()> {
+/// Nothing is there that was not created since the last `Init`; returns what page
+/// tables take all the same.
+fn nothing_is_left(session: &mut Session) -> Result<u64> {
     let statistics = session.statistics()?;
     ensure!(
         statistics.spaces.get() == 0
@@ -68,7 +74,7 @@ fn nothing_is_left(session: &mut Session) -> Result<()> {
         statistics.freed_frame_uses.get() == 0,
         "the device has used a frame that is free: {statistics:?}"
     );
-    Ok(())
+    Ok(statistics.table_bytes.get())
 }
 
 fn copies_there_and_back(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {

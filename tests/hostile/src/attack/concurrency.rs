@@ -238,8 +238,13 @@ fn flip_while_it_is_read(
     // The thread writes to what the device may only read: not a byte to be watched.
     session.device.arena.offer(at.clone());
     let memory = session.device.arena.unwatched();
-    // The operation stays: another one might write to memory that is not ours.
-    let place = at.start + random.usize(2..size_of::<RequestHeader>() + 8);
+    // What is to be done stays: something else might write to memory that is not ours.
+    let header = size_of::<RequestHeader>();
+    let place = at.start
+        + match queue {
+            Queue::Dma => random.usize(header + 4..header + 8),
+            _ => random.usize(2..header + 8),
+        };
     let bytes = [random.u8(..), request[place - at.start]];
     let done = AtomicBool::new(false);
     let answer = thread::scope(|scope| {

@@ -48,6 +48,7 @@ pub(super) fn mutated_control_requests(
 /// Copy lists whose items make no sense.
 pub(super) fn mutated_copies(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     session.device.arena.offer(DATA..DATA + HUGE);
+    clear_device_memory(session)?;
     for _ in 0..REQUESTS {
         let mut items = Vec::new();
         for _ in 0..random.usize(1..8) {
@@ -128,11 +129,27 @@ impl Ground {
             mapping(Self::READ_ONLY, start, Self::PAGES, 0, read),
             mapping(Self::DEVICE, 0, Self::PAGES, 0, device),
         ];
-        let clear = [item(Kind::Clear, Self::PAGES, 0, 0)];
-        session.dma(&list(Request::Copy, 0, &clear))?;
+        clear_device_memory(session)?;
         session.done(&list(Request::Map, Self::SPACE, &entries))?;
         Ok(())
     }
+}
+
+/// Writes to every frame once, as a driver must before it reads one.
+fn clear_device_memory(session: &mut Session) -> Result<()> {
+    let frames = session.device.config.device_memory.get() / PAGE_BYTES;
+    let most = session.device.config.max_copy_pages.get();
+    let mut frame = 0;
+    while frame < frames {
+        let pages = most.min(u32::try_from(frames - frame).unwrap_or(most));
+        session.dma(&list(
+            Request::Copy,
+            0,
+            &[item(Kind::Clear, pages, 0, frame)],
+        ))?;
+        frame += u64::from(pages);
+    }
+    Ok(())
 }
 
 fn control_request(session: &Session, random: &mut fastrand::Rng) -> Vec<u8> {
