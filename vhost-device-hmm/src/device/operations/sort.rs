@@ -1,9 +1,12 @@
 //! Sorting.
 //!
 //! Few elements are sorted at once. Many are sorted by one byte of their value after
-//! the other, the lowest first, each time from one range into the other. That takes the
-//! same time whatever the elements are, needs no more room than 256 short stages, and
-//! can stop between any two elements.
+//! the other, the lowest first, each time from one range into the other. That needs no
+//! more room than 256 short stages, and can stop between any two elements.
+//!
+//! Of 64-bit values, the highest few bytes usually tell most elements apart. So it is
+//! tried with them first, and what they leave equal is sorted at once where it lies,
+//! side by side. Where they leave more equal than that, all bytes are taken.
 
 use super::block::{filled, Block, BLOCK_BYTES};
 use super::range::{Progress, Range};
@@ -45,6 +48,8 @@ pub(super) struct Sort {
     counts: Vec<[u64; BUCKETS]>,
     /// What the pass has in hand; empty while few are sorted.
     buckets: Vec<Bucket>,
+    /// The lowest byte that the passes sort by.
+    lowest: usize,
     state: State,
 }
 
@@ -56,8 +61,18 @@ enum State {
     Count(Count),
     /// Sorting by one byte.
     Pass(Pass),
+    /// Sorting what the bytes above have left equal.
+    Finish(Finish),
     /// Copying the elements from the temporary range, where the last pass left them.
     Home(Progress),
+}
+
+/// Sorting elements that differ in lower bytes than the passes have sorted by, while
+/// they are brought to where they belong.
+#[derive(Debug)]
+struct Finish {
+    from: Range,
+    progress: Progress,
 }
 
 /// A look at all elements.
@@ -146,6 +161,7 @@ impl Sort {
             } else {
                 filled(BUCKETS, Bucket::default())?
             },
+            lowest: 0,
             state: if whole {
                 State::Whole
             } else {
@@ -173,15 +189,43 @@ impl Sort {
         Ok(Step::Done(Status::Ok, [0; 4]))
     }
 
+    /// Whether elements differ in a byte.
+    fn differ(&self, digit: usize) -> bool {
+        !self.counts[digit].contains(&self.count)
+    }
+
+    /// Chooses the bytes and begins with them: as many of the highest as could tell all
+    /// elements apart.
+    fn begin(&mut self) -> Step {
+        let bits = u64::BITS - self.count.leading_zeros();
+        let enough = usize::try_from(bits.div_ceil(8)).unwrap_or(DIGITS);
+        let lowest = (0..DIGITS)
+            .rev()
+            .filter(|digit| self.differ(*digit))
+            .nth(enough - 1);
+        self.lowest = lowest.unwrap_or(0);
+        self.begin_pass(self.lowest, false)
+    }
+
     /// Begins the pass for the first byte from `digit` on in which elements differ. They
     /// are in the temporary range if they are `away`.
     fn begin_pass(&mut self, digit: usize, away: bool) -> Step {
-        let differ = |digit: &usize| !self.counts[*digit].contains(&self.count);
-        let Some(digit) = (digit..DIGITS).find(differ) else {
-            if !away {
+        let (from, to) = if away {
+            (self.temporary, self.data)
+        } else {
+            (self.data, self.temporary)
+        };
+        let Some(digit) = (digit..DIGITS).find(|digit| self.differ(*digit)) else {
+            self.state = if (0..self.lowest).any(|digit| self.differ(digit)) {
+                State::Finish(Finish {
+                    from,
+                    progress: Progress::new(self.count),
+                })
+            } else if away {
+                State::Home(Progress::new(self.count * SIZE as u64))
+            } else {
                 return Step::Done(Status::Ok, [0; 4]);
-            }
-            self.state = State::Home(Progress::new(self.count * SIZE as u64));
+            };
             return Step::More;
         };
         let mut place = 0;
@@ -191,11 +235,6 @@ impl Sort {
             place += count;
             bucket.end = place;
         }
-        let (from, to) = if away {
-            (self.temporary, self.data)
-        } else {
-            (self.data, self.temporary)
-        };
         let progress = Progress::new(self.count);
         self.state = State::Pass(Pass {
             digit,
@@ -218,7 +257,7 @@ impl Run for Sort {
                 Ok(match (count.progress.finished(), count.ascending) {
                     (false, _) => Step::More,
                     (true, Some(_)) => Step::Done(Status::Ok, [0; 4]),
-                    (true, None) => self.begin_pass(0, false),
+                    (true, None) => self.begin(),
                 })
             }
             State::Pass(pass) => match pass.step(memory, &mut self.block, &mut self.buckets) {
@@ -230,6 +269,17 @@ impl Run for Sort {
                 Err(Stop::Fault(fault)) => Err(fault),
                 Err(Stop::Changed) => Ok(Step::Done(Status::BadArgument, [0; 4])),
             },
+            State::Finish(finish) => {
+                let fits = finish.step(memory, self.data, &mut self.block, 8 * self.lowest)?;
+                if fits {
+                    return Ok(Step::more_until(finish.progress.finished(), [0; 4]));
+                }
+                // The elements are all still where the last pass has left them, though
+                // some may be in another order.
+                let away = finish.from == self.temporary;
+                self.lowest = 0;
+                Ok(self.begin_pass(0, away))
+            }
             State::Home(progress) => {
                 let (done, bytes) = (progress.done(), progress.next(STEP_BYTES / 2));
                 self.temporary.expect_from(memory, done, READ);
@@ -324,6 +374,53 @@ impl Pass {
             self.flushed += 1;
         }
         Ok(())
+    }
+}
+
+impl Finish {
+    /// Sorts what shares its value above `shift` and brings it to `data`; whether that
+    /// could be done, because all that is equal there fits into the block.
+    fn step(
+        &mut self,
+        memory: &mut impl Memory,
+        data: Range,
+        block: &mut Block,
+        shift: usize,
+    ) -> Result<bool, Fault> {
+        let offset = self.progress.done() * SIZE as u64;
+        self.from.expect_from(memory, offset, READ);
+        data.expect_from(memory, offset, WRITE);
+        for _ in 0..STEP_ELEMENTS / BLOCK {
+            let (offset, count) = (
+                self.progress.done() * SIZE as u64,
+                self.progress.next(BLOCK),
+            );
+            let Some(last) = count.checked_sub(1) else {
+                break;
+            };
+            memory.reserve(data.at(offset), (count * SIZE) as u64)?;
+            memory.read(self.from.at(offset), block.get_mut(count * SIZE))?;
+            let values = block.get_mut::<u64>(count);
+            // What is equal to the last one may go on behind the block.
+            let high = values[last] >> shift;
+            let whole = if count as u64 == self.progress.rest() {
+                count
+            } else {
+                match values.iter().rposition(|value| value >> shift != high) {
+                    Some(before) => before + 1,
+                    None => return Ok(false),
+                }
+            };
+            let equal = |left: &u64, right: &u64| left >> shift == right >> shift;
+            for values in values[..whole].chunk_by_mut(equal) {
+                if values.len() > 1 {
+                    values.sort_unstable();
+                }
+            }
+            memory.write(data.at(offset), block.get(whole * SIZE))?;
+            self.progress.advance(whole);
+        }
+        Ok(true)
     }
 }
 
