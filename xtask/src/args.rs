@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Start a virtual machine with the device, for a shell or one command
     Vm(VmArgs),
+    /// Measure what everything costs; prints a table and writes JSON
+    Bench(BenchArgs),
     /// Check formatting, lints, documentation and host tests: the quick part, before a push
     Check,
     /// Run every test: the checks, then the tests in virtual machines
@@ -82,6 +84,30 @@ pub(crate) struct VmArgs {
     /// The command to run in the guest, in /root; without one, a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// Where to write the results; by default a new file among Cargo's output
+    #[arg(long, value_name = "PATH")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Say what has become worse or better since an earlier run
+    #[arg(long, value_name = "OLD.json")]
+    pub(crate) compare: Option<PathBuf>,
+
+    /// Measure one part only; the host's needs no virtual machine
+    #[arg(long, value_enum)]
+    pub(crate) only: Option<BenchPart>,
+}
+
+/// A part of the benchmarks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchPart {
+    /// The device's parts, without a guest
+    Host,
+    /// Jobs, faults and migrations in a guest
+    Guest,
 }
 
 #[derive(Debug, clap::Args)]

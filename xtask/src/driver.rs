@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{bail, Context, Result};
 use sha2::{Digest, Sha256};
@@ -47,27 +48,18 @@ pub(crate) fn lint(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout) -> R
     make(toolbox, kernel, checkout, Goal::Lints).map(drop)
 }
 
-/// Checks the formatting of the driver's Rust files, which Cargo does not know.
-pub(crate) fn check_format(toolbox: &Toolbox, checkout: &Checkout) -> Result<()> {
-    let workshop = Workshop::open(toolbox, checkout)?;
-    let sources = read_sources(&checkout.root)?;
-    write_sources(&sources, &workshop.sources)?;
-    let inside = toolbox.inside(&workshop.sources)?;
-    let files = sources
-        .keys()
-        .filter(|path| path.starts_with(DRIVER) && path.extension() == Some(OsStr::new("rs")));
-    let mut command = toolbox.script(
-        "cd \"$1\"; shift; exec rustfmt --check --edition 2021 \
-         --config skip_children=true --unstable-features \"$@\"",
-        [&inside],
-    );
-    command.args(files);
-    let finished = progress::run(
-        "checking the driver's format",
-        &mut command,
-        &toolbox.log("driver-format"),
-    )?;
-    finished.check()
+/// The command that checks the format of the driver's Rust files, which Cargo does
+/// not know.
+pub(crate) fn format_check(checkout: &Checkout) -> Result<Command> {
+    let files = files_below(&checkout.root.join(DRIVER))?
+        .into_iter()
+        .filter(|path| path.extension() == Some(OsStr::new("rs")) && is_source(path));
+    let mut command = Command::new("rustfmt");
+    command
+        .args(["--check", "--edition", "2021", "--"])
+        .args(files)
+        .current_dir(&checkout.root);
+    Ok(command)
 }
 
 fn make(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout, goal: Goal) -> Result<PathBuf> {

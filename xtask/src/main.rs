@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod args;
+mod bench;
 mod boot_modules;
 mod cache;
 mod cargo;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Build(args) => prepare::build(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Vm(args) => vm::vm(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Check => suite::check(),
         Command::Test(args) => suite::test(&args),
     };

@@ -38,7 +38,11 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
         Prepared::on(&foundation, &suite.checkout).map(|prepared| (foundation, prepared))
     });
     if let Some((foundation, prepared)) = prepared {
-        suite.driver_parts(&foundation);
+        for kernel in &foundation.kernels {
+            suite.single(&format!("driver lints, {} kernel", kernel.name), |suite| {
+                driver::lint(&foundation.toolbox, kernel, &suite.checkout)
+            });
+        }
         for &kernel in &args.kernels {
             suite.vm_tests(&prepared, kernel)?;
         }
@@ -63,56 +67,43 @@ impl Suite {
 
     /// What needs neither toolbox nor virtual machine.
     fn host_parts(&mut self) -> Result<()> {
-        self.cargo_check("format", &["fmt", "--all", "--check"], &[])?;
-        let lints = [
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "--deny",
-            "warnings",
-        ];
-        self.cargo_check("lints", &lints, &[])?;
-        let documentation = [
-            "doc",
-            "--workspace",
-            "--no-deps",
-            "--document-private-items",
-        ];
-        self.cargo_check(
-            "documentation",
-            &documentation,
-            &[("RUSTDOCFLAGS", "--deny warnings")],
-        )?;
+        let mut format = self.checkout.cargo();
+        format.args(["fmt", "--all", "--check"]);
+        self.check("format", &mut format)?;
+        let mut driver_format = driver::format_check(&self.checkout)?;
+        self.check("driver format", &mut driver_format)?;
+
+        let mut lints = self.checkout.cargo();
+        lints
+            .args(["clippy", "--workspace", "--all-targets"])
+            .args(["--", "--deny", "warnings"]);
+        self.check("lints", &mut lints)?;
+
+        let mut documentation = self.checkout.cargo();
+        documentation
+            .args([
+                "doc",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ])
+            // Its program has the name of the library, and so would its pages.
+            .args(["--exclude", "hmm-tool"])
+            .env("RUSTDOCFLAGS", "--deny warnings");
+        self.check("documentation", &mut documentation)?;
 
         let mut spec = self.checkout.cargo();
         spec.args(["test", "--package", SPEC, "--no-fail-fast"]);
         self.harness("specification", &mut spec)?;
 
         let mut host = self.checkout.cargo();
-        host.args([
-            "test",
-            "--workspace",
+        host.args(["test", "--workspace", "--no-fail-fast"]).args([
             "--exclude",
             SPEC,
             "--exclude",
             VM_TESTS,
-        ])
-        .arg("--no-fail-fast");
+        ]);
         self.harness("host tests", &mut host)
-    }
-
-    /// What Cargo does not see: the driver's format and lints.
-    fn driver_parts(&mut self, foundation: &Foundation) {
-        let toolbox = &foundation.toolbox;
-        self.single("driver format", |suite| {
-            driver::check_format(toolbox, &suite.checkout)
-        });
-        if let Some(kernel) = foundation.kernels.first() {
-            self.single("driver lints", |suite| {
-                driver::lint(toolbox, kernel, &suite.checkout)
-            });
-        }
     }
 
     fn vm_tests(&mut self, prepared: &Prepared, kernel: KernelChoice) -> Result<()> {
@@ -135,17 +126,12 @@ impl Suite {
             .ok()
     }
 
-    /// A part that is one run of Cargo.
-    fn cargo_check(
-        &mut self,
-        name: &str,
-        arguments: &[&str],
-        environment: &[(&str, &str)],
-    ) -> Result<()> {
+    /// A part that is one command's success.
+    fn check(&mut self, name: &str, command: &mut Command) -> Result<()> {
         let begun = begin(name);
-        let mut command = self.checkout.cargo();
-        command.args(arguments).envs(environment.iter().copied());
-        let status = command.status().context("starting cargo")?;
+        let status = command
+            .status()
+            .with_context(|| format!("starting {}", command.get_program().to_string_lossy()))?;
         self.report
             .add(name, Counts::one(status.success()), begun.elapsed());
         Ok(())

@@ -1,0 +1,185 @@
+//! `cargo xtask bench`: runs the benchmarks, shows what they print and keeps it.
+//!
+//! Benchmarks print a [`Line`](hmm_bench::Line) for each result; what is measured is
+//! theirs. `docs/benchmarks.md` says what becomes of the lines.
+
+mod compare;
+mod lines;
+mod record;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use hmm_bench::{processor_share, Better, Line, Measurement, Spread, Unit};
+use hmm_tests::guest::{Command, Status, Stream};
+use hmm_tests::vm::{Vm, GIB, MIB};
+
+use crate::args::{BenchArgs, BenchPart, KernelChoice};
+use crate::cargo::Checkout;
+use crate::prepare::Prepared;
+use crate::progress;
+use compare::Comparison;
+use lines::Lines;
+use record::{Guest, Record};
+
+/// Room for the most memory that is moved at once, a copy of it, and the system.
+const MEMORY: u64 = 2 * GIB;
+const DEVICE_MEMORY: u64 = 512 * MIB;
+
+/// How long the daemon is watched while its guest does nothing.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Runs every benchmark, prints a table and writes the results.
+pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    // Before anything takes time: what cannot be read is better said at once.
+    let old = args.compare.as_deref().map(Record::read).transpose()?;
+    let checkout = Checkout::locate()?;
+    let mut record = Record::begin(&checkout)?;
+    let mut lines = Lines::default();
+    if args.has(BenchPart::Host) {
+        on_host(&checkout, &mut lines)?;
+    }
+    if args.has(BenchPart::Guest) {
+        record.versions.guest = Some(in_guest(&checkout, &mut lines)?);
+    }
+    record.take(lines);
+    let path = match &args.json {
+        Some(path) => path.clone(),
+        None => default_path(&checkout, &record)?,
+    };
+    record.write(&path)?;
+    println!("\nwritten to {}", path.display());
+    if let Some(old) = old {
+        println!("\n{}", Comparison::of(&old, &record));
+    }
+    if record.failures.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "error: {} things could not be measured",
+        record.failures.len()
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+/// A file that no other run writes to.
+fn default_path(checkout: &Checkout, record: &Record) -> Result<PathBuf> {
+    let directory = checkout.output.join("bench");
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("creating {}", directory.display()))?;
+    // Colons are trouble in more than one place.
+    Ok(directory.join(format!("{}.json", record.date.replace(':', ""))))
+}
+
+/// The device's parts, without a guest.
+fn on_host(checkout: &Checkout, lines: &mut Lines) -> Result<()> {
+    progress::announce(
+        "measuring the device's parts",
+        "each in turns with plain code; about two minutes",
+    );
+    let mut child = checkout
+        .cargo()
+        .args([
+            "bench",
+            "--package",
+            "vhost-device-hmm",
+            "--bench",
+            "device",
+        ])
+        .args(["--", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting cargo")?;
+    let mut output = child.stdout.take().context("the output is a pipe")?;
+    let copied = std::io::copy(&mut output, lines);
+    drop(output);
+    let status = child.wait().context("waiting for the benchmark")?;
+    copied.context("reading the benchmark's output")?;
+    let good = status.success() || lines.has_failures();
+    lines.close(good.then_some(()).ok_or_else(|| status.to_string()))
+}
+
+/// Jobs, faults and migrations, in one machine: what it was.
+fn in_guest(checkout: &Checkout, lines: &mut Lines) -> Result<Guest> {
+    let kernel = KernelChoice::Stock;
+    let prepared = Prepared::for_kernels(checkout, &[kernel])?;
+    let artifacts = &prepared.artifacts;
+    progress::announce(
+        "measuring in a guest",
+        if artifacts.kvm {
+            "with KVM; a few minutes"
+        } else {
+            "emulated, because KVM does not work here: slow, and only the ratios tell"
+        },
+    );
+    let guest = Guest::of(artifacts, kernel.name())?;
+    let vm = Vm::builder(artifacts)
+        .name("bench")
+        .kernel(kernel.name())
+        .memory(MEMORY)
+        .device_memory(DEVICE_MEMORY)
+        .start()?;
+    let before = lines.failures();
+    let mut unreadable = None;
+    let status = vm
+        .spawn(Command::from(["hmm", "--json", "bench"]).unlimited())?
+        .stream(|stream, bytes| match stream {
+            Stream::Output => {
+                if let Err(error) = lines.write_all(bytes) {
+                    unreadable.get_or_insert(error);
+                }
+            }
+            Stream::Error => eprint!("{}", String::from_utf8_lossy(bytes)),
+        })?;
+    lines.add(idle(&vm)?);
+    let logs = vm.logs().directory().to_owned();
+    vm.switch_off()?;
+    if let Some(error) = unreadable {
+        return Err(error).context("reading the guest's output");
+    }
+    let good = match status {
+        Status::Exited(0) => true,
+        // It has said what it could not measure.
+        Status::Exited(1) => lines.failures() > before,
+        _ => false,
+    };
+    lines
+        .close(good.then_some(()).ok_or_else(|| format!("{status:?}")))
+        .with_context(|| format!("the guest's benchmark failed; logs: {}", logs.display()))?;
+    Ok(guest)
+}
+
+/// What the daemon takes while its guest does nothing.
+fn idle(vm: &Vm) -> Result<Line> {
+    let daemon = u32::try_from(vm.daemon(0).id()).context("a process id is positive")?;
+    let share = processor_share(daemon, IDLE).context("watching the daemon")?;
+    Ok(Line::Measurement(Measurement {
+        group: "idle daemon".into(),
+        name: "processor time, with an idle guest".into(),
+        unit: Unit::Percent,
+        better: Better::Lower,
+        repetitions: 1,
+        value: Spread::exact(share),
+        reference: None,
+    }))
+}
+
+impl BenchArgs {
+    fn has(&self, part: BenchPart) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
+}
+
+impl Lines {
+    /// The end of a benchmark: an error if it died or said nothing.
+    fn close(&mut self, end: Result<(), String>) -> Result<()> {
+        let whole = self.end();
+        if let Err(how) = end {
+            bail!("the benchmark ended with {how}");
+        }
+        whole
+    }
+}
