@@ -7,9 +7,11 @@
 //! as far as their [`Spread`]s say. This crate knows nothing of what is measured.
 
 mod measurement;
+mod process;
 mod rounds;
 mod spread;
 
 pub use measurement::{Better, Failure, Line, Measurement, Reference, Unit};
+pub use process::{processor_share, resident_mebibytes};
 pub use rounds::{Bench, Format, Per, Turn};
 pub use spread::Spread;
