@@ -212,8 +212,8 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the range is not within the process's addresses, `ENOMEM` when the
-    /// guest is out of memory, `ENODEV` or `EIO` when the device is removed or broken.
+    /// `ENOMEM` when the guest is out of memory, `ENODEV` or `EIO` when the device is
+    /// removed or broken.
     pub fn migrate(&self, range: PageRange, destination: Destination) -> Result<Migration> {
         if range.pages() == 0 {
             return Ok(Migration::default());
@@ -232,7 +232,7 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the range is not within the process's addresses.
+    /// `ENOMEM` when the guest is out of memory, `ENODEV` when the device is removed.
     pub fn residency(&self, range: PageRange) -> Result<Vec<PageState>> {
         self.device.residency_of(0, range)
     }
