@@ -279,6 +279,13 @@ impl Device {
     /// call any more, and brings all pages home.
     pub(crate) fn remove(&self) {
         self.removed.store(true, Release);
+        // While it is known whose they are, large pages can come back in pieces.
+        match self.spaces.all() {
+            Ok(spaces) => spaces
+                .iter()
+                .for_each(|space| migrate::send_home(self, space)),
+            Err(error) => pr_debug!("large pages may have to stay large: {:?}\n", error),
+        }
         self.spaces.end_all();
         self.users.synchronize();
         // Somebody may have bound meanwhile.

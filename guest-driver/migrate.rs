@@ -14,12 +14,13 @@ use crate::{
     command::Copy,
     device::{Core, Device},
     mm::{
-        migrate::{large_range, Collected, Committed, LockedFolio, Room, Slot, Source},
+        migrate::{large_range, Collected, Committed, LockedFolio, Scratch, Slot, Source},
         pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::Lent,
     queue::{Message, Reply},
+    space::Space,
     wire::{command::Status, dma::DmaItem, dma::Kind},
 };
 use core::ops::Range;
@@ -87,12 +88,12 @@ impl Tally {
 /// given up.
 pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
     let core = &device.core;
-    let tally = for_each_step(core, mm, range, |vma, step, room| {
+    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
         if core.frames.is_waiting() && core.frames.used() + LARGE_PAGES as u64 > core.frames.total()
         {
             core.discard_stale()?;
         }
-        let mut collected = device.pagemap.collect_to_device(vma, step, room)?;
+        let mut collected = device.pagemap.collect_to_device(vma, step, scratch)?;
         let mut tally = Tally::default();
         for_each_slot(&mut collected, |collected, slot| {
             if !fill_device(device, collected, slot)? {
@@ -119,9 +120,9 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
 /// As for [`to_device`].
 pub(crate) fn to_system(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
     let core = &device.core;
-    let tally = for_each_step(core, mm, range, |vma, step, room| {
+    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
         let start = step.start;
-        let mut collected = device.pagemap.collect_to_system(vma, step, room)?;
+        let mut collected = device.pagemap.collect_to_system(vma, step, scratch)?;
         let mut tally = Tally::default();
         for_each_slot(&mut collected, |collected, slot| {
             if !fill_system(collected, slot, Some((vma, start)))? {
@@ -149,6 +150,18 @@ pub(crate) fn bring_home(device: &Device, mm: &MmWithUser, range: Range<usize>) 
     Ok(())
 }
 
+/// Brings back all pages of the process of a space, as far as that is possible at the
+/// moment. Where there is no large page for a large page, it comes back in pieces.
+pub(crate) fn send_home(device: &Device, space: &Space) {
+    let Some(mm) = space.mm().mmget_not_zero() else {
+        return;
+    };
+    if let Err(error) = to_system(device, &mm, 0..usize::MAX & !(PAGE_SIZE - 1)) {
+        // `evict_all` follows, and has other means.
+        pr_debug!("pages not sent home: {:?}\n", error);
+    }
+}
+
 /// Brings back the page that a CPU has touched.
 fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Result<(), Lost> {
     let vma = fault.vma();
@@ -160,9 +173,9 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
         let start = address & !(TOUCH_WINDOW - 1);
         vma.clip(&(start..start + TOUCH_WINDOW))
     };
-    let mut room = Room::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
+    let mut scratch = Scratch::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
     let start = range.start;
-    let Ok(mut collected) = fault.collect(pagemap, range, &mut room) else {
+    let Ok(mut collected) = fault.collect(pagemap, range, &mut scratch) else {
         return Err(Lost::Contents);
     };
 
@@ -222,15 +235,15 @@ pub(crate) fn evict_all(device: &Device, stop: &dyn Fn() -> bool) {
 /// Goes once over all of device memory.
 fn evict_once(device: &Device) -> Result<Tally> {
     let core = &device.core;
-    let mut room = Room::new(core.limits.max_move)?;
+    let mut scratch = Scratch::new(core.limits.max_move)?;
     let mut lost = KVec::new();
     let mut sum = Tally::default();
     let mut first = 0;
     while first < core.frames.total() {
-        let frames = (core.frames.total() - first).min(room.pages() as u64);
+        let frames = (core.frames.total() - first).min(scratch.pages() as u64);
         let mut collected = device
             .pagemap
-            .collect_frames(first, frames as usize, &mut room)?;
+            .collect_frames(first, frames as usize, &mut scratch)?;
         for_each_slot(&mut collected, |collected, slot| {
             fill_system(collected, slot, None)?;
             Ok(())
@@ -261,10 +274,10 @@ fn for_each_step(
     core: &Core,
     mm: &MmWithUser,
     range: Range<usize>,
-    mut step: impl FnMut(LockedVma<'_>, Range<usize>, &mut Room) -> Result<Tally>,
+    mut step: impl FnMut(LockedVma<'_>, Range<usize>, &mut Scratch) -> Result<Tally>,
 ) -> Result<Tally> {
     let most = core.limits.max_move << PAGE_SHIFT;
-    let mut room = Room::new(range.len().min(most) >> PAGE_SHIFT)?;
+    let mut scratch = Scratch::new(range.len().min(most) >> PAGE_SHIFT)?;
     let mut sum = Tally::default();
     let mut at = range.start;
     while at < range.end {
@@ -283,7 +296,7 @@ fn for_each_step(
         } else {
             area.start + most
         });
-        match step(vma, area.start..end, &mut room) {
+        match step(vma, area.start..end, &mut scratch) {
             Ok(tally) => sum.add(tally),
             Err(error) if error == EINVAL => {}
             Err(error) => return Err(error),

@@ -92,6 +92,16 @@ impl Spaces {
         table.iter().find(|space| wanted(space)).cloned()
     }
 
+    /// All spaces.
+    pub(crate) fn all(&self) -> Result<KVec<Arc<Space>>> {
+        let table = self.inner.table.lock();
+        let mut all = KVec::with_capacity(table.len(), GFP_KERNEL)?;
+        for space in table.iter() {
+            all.push(space.clone(), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
     fn insert(&self, space: Arc<Space>) -> Result {
         self.inner.table.lock().push(space, GFP_KERNEL)?;
         Ok(())

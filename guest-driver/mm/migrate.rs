@@ -92,14 +92,14 @@ impl Drop for LockedFolio {
     }
 }
 
-/// Room for one migration, to be used again and again.
-pub(crate) struct Room {
+/// Memory for one migration, to be used again and again.
+pub(crate) struct Scratch {
     src: KVVec<usize>,
     dst: KVVec<usize>,
 }
 
-impl Room {
-    /// Room for `pages` pages.
+impl Scratch {
+    /// Memory for a migration of `pages` pages.
     pub(crate) fn new(pages: usize) -> Result<Self> {
         Ok(Self {
             src: KVVec::from_elem(0, pages, GFP_KERNEL)?,
@@ -107,7 +107,7 @@ impl Room {
         })
     }
 
-    /// How many pages there is room for.
+    /// How many pages it suffices for.
     pub(crate) fn pages(&self) -> usize {
         self.src.len()
     }
@@ -189,7 +189,7 @@ enum Origin<'a> {
 /// of `dst` that `fill` has set: these stand for a locked folio with a reference.
 pub(crate) struct Collected<'a> {
     origin: Origin<'a>,
-    room: &'a mut Room,
+    scratch: &'a mut Scratch,
     pages: usize,
 }
 
@@ -209,10 +209,10 @@ impl<'a> Collected<'a> {
         select: Select,
         owner: *mut c_void,
         fault: Option<NonNull<bindings::page>>,
-        room: &'a mut Room,
+        scratch: &'a mut Scratch,
     ) -> Result<Self> {
         let pages = range.len() >> PAGE_SHIFT;
-        if pages > room.pages() {
+        if pages > scratch.pages() {
             return Err(EINVAL);
         }
         let select = match select {
@@ -222,8 +222,8 @@ impl<'a> Collected<'a> {
         let compound = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND;
         let mut args = bindings::migrate_vma {
             vma: vma.vma().as_ptr(),
-            dst: room.dst.as_mut_ptr(),
-            src: room.src.as_mut_ptr(),
+            dst: scratch.dst.as_mut_ptr(),
+            src: scratch.src.as_mut_ptr(),
             cpages: 0,
             npages: 0,
             start: range.start,
@@ -242,7 +242,7 @@ impl<'a> Collected<'a> {
         // INVARIANT: The kernel has just filled the arrays; `dst` is all zeros.
         Ok(Self {
             origin: Origin::Addresses(args, PhantomData),
-            room,
+            scratch,
             pages,
         })
     }
@@ -253,19 +253,25 @@ impl<'a> Collected<'a> {
     /// # Safety
     ///
     /// The frames must be device memory of a page map that is alive.
-    pub(super) unsafe fn frames(first: usize, pages: usize, room: &'a mut Room) -> Result<Self> {
-        if pages > room.pages() {
+    pub(super) unsafe fn frames(
+        first: usize,
+        pages: usize,
+        scratch: &'a mut Scratch,
+    ) -> Result<Self> {
+        if pages > scratch.pages() {
             return Err(EINVAL);
         }
-        for dst in room.dst.iter_mut().take(pages) {
+        for dst in scratch.dst.iter_mut().take(pages) {
             *dst = 0;
         }
         // SAFETY: `src` has room, and the caller promises that the frames can be migrated.
-        to_result(unsafe { bindings::migrate_device_range(room.src.as_mut_ptr(), first, pages) })?;
+        to_result(unsafe {
+            bindings::migrate_device_range(scratch.src.as_mut_ptr(), first, pages)
+        })?;
         // INVARIANT: The kernel has just filled `src`; `dst` is all zeros.
         Ok(Self {
             origin: Origin::Frames,
-            room,
+            scratch,
             pages,
         })
     }
@@ -278,7 +284,7 @@ impl<'a> Collected<'a> {
     /// What can be moved at a place. The pages of a large page are one slot, at its
     /// first place.
     pub(crate) fn slot(&self, index: usize) -> Option<Slot> {
-        let src = *self.room.src.get(..self.pages)?.get(index)?;
+        let src = *self.scratch.src.get(..self.pages)?.get(index)?;
         if src & MIGRATE == 0 {
             return None;
         }
@@ -303,13 +309,13 @@ impl<'a> Collected<'a> {
 
     /// Whether new memory has been lent to the page at a place.
     pub(crate) fn is_filled(&self, index: usize) -> bool {
-        self.room.dst.get(index).is_some_and(|&dst| dst != 0)
+        self.scratch.dst.get(index).is_some_and(|&dst| dst != 0)
     }
 
     /// The new memory that has been lent to the page at a place and maybe to those that
     /// follow: its first frame and log2 of its pages.
     pub(crate) fn new_memory(&self, index: usize) -> Option<(usize, u32)> {
-        let dst = *self.room.dst.get(index).filter(|dst| **dst != 0)?;
+        let dst = *self.scratch.dst.get(index).filter(|dst| **dst != 0)?;
         Some((dst >> PFN_SHIFT, entry_order(dst)))
     }
 
@@ -363,7 +369,7 @@ impl<'a> Collected<'a> {
     }
 
     fn put(&mut self, index: usize, folio: LockedFolio) -> Result {
-        let dst = self.room.dst.get_mut(..self.pages).ok_or(EINVAL)?;
+        let dst = self.scratch.dst.get_mut(..self.pages).ok_or(EINVAL)?;
         let entry = dst.get_mut(index).ok_or(EINVAL)?;
         if *entry != 0 {
             return Err(EEXIST);
@@ -386,7 +392,11 @@ impl<'a> Collected<'a> {
     }
 
     fn take(&mut self, index: usize) -> Option<LockedFolio> {
-        let entry = self.room.dst.get_mut(index).filter(|entry| **entry != 0)?;
+        let entry = self
+            .scratch
+            .dst
+            .get_mut(index)
+            .filter(|entry| **entry != 0)?;
         let order = entry_order(*entry);
         // SAFETY: By the invariants the entry stands for a folio, so its frame has a page.
         let page = unsafe { bindings::virtio_hmm_pfn_to_page(*entry >> PFN_SHIFT) };
@@ -403,10 +413,10 @@ impl<'a> Collected<'a> {
         // SAFETY: `this` is not dropped, so that the field is read only once.
         let origin = unsafe { core::ptr::read(&this.origin) };
         // SAFETY: As above.
-        let room = unsafe { core::ptr::read(&this.room) };
+        let scratch = unsafe { core::ptr::read(&this.scratch) };
         let mut committed = Committed {
             origin,
-            room,
+            scratch,
             pages: this.pages,
         };
         match &mut committed.origin {
@@ -416,8 +426,8 @@ impl<'a> Collected<'a> {
             // SAFETY: By the invariants the arrays are as the kernel wants them.
             Origin::Frames => unsafe {
                 bindings::migrate_device_pages(
-                    committed.room.src.as_mut_ptr(),
-                    committed.room.dst.as_mut_ptr(),
+                    committed.scratch.src.as_mut_ptr(),
+                    committed.scratch.dst.as_mut_ptr(),
                     committed.pages,
                 )
             },
@@ -432,14 +442,14 @@ impl Drop for Collected<'_> {
         for index in 0..self.pages {
             self.empty(index);
         }
-        finalize(&mut self.origin, self.room, self.pages);
+        finalize(&mut self.origin, self.scratch, self.pages);
     }
 }
 
 /// Pages whose memory has been exchanged, as far as possible.
 pub(crate) struct Committed<'a> {
     origin: Origin<'a>,
-    room: &'a mut Room,
+    scratch: &'a mut Scratch,
     pages: usize,
 }
 
@@ -452,27 +462,31 @@ impl Committed<'_> {
     /// log2 of the pages that have got new memory together at a place; `None` if none
     /// has, or if they begin elsewhere.
     pub(crate) fn moved_order(&self, index: usize) -> Option<u32> {
-        let src = self.room.src.get(..self.pages)?.get(index)?;
-        let dst = self.room.dst.get(index)?;
+        let src = self.scratch.src.get(..self.pages)?.get(index)?;
+        let dst = self.scratch.dst.get(index)?;
         (src & MIGRATE != 0 && dst & VALID != 0).then_some(entry_order(*dst))
     }
 }
 
 impl Drop for Committed<'_> {
     fn drop(&mut self) {
-        finalize(&mut self.origin, self.room, self.pages);
+        finalize(&mut self.origin, self.scratch, self.pages);
     }
 }
 
 /// Gives the pages back to their processes.
-fn finalize(origin: &mut Origin<'_>, room: &mut Room, pages: usize) {
+fn finalize(origin: &mut Origin<'_>, scratch: &mut Scratch, pages: usize) {
     match origin {
         // SAFETY: The arguments are those that `migrate_vma_setup` has completed; this is
         // called once, by the drop of the last value of the migration.
         Origin::Addresses(args, _) => unsafe { bindings::migrate_vma_finalize(args) },
         // SAFETY: The arrays are those of `migrate_device_range`; called once, as above.
         Origin::Frames => unsafe {
-            bindings::migrate_device_finalize(room.src.as_mut_ptr(), room.dst.as_mut_ptr(), pages)
+            bindings::migrate_device_finalize(
+                scratch.src.as_mut_ptr(),
+                scratch.dst.as_mut_ptr(),
+                pages,
+            )
         },
     }
 }

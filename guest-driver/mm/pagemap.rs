@@ -9,7 +9,7 @@
 //! C header: `include/linux/memremap.h`.
 
 use super::{
-    migrate::{Collected, LockedFolio, Room, Select},
+    migrate::{Collected, LockedFolio, Scratch, Select},
     LockedVma, PAGE_SHIFT,
 };
 use crate::sys as bindings;
@@ -194,9 +194,9 @@ impl<T: DeviceMemory> Pagemap<T> {
         &self,
         vma: LockedVma<'a>,
         range: Range<usize>,
-        room: &'a mut Room,
+        scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>> {
-        Collected::addresses(vma, range, Select::Device, self.owner(), None, room)
+        Collected::addresses(vma, range, Select::Device, self.owner(), None, scratch)
     }
 
     /// Takes pages of ordinary memory away from the process at `range`, and places where
@@ -210,9 +210,9 @@ impl<T: DeviceMemory> Pagemap<T> {
         &self,
         vma: LockedVma<'a>,
         range: Range<usize>,
-        room: &'a mut Room,
+        scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>> {
-        Collected::addresses(vma, range, Select::System, self.owner(), None, room)
+        Collected::addresses(vma, range, Select::System, self.owner(), None, scratch)
     }
 
     /// Takes the pages in `count` frames from `first` on away from whatever processes
@@ -221,7 +221,7 @@ impl<T: DeviceMemory> Pagemap<T> {
         &self,
         first: u64,
         count: usize,
-        room: &'a mut Room,
+        scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>> {
         let end = first.checked_add(count as u64).ok_or(EINVAL)?;
         if end > self.frames {
@@ -229,7 +229,7 @@ impl<T: DeviceMemory> Pagemap<T> {
         }
         let pfn = self.region.first_pfn() + first as usize;
         // SAFETY: By the invariants these are frames of a page map that is mapped.
-        unsafe { Collected::frames(pfn, count, room) }
+        unsafe { Collected::frames(pfn, count, scratch) }
     }
 
     /// # Safety
@@ -337,7 +337,7 @@ impl<'f> CpuFault<'f> {
         &self,
         pagemap: &Pagemap<T>,
         range: Range<usize>,
-        room: &'a mut Room,
+        scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>>
     where
         'f: 'a,
@@ -348,7 +348,7 @@ impl<'f> CpuFault<'f> {
             Select::Device,
             pagemap.owner(),
             Some(self.page),
-            room,
+            scratch,
         )
     }
 }

@@ -334,7 +334,8 @@ pub(crate) struct Queues {
 
 /// # Invariants
 ///
-/// The device is valid and its queues exist as long as this is in [`Queues::device`].
+/// The device is valid and its queues exist as long as this is in [`Queues::device`], and
+/// until whoever takes it out of there deletes them.
 struct RawDevice(*mut bindings::virtio_device);
 
 // SAFETY: A virtio device may be used from any thread.
@@ -563,9 +564,15 @@ pub(crate) struct RunningQueues(Arc<Queues>);
 
 impl Drop for RunningQueues {
     fn drop(&mut self) {
-        let mut device = self.0.device.lock();
-        if let Some(raw) = device.take() {
-            self.0.stop(&raw, State::Gone);
+        let raw = {
+            let mut device = self.0.device.lock();
+            let raw = device.take();
+            if let Some(raw) = &raw {
+                self.0.stop(raw, State::Gone);
+            }
+            raw
+        };
+        if let Some(raw) = raw {
             // SAFETY: By the invariants of `RawDevice` the device is valid and has
             // queues. `stop` has reset it and taken all pointers to them away.
             unsafe { bindings::virtio_hmm_delete_queues(raw.0) };
