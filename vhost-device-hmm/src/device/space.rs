@@ -2,9 +2,8 @@
 //!
 //! An engine holds the read lock for one step of a job and touches memory in no other
 //! way. Whoever takes something back holds the write lock: the steps under way are
-//! then over, and later ones see the new table. [`Mappings::change`] gives the space a
-//! new epoch whenever something was taken back, so that no TLB entry made before is
-//! ever used again.
+//! then over, and later ones see the new table. A change that took something back gives
+//! the space a new epoch, so that no TLB entry made before is ever used again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;

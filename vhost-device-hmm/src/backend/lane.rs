@@ -1,0 +1,195 @@
+//! A queue as it moves: chains taken, served and returned under one lock.
+//!
+//! Whoever moves chains holds the lane's state, so that a stop, which takes it too, comes
+//! after the last chain that was moved.
+
+use std::sync::OnceLock;
+
+use log::Level;
+use parking_lot::{Mutex, MutexGuard};
+use vhost_user_backend::{VringRwLock, VringState, VringT};
+use virtio_hmm_spec::wire::Queue;
+use vm_memory::GuestMemoryMmap;
+
+use super::QUEUE_SIZE;
+use crate::device::Accelerator;
+use crate::queue::{self, Available, Broken, Chain};
+use crate::report::Limited;
+
+/// One queue.
+pub(super) struct Lane {
+    pub(super) queue: Queue,
+    pub(super) vring: OnceLock<VringRwLock>,
+    /// Held by whoever moves chains, so that a stop can wait for the end of that.
+    pub(super) state: Mutex<State>,
+    unusable: Limited,
+}
+
+/// Whether a queue moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It does not, since it stood at these positions: available and used.
+    Stopped(Option<(u16, u16)>),
+    /// It does.
+    Running,
+    /// It does not, because its ring makes no sense, until it is stopped.
+    Broken,
+}
+
+impl Lane {
+    pub(super) fn new(queue: Queue) -> Self {
+        Self {
+            queue,
+            vring: OnceLock::new(),
+            state: Mutex::new(State::Stopped(None)),
+            unusable: Limited::default(),
+        }
+    }
+
+    /// The queue, if it moves.
+    pub(super) fn running<'a>(&'a self, memory: &'a GuestMemoryMmap) -> Option<Moving<'a>> {
+        let state = self.state.lock();
+        let vring = self.vring.get()?;
+        (*state == State::Running).then_some(Moving {
+            lane: self,
+            vring,
+            memory,
+            state,
+            returned: false,
+        })
+    }
+}
+
+/// A queue that moves, held by whoever moves it.
+pub(super) struct Moving<'a> {
+    lane: &'a Lane,
+    vring: &'a VringRwLock,
+    pub(super) memory: &'a GuestMemoryMmap,
+    state: MutexGuard<'a, State>,
+    /// Chains were returned and the driver was not told yet.
+    returned: bool,
+}
+
+impl Moving<'_> {
+    /// Does something with the ring unless it is broken or stopped, or found to be.
+    fn with_ring<T>(
+        &mut self,
+        action: impl FnOnce(&mut VringState, &GuestMemoryMmap) -> Result<T, Broken>,
+    ) -> Option<T> {
+        if *self.state != State::Running {
+            return None;
+        }
+        let mut ring = self.vring.get_mut();
+        match action(&mut ring, self.memory) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                log::error!(
+                    "{} queue: {error}; it stays so until reset",
+                    self.lane.queue.name()
+                );
+                *self.state = State::Broken;
+                None
+            }
+        }
+    }
+
+    /// Takes the next chain; those that cannot be used go straight back.
+    pub(super) fn take(&mut self, accelerator: &Accelerator, most: usize) -> Option<Chain> {
+        loop {
+            let available = self.with_ring(|ring, memory| {
+                if !ring.is_enabled() || !queue::is_ready(ring.get_queue()) {
+                    return Ok(Available::Nothing);
+                }
+                queue::take(ring.get_queue_mut(), memory, most)
+            })?;
+            match available {
+                Available::Nothing => return None,
+                Available::Chain(chain) => return Some(chain),
+                Available::Unusable(head) => {
+                    self.drop_chain(accelerator, head, "makes no sense");
+                }
+            }
+        }
+    }
+
+    /// Returns a chain that cannot be answered.
+    pub(super) fn drop_chain(&mut self, accelerator: &Accelerator, head: Option<u16>, why: &str) {
+        accelerator.count_dropped_chain();
+        self.lane.unusable.log(
+            Level::Warn,
+            format_args!(
+                "{} queue: the driver sent a chain that {why}",
+                self.lane.queue.name()
+            ),
+        );
+        if let Some(head) = head {
+            self.put_back(&[(head, 0)]);
+        }
+    }
+
+    pub(super) fn put_back(&mut self, used: &[(u16, u32)]) {
+        self.with_ring(|ring, memory| queue::put_back(ring.get_queue_mut(), memory, used));
+        self.returned |= !used.is_empty();
+    }
+
+    pub(super) fn untake(&mut self) {
+        self.with_ring(|ring, _| {
+            queue::untake(ring.get_queue_mut());
+            Ok(())
+        });
+    }
+
+    /// Tells the driver of what was returned, if it wants to hear of it.
+    pub(super) fn signal(&mut self) {
+        if !std::mem::take(&mut self.returned) {
+            return;
+        }
+        self.with_ring(|ring, memory| {
+            if queue::wants_interrupt(ring.get_queue_mut(), memory)? {
+                if let Err(error) = ring.signal_used_queue() {
+                    log::error!("cannot send an interrupt: {error}");
+                }
+            }
+            Ok(())
+        });
+    }
+
+    pub(super) fn refuse_kicks(&mut self) {
+        self.with_ring(|ring, memory| queue::refuse_kicks(ring.get_queue_mut(), memory));
+    }
+
+    /// Asks for kicks; returns whether there is something to take already.
+    pub(super) fn ask_for_kicks(&mut self) -> bool {
+        self.with_ring(|ring, memory| {
+            if !ring.is_enabled() || !queue::is_ready(ring.get_queue()) {
+                return Ok(false);
+            }
+            queue::ask_for_kicks(ring.get_queue_mut(), memory)
+        })
+        .unwrap_or(false)
+    }
+
+    /// Takes and serves chains until there are none, one interrupt for each ring's worth.
+    pub(super) fn drain(
+        &mut self,
+        accelerator: &Accelerator,
+        most: usize,
+        mut serve: impl FnMut(&mut Self, Chain),
+    ) {
+        self.refuse_kicks();
+        loop {
+            let mut served = 0;
+            while served < QUEUE_SIZE {
+                let Some(chain) = self.take(accelerator, most) else {
+                    break;
+                };
+                serve(self, chain);
+                served += 1;
+            }
+            self.signal();
+            if served < QUEUE_SIZE && !self.ask_for_kicks() {
+                return;
+            }
+        }
+    }
+}
