@@ -296,7 +296,10 @@ impl Accelerator {
         let done = self.try_copy(request, results);
         let counter: &Counter = match done {
             Ok(()) => &self.counters.dma_requests,
-            Err(_) => &self.counters.requests_refused,
+            Err(refusal) => {
+                log::debug!("list of copies refused: {refusal}");
+                &self.counters.requests_refused
+            }
         };
         counter.add(1);
         done
@@ -335,6 +338,7 @@ impl Accelerator {
     /// The end of a job that was not even begun.
     pub fn submit(&self, request: Result<Submission, Status>, ticket: Ticket) -> Result<(), Ended> {
         self.try_submit(request, ticket).map_err(|status| {
+            log::debug!("job refused: {}", status.name());
             self.counters.requests_refused.add(1);
             Ended::refused(ticket, status)
         })

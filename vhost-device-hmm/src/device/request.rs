@@ -106,6 +106,12 @@ impl Refusal {
     }
 }
 
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at entry {}", self.status.name(), self.entry)
+    }
+}
+
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         Self { status, entry: 0 }

@@ -38,6 +38,7 @@ impl Accelerator {
                 outcome
             }
             Err(refusal) => {
+                log::debug!("control request refused: {refusal}");
                 self.counters.requests_refused.add(1);
                 Outcome::Refused(refusal)
             }
