@@ -12,7 +12,7 @@ use crate::{
     migrate::{self, Store},
     mm::{
         pagemap::{Pagemap, UnusedFrames},
-        LARGE_PAGES,
+        LARGE_PAGES, PAGE_SHIFT,
     },
     pages::{Frames, Run},
     queue::{Link, Message, Watch},
@@ -26,12 +26,12 @@ use crate::{
     },
 };
 use kernel::{
-    impl_has_work, new_work,
+    impl_has_work, new_mutex, new_work,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
         srcu::{self, Srcu},
-        Arc,
+        Arc, Mutex,
     },
     workqueue::{Work, WorkItem},
 };
@@ -83,6 +83,13 @@ impl Limits {
             pr_err!("the device takes less than a large page in one request\n");
             return Err(ENODEV);
         }
+        if !(PAGE_SHIFT..usize::BITS).contains(&config.address_bits.get()) {
+            pr_err!(
+                "the device's addresses have {} bits\n",
+                config.address_bits.get()
+            );
+            return Err(ENODEV);
+        }
         let max_move = max_items.min(max_copy_pages).min(Self::MAX_MOVE);
         Ok(Self {
             device_memory: config.device_memory.get(),
@@ -113,6 +120,9 @@ pub(crate) struct Core {
     pub(crate) jobs: Names,
     #[pin]
     pub(crate) frames: Frames,
+    /// Held while frames are being discarded, so that whoever wants some can wait.
+    #[pin]
+    discarding: Mutex<()>,
     #[pin]
     discard: Work<Core>,
 }
@@ -139,7 +149,7 @@ impl Core {
         queues: Arc<Queues>,
         work: Arc<WorkLink>,
     ) -> Result<Arc<Self>> {
-        let total = limits.device_memory >> crate::mm::PAGE_SHIFT;
+        let total = limits.device_memory >> PAGE_SHIFT;
         let list = Frames::new(total, limits.is_checked())?;
         Arc::pin_init(
             try_pin_init!(Self {
@@ -150,6 +160,7 @@ impl Core {
                 watch: Arc::new(Watch, GFP_KERNEL)?,
                 jobs: Names::new(),
                 frames <- list,
+                discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),
             }),
             GFP_KERNEL,
@@ -174,8 +185,10 @@ impl Core {
         }
     }
 
-    /// Discards all stale frames, which makes them free.
+    /// Discards all stale frames. When it returns they are free, and also those that
+    /// somebody else has been discarding.
     pub(crate) fn discard_stale(&self) -> Result {
+        let _discarding = self.discarding.lock();
         let mut runs = KVec::<Run>::with_capacity(DISCARD_RUNS, GFP_KERNEL)?;
         loop {
             let mut message = Message::<Copy>::new(0, DISCARD_RUNS, DISCARD_RUNS)?;

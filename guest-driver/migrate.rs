@@ -16,7 +16,7 @@ use crate::{
     mm::{
         migrate::{large_range, Collected, Committed, LockedFolio, Scratch, Slot, Source},
         pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
-        LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
+        LockedMm, LockedVma, LARGE_ORDER, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::Lent,
     queue::{Message, Reply},
@@ -89,8 +89,7 @@ impl Tally {
 pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
     let core = &device.core;
     let tally = for_each_step(core, mm, range, |vma, step, scratch| {
-        if core.frames.is_waiting() && core.frames.used() + LARGE_PAGES as u64 > core.frames.total()
-        {
+        if core.frames.is_short((step.len() >> PAGE_SHIFT) as u64) {
             core.discard_stale()?;
         }
         let mut collected = device.pagemap.collect_to_device(vma, step, scratch)?;
@@ -238,8 +237,9 @@ fn evict_once(device: &Device) -> Result<Tally> {
     let mut scratch = Scratch::new(core.limits.max_move)?;
     let mut lost = KVec::new();
     let mut sum = Tally::default();
-    let mut first = 0;
-    while first < core.frames.total() {
+    let mut next = 0;
+    // Whole blocks: a large page must not be cut.
+    while let Some(first) = core.frames.next_in_use(next) {
         let frames = (core.frames.total() - first).min(scratch.pages() as u64);
         let mut collected = device
             .pagemap
@@ -263,7 +263,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
             core.counters.pages_lost.add(page.pages());
             page.poison();
         }
-        first += frames;
+        next = first + frames;
     }
     Ok(sum)
 }

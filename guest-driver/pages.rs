@@ -119,8 +119,10 @@ struct State {
     stale: Set,
     /// Frames that are lent.
     lent: u64,
-    /// Frames that are to be discarded, or are being discarded.
-    to_discard: u64,
+    /// Frames that are stale.
+    stale_count: u64,
+    /// Frames that are busy but not lent: they become free when they are discarded.
+    waiting: u64,
     /// Nothing is lent any more.
     closed: bool,
 }
@@ -180,7 +182,8 @@ impl Frames {
             partial: Set::new(count)?,
             stale: Set::new(count)?,
             lent: 0,
-            to_discard: 0,
+            stale_count: 0,
+            waiting: 0,
             closed: false,
         };
         for block in (0..count as u32).rev() {
@@ -213,9 +216,20 @@ impl Frames {
         self.state.lock().closed
     }
 
-    /// Whether frames would become free if all that are stale were discarded.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.strict && self.state.lock().to_discard > 0
+    /// Whether there are fewer frames than `wanted` to be lent, but will be more when those
+    /// that are waiting have been discarded.
+    pub(crate) fn is_short(&self, wanted: u64) -> bool {
+        let state = self.state.lock();
+        state.waiting > 0 && self.total - state.lent - state.waiting < wanted
+    }
+
+    /// The first frame of the first block from `frame` on in which frames are in use.
+    pub(crate) fn next_in_use(&self, frame: u64) -> Option<u64> {
+        let state = self.state.lock();
+        let first = usize::try_from(frame / LARGE_PAGES as u64).ok()?;
+        let blocks = state.blocks.get(first..)?;
+        let found = blocks.iter().position(|block| block.count > 0)?;
+        Some(((first + found) * LARGE_PAGES) as u64)
     }
 
     /// Lends a frame.
@@ -281,10 +295,13 @@ impl Frames {
                 }
             }
             state.lent -= count as u64;
-            state.to_discard += count as u64;
+            state.stale_count += count as u64;
+            if self.strict {
+                state.waiting += count as u64;
+            }
             state.relink(block);
         }
-        self.strict || state.lent == 0 || state.to_discard >= self.total / 4
+        self.strict || state.lent == 0 || state.stale_count >= self.total / 4
     }
 
     /// Fills `runs`, within its capacity, with stale frames, of at most `pages` pages in
@@ -312,7 +329,7 @@ impl Frames {
                 if let Some(entry) = state.blocks.get_mut(block as usize) {
                     entry.busy[word] &= !mask;
                     entry.count -= 1;
-                    state.to_discard -= 1;
+                    state.waiting -= 1;
                     state.relink(block);
                 }
             }
@@ -330,7 +347,7 @@ impl State {
         if entry.stale[word] & mask != 0 {
             // Whoever uses the frame now overwrites it, so there is nothing to discard.
             entry.stale[word] &= !mask;
-            self.to_discard -= 1;
+            self.stale_count -= 1;
         }
     }
 
@@ -361,9 +378,11 @@ impl State {
             }
             *pages -= 1;
             entry.stale[word] &= !mask;
+            self.stale_count -= 1;
             if entry.busy[word] & mask == 0 {
                 entry.busy[word] |= mask;
                 entry.count += 1;
+                self.waiting += 1;
             }
         }
         true

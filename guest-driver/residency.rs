@@ -94,6 +94,11 @@ impl<'a> Looker<'a> {
         }
         drop(locked);
 
+        let addresses = 1u64 << self.device.core.limits.address_bits;
+        if range.end as u64 > addresses {
+            // Beyond what the device can address there are no mappings.
+            return Ok(());
+        }
         let mut message = Message::<Query>::new(self.space.id(), 1, range.len() >> PAGE_SHIFT)?;
         message.push(&range_entry(range))?;
         let reply = self.device.core.link.send(message)?;
