@@ -1,5 +1,6 @@
 //! `hmm residency`: where the memory of a process is.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -33,47 +34,52 @@ pub(crate) fn show(path: &Path, pid: i32, json: bool) -> Result<()> {
     let device = Device::open(path)?;
     let maps = format!("/proc/{pid}/maps");
     let maps = fs::read_to_string(&maps).with_context(|| format!("reading {maps}"))?;
-    let mut total = Census::default();
-    if !json {
-        println!(
-            "{:<29} {:<4} {:>8} {:>8} {:>8} {:>8}  {:<BAR$}  what",
-            "addresses", "", "pages", "system", "device", "mapped", "S system, D device, * both"
-        );
-    }
+    let mut rows = Vec::new();
     for area in maps.lines().filter_map(parse) {
         // What nobody may touch holds nothing, and may be terabytes of reservation.
         if area.rights.starts_with("---") {
             continue;
         }
         let range = PageRange::around(area.addresses.clone());
-        let states = device
-            .residency_of(pid, range)
-            .with_context(|| format!("looking at {:#x}", area.addresses.start))?;
-        let census = Census::of(&states);
-        total.add(&census);
-        if json {
-            println!("{}", census.json(&area));
-        } else if census.system + census.device + census.other > 0 {
+        let states = device.residency_of(pid, range)?;
+        rows.push((area, Census::of(&states), bar(&states)));
+    }
+    if json {
+        rows.iter()
+            .for_each(|(area, census, _)| println!("{}", census.json(area)));
+        return Ok(());
+    }
+    println!(
+        "{:<29} {:<4} {:>8} {:>8} {:>8} {:>8}  {:<BAR$}  what",
+        "addresses", "", "pages", "system", "device", "mapped", "S system, D device, * both"
+    );
+    let mut total = Census::default();
+    for (area, census, bar) in &rows {
+        total.add(census);
+        if census.system + census.device + census.other > 0 {
             println!(
-                "{:<29} {:<4} {:>8} {:>8} {:>8} {:>8}  {}  {}",
+                "{:<29} {:<4} {census}  {bar}  {}",
                 format!("{:x}-{:x}", area.addresses.start, area.addresses.end),
                 area.rights,
-                census.pages,
-                census.system,
-                census.device,
-                census.mapped,
-                bar(&states),
                 area.name,
             );
         }
     }
-    if !json {
-        println!(
-            "{:<29} {:<4} {:>8} {:>8} {:>8} {:>8}",
-            "all", "", total.pages, total.system, total.device, total.mapped
-        );
-    }
+    println!("{:<29} {:<4} {total}", "all", "");
     Ok(())
+}
+
+impl fmt::Display for Census {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            pages,
+            system,
+            device,
+            mapped,
+            ..
+        } = self;
+        write!(f, "{pages:>8} {system:>8} {device:>8} {mapped:>8}")
+    }
 }
 
 /// Parses `start-end rights offset device inode   name`.
