@@ -337,7 +337,7 @@ impl Session {
         let mut step_states = KVec::from_elem(0, STEP, GFP_KERNEL)?;
         let mut start = range.start;
         while start < range.end {
-            let step = start..range.end.min(start + (STEP << PAGE_SHIFT));
+            let step = start..range.end.min(start.saturating_add(STEP << PAGE_SHIFT));
             let states = &mut step_states[..step.len() >> PAGE_SHIFT];
             looker.look(&step, states)?;
             writer.write_slice(states)?;

@@ -399,12 +399,11 @@ impl Mirror for Mapper {
     }
 
     fn forgotten(&self, mapped: &mut Mapped, range: &Range<usize>) {
-        let first = range.start.next_multiple_of(LARGE_SIZE);
-        let mut cursor = mapped.regions.cursor_lower_bound_mut(&first);
-        while let Some(at) = cursor {
-            if at.current().0 + LARGE_SIZE > range.end {
-                break;
-            }
+        // Regions of which only a part has been forgotten stay.
+        let whole = range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1);
+        let mut cursor = mapped.regions.cursor_lower_bound_mut(&whole.start);
+        // Behind the last region of all, the cursor goes back to the one before.
+        while let Some(at) = cursor.filter(|at| whole.contains(at.current().0)) {
             // Freeing does not sleep.
             cursor = at.remove_current().0;
         }
