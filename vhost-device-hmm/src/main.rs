@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use env_logger::{Builder, Env, Target};
+use log::LevelFilter;
 use vhost_device_hmm::args::Args;
 use vhost_device_hmm::device::DeviceConfig;
 use vhost_device_hmm::server;
@@ -53,6 +54,9 @@ fn start_log(args: &Args) -> Result<(), Box<dyn Error>> {
     if let Some(level) = args.log_level {
         log.filter_level(level);
     }
+    // It tells of a guest's mistakes, as often as the guest likes, as if they were errors
+    // of ours. What follows from them is logged here.
+    log.filter_module("virtio_queue", LevelFilter::Off);
     if let Some(path) = &args.log_file {
         let file = File::options()
             .append(true)

@@ -105,7 +105,8 @@ fn serve_one(
                 | Err(DaemonError::HandleRequest(
                     VhostUserError::Disconnected | VhostUserError::PartialMessage,
                 )) => {}
-                Err(error) => log::error!("the front end was cut off: {error}"),
+                // Also what a guest brings about that puts its rings where no memory is.
+                Err(error) => log::warn!("the front end was cut off: {error}"),
             }
             if let Err(error) = ended.write(1) {
                 log::error!("cannot signal the end of a connection: {error}");

@@ -160,7 +160,7 @@ impl Model {
         &self.machine
     }
 
-    /// The ladder of a request as a whole, then of its entries in turn.
+    /// The ladder over a request as a whole and over all of its entries.
     fn list<E>(
         &self,
         header: &RequestHeader,
@@ -182,58 +182,63 @@ impl Model {
                 Count::One => count == 1,
                 Count::Some => count != 0,
             }
-            && entries.len() == index(count).saturating_mul(size_of::<E>());
+            && entries.len() == index(count).saturating_mul(size_of::<E>())
+            && room >= room_wanted(header, entries);
         if !well_formed {
             return Expected::whole(Status::Malformed);
         }
-        let mut apply = self.whole(header, operation);
-        let items = <[E]>::ref_from_bytes(entries).unwrap_or(&[]);
+        let mut whole = self.whole(header, operation);
         if operation == Some(Request::Copy) && self.copy_pages(entries) > self.limit_pages() {
-            apply.push(Status::Limit);
-            apply.sort_by_key(|status| status.raw());
+            whole.push(Status::Limit);
         }
-        // How much room is wanted depends on an entry: whether that is judged before
-        // or after what the header alone says is not settled.
-        if room < room_wanted(header, entries) {
-            let mut statuses = vec![Status::Malformed];
-            if operation == Some(Request::Query) {
-                statuses.extend(apply);
-                statuses.push(Status::Limit);
-            }
-            return Expected {
-                statuses,
-                entry: Some(0),
-            };
+        // Entries of a request that has too many of them are not looked at.
+        let items = match count > self.most(operation) {
+            true => &[],
+            false => <[E]>::ref_from_bytes(entries).unwrap_or(&[]),
+        };
+        let verdicts: Vec<Verdict> = items.iter().map(judge).collect();
+
+        // Where this side cannot know what applies to an entry, several answers may be
+        // right: none of them lies above what is certain to apply.
+        let ceiling = |verdict: &Verdict| {
+            let open = verdict.is_empty() || verdict.contains(&Status::Ok);
+            let highest = verdict.iter().map(|status| status.raw()).max();
+            highest.filter(|_| !open)
+        };
+        let lowest_of_whole = whole.iter().map(|status| status.raw()).min();
+        let bound = verdicts
+            .iter()
+            .filter_map(ceiling)
+            .chain(lowest_of_whole)
+            .min();
+        let mut statuses: Vec<Status> = verdicts
+            .iter()
+            .flatten()
+            .chain(&whole)
+            .copied()
+            .filter(|status| *status != Status::Ok)
+            .filter(|status| bound.is_none_or(|bound| status.raw() <= bound))
+            .collect();
+        statuses.sort_by_key(|status| status.raw());
+        statuses.dedup();
+        if bound.is_none() {
+            statuses.push(Status::Ok);
         }
-        if let Some(&first) = apply.first() {
-            let mut statuses = vec![first];
-            if items.iter().any(|item| judge(item) == [Status::Limit]) {
-                statuses.push(Status::Limit);
-            }
-            return Expected {
-                statuses,
-                entry: Some(0),
-            };
-        }
-        // Entries of which this side cannot know pass the question on to the next one.
-        let mut statuses = Vec::new();
-        for (position, item) in items.iter().enumerate() {
-            let verdict = judge(item);
-            let passes = verdict.is_empty() || verdict.contains(&Status::Ok);
-            let certain = statuses.is_empty();
-            statuses.extend(verdict.into_iter().filter(|status| *status != Status::Ok));
-            if !passes {
-                let entry = u32::try_from(position).unwrap_or(u32::MAX);
-                return Expected {
-                    statuses,
-                    entry: certain.then_some(entry),
-                };
-            }
-        }
-        statuses.push(Status::Ok);
-        Expected {
-            statuses,
-            entry: None,
+        let entry = match statuses[..] {
+            [only] => verdicts
+                .iter()
+                .position(|verdict| verdict.contains(&only))
+                .map_or(Some(0), |position| u32::try_from(position).ok()),
+            _ => None,
+        };
+        Expected { statuses, entry }
+    }
+
+    /// How many entries or items an operation may have.
+    fn most(&self, operation: Option<Request>) -> u32 {
+        match operation {
+            Some(Request::Copy) => self.config.max_items.get(),
+            _ => self.config.max_entries.get(),
         }
     }
 
@@ -245,12 +250,7 @@ impl Model {
         if !self.ready && operation != Some(Request::Init) {
             apply.push(Status::NotReady);
         }
-        let most = if operation == Some(Request::Copy) {
-            self.config.max_items.get()
-        } else {
-            self.config.max_entries.get()
-        };
-        if header.count.get() > most {
+        if header.count.get() > self.most(operation) {
             apply.push(Status::Limit);
         }
         match operation {
@@ -325,13 +325,16 @@ impl Model {
     }
 
     fn item(&self, item: &DmaItem) -> Verdict {
-        let Some(kind) = Kind::from_raw(item.kind.get()) else {
-            return vec![Status::Malformed];
-        };
         let (source, destination) = (item.source.get(), item.destination.get());
         let pages = u64::from(item.pages.get());
+        if pages == 0 {
+            return vec![Status::Malformed];
+        }
+        let Some(kind) = Kind::from_raw(item.kind.get()) else {
+            return vec![Status::Unsupported];
+        };
         let unread = matches!(kind, Kind::Clear | Kind::Discard);
-        if pages == 0 || (unread && source != 0) {
+        if unread && source != 0 {
             return vec![Status::Malformed];
         }
         let places = match kind {

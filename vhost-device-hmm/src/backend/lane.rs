@@ -83,7 +83,8 @@ impl Moving<'_> {
         match action(&mut ring, self.memory) {
             Ok(value) => Some(value),
             Err(error) => {
-                log::error!(
+                // The driver's mistake; once for each time that it sets its rings up.
+                log::warn!(
                     "{} queue: {error}; it stays so until reset",
                     self.lane.queue.name()
                 );

@@ -567,7 +567,7 @@ fn bad_jobs(stairs: &Staircase) -> Vec<(&'static str, JobDescriptor, End)> {
         ("copying to what is read-only", copy(writable, read_only, 8), Fault(read_only, rights::WRITE, Reason::Denied)),
         ("an addition to what is read-only", add(read_only, Element::U64), Fault(read_only, rights::WRITE | rights::ATOMIC, Reason::Denied)),
         ("reading what is read-only", sum(read_only, 8), Ends(Status::Ok)),
-        ("more elements than addresses", sum(writable, u64::MAX), Ends(Status::BadAddress)),
+        ("more elements than addresses", sum(writable, u64::MAX), Ends(Status::BadArgument)),
         ("a length that wraps", copy(writable, writable + 64, u64::MAX), Ends(Status::BadAddress)),
         ("terabytes to read", sum(writable, 1 << 40), Fault(none, rights::READ, Reason::Denied)),
         ("terabytes to write", fill(writable, 1 << 43), Fault(read_only, rights::WRITE, Reason::Denied)),

@@ -10,12 +10,15 @@ const STEP_ADDITIONS: u64 = 512;
 /// The width of an element that can be changed atomically, if the address suits it and
 /// the values fit.
 fn check(address: u64, element: Element, values: [u64; 2]) -> Result<Width, Status> {
+    if address % element.bytes() != 0 {
+        return Err(Status::BadAddress);
+    }
     let (width, most) = match element {
         Element::U32 => (Width::U32, u32::MAX.into()),
         Element::U64 => (Width::U64, u64::MAX),
         Element::I64 | Element::F32 | Element::F64 => return Err(Status::BadArgument),
     };
-    if address % element.bytes() != 0 || values.iter().any(|value| *value > most) {
+    if values.iter().any(|value| *value > most) {
         return Err(Status::BadArgument);
     }
     Ok(width)

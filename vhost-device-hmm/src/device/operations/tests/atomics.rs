@@ -64,23 +64,28 @@ proptest! {
 #[test]
 fn atomics_refuse_what_is_not_aligned_or_does_not_fit() {
     let (layout, address, ..) = word(1, false);
-    let refuse =
-        |operation| layout.expect::<AtomicAdd>(operation, 1, Status::BadArgument, &[], &layout);
+    let end_with = |status, operation| {
+        layout.expect::<AtomicAdd>(operation, 1, status, &[], &layout);
+    };
+    let refuse = |operation| end_with(Status::BadArgument, operation);
     let good = AtomicAdd {
         address,
         element: Element::U64,
         operand: 1,
         repeat: 1,
     };
-    refuse(AtomicAdd {
-        address: address + 4,
-        ..good
-    });
-    refuse(AtomicAdd {
-        address: address + 2,
-        element: Element::U32,
-        ..good
-    });
+    let misaligned = [
+        AtomicAdd {
+            address: address + 4,
+            ..good
+        },
+        AtomicAdd {
+            address: address + 2,
+            element: Element::U32,
+            ..good
+        },
+    ];
+    misaligned.map(|operation| end_with(Status::BadAddress, operation));
     refuse(AtomicAdd {
         element: Element::U32,
         operand: 1 << 32,
