@@ -64,7 +64,11 @@ mod tests {
     fn a_busy_process_takes_processor_time_and_memory() {
         let busy = AtomicBool::new(true);
         let share = thread::scope(|scope| {
-            scope.spawn(|| while busy.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while busy.load(Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            });
             let share = processor_share(std::process::id(), Duration::from_millis(500));
             busy.store(false, Ordering::Relaxed);
             share
