@@ -13,6 +13,7 @@
 use crate::{
     command::{Answer, Frame, Map},
     device::Device,
+    mapped::Region,
     migrate,
     mm::{
         hmm::{Committed, Pages, Want},
@@ -20,7 +21,7 @@ use crate::{
         LockedMm, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     queue::{Link, Message},
-    space::{Mapper, Region, Space},
+    space::{Mapper, Space},
     virtio::{Chain, Draft, Handler},
     wire::{
         fault::{FaultHeader, FaultRecord, Reason},
@@ -391,7 +392,7 @@ impl<'a> Resolver<'a> {
         let mut map =
             Message::<Map>::with_handler(self.space.id(), LARGE_PAGES, 0, watch, GFP_KERNEL)?;
         let mut answers = Answers::new(device, group.len())?;
-        let mut region = Some(Region::around(wish.window.start)?);
+        let mut region = Region::around(wish.window.start)?;
 
         let snapshot = self.space.interval.fault(
             self.mm,
@@ -429,17 +430,14 @@ impl<'a> Resolver<'a> {
             }
             answers.retry(record);
         }
-        let mapped = write_map(device, &committed, wish, &mut map)?;
-        if let Some(region) = region.take() {
-            // What is left over is freed when the lock is not held any more.
-            let left = committed.state().record(region);
-            // The lock is held until both are in the ring: the `Unmap` of any later
-            // change comes behind them.
-            core.link.post(map_room, map);
-            core.link.post(answer_room, answers.message);
-            drop(committed);
-            drop(left);
-        }
+        let mapped = write_map(device, &committed, wish, &mut map, &mut region)?;
+        let leftover = committed.state().record(region);
+        // The lock is held until both are in the ring: the `Unmap` of any later change
+        // comes behind them.
+        core.link.post(map_room, map);
+        core.link.post(answer_room, answers.message);
+        drop(committed);
+        drop(leftover);
         core.link.kick::<Map>();
         core.counters.fault_pages.add(mapped);
         Ok(Attempt::Answered)
@@ -567,6 +565,7 @@ fn write_map(
     committed: &Committed<'_, Mapper>,
     wish: &Wish,
     map: &mut Message<Map>,
+    region: &mut Region,
 ) -> Result<u64> {
     let place = |pfn: usize| match device.pagemap.frame(pfn) {
         Some(frame) => Frame::Device(frame),
@@ -577,6 +576,7 @@ fn write_map(
             page.mark_dirty();
         }
         let pages = LARGE_PAGES as u32;
+        region.add(wish.window.start, LARGE_PAGES);
         map.push(&Map::entry(
             wish.window.start,
             place(pfn),
@@ -602,6 +602,7 @@ fn write_map(
         }
         mapped += 1;
         let address = wish.window.start + (index << PAGE_SHIFT);
+        region.add(address, 1);
         let frame = place(pfn);
         run = match run {
             Some((start, first, rights, pages))

@@ -2,9 +2,9 @@
 
 //! A process's address space on the device.
 //!
-//! A [`Space`] mirrors the process's page table. Which regions of 2 MiB have anything
-//! mapped on the device is recorded, so that changes elsewhere cost no round trip. The
-//! record and the order of `Map` and `Unmap` on the control queue are kept right by the
+//! A [`Space`] mirrors the process's page table. Which pages are mapped on the device is
+//! recorded (see `mapped`), so that changes elsewhere cost no round trip. The record and
+//! the order of `Map` and `Unmap` on the control queue are kept right by the
 //! interval's lock: a `Map` is posted with the lock held, after the sequence was
 //! checked, so that the `Unmap` of any later change lies behind it. Nothing is waited
 //! for with the lock held.
@@ -17,10 +17,8 @@ use crate::{
     command::{range_entry, SpaceCreate, SpaceDestroy, Unmap},
     device::{Core, Device},
     fault::Inbox,
-    mm::{
-        interval::{Interval, Mirror},
-        LARGE_SIZE,
-    },
+    mapped::Mapped,
+    mm::interval::{Interval, Mirror},
     queue::{Message, Sent},
     virtio::{Chain, Handler},
 };
@@ -30,7 +28,6 @@ use kernel::{
     mm::{Mm, MmWithUser},
     new_mutex, new_spinlock_irq, new_work,
     prelude::*,
-    rbtree::{RBTree, RBTreeNode},
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
@@ -295,11 +292,8 @@ impl Space {
     /// Ends the space: its jobs are cancelled, and the device uses none of the process's
     /// memory any more. Returns when this is so; does nothing if it is already.
     pub(crate) fn end(&self) {
-        {
-            let mut mapped = self.interval.lock();
-            if core::mem::replace(&mut mapped.ended, true) {
-                return;
-            }
+        if self.interval.lock().end() {
+            return;
         }
         // Nothing is mapped from here on, so that nothing gets into the next space with
         // this number.
@@ -312,46 +306,7 @@ impl Space {
             // Without the promise the process's memory would not be safe from the device.
             link.violated();
         }
-        self.interval.lock().regions = RBTree::new();
-    }
-}
-
-/// What of a process is mapped on the device.
-pub(crate) struct Mapped {
-    /// The regions of 2 MiB, by their first address, in which there may be mappings.
-    regions: RBTree<usize, ()>,
-    /// The space is ended: nothing may be mapped any more.
-    ended: bool,
-}
-
-/// A region that can be recorded without allocating memory.
-pub(crate) struct Region(RBTreeNode<usize, ()>);
-
-impl Region {
-    /// The region around an address.
-    pub(crate) fn around(address: usize) -> Result<Self> {
-        let start = address & !(LARGE_SIZE - 1);
-        Ok(Self(RBTreeNode::new(start, (), GFP_KERNEL)?))
-    }
-}
-
-impl Mapped {
-    fn new() -> Self {
-        Self {
-            regions: RBTree::new(),
-            ended: false,
-        }
-    }
-
-    /// Whether the space is ended.
-    pub(crate) fn is_ended(&self) -> bool {
-        self.ended
-    }
-
-    /// Records that there may be mappings in a region. Returns what has to be freed, but
-    /// not under the lock that this is under.
-    pub(crate) fn record(&mut self, region: Region) -> Option<Region> {
-        self.regions.insert(region.0).map(Region)
+        self.interval.lock().forget(&(0..usize::MAX));
     }
 }
 
@@ -375,15 +330,7 @@ impl Mirror for Mapper {
     }
 
     fn concerned(&self, mapped: &Mapped, range: &Range<usize>) -> Option<Range<usize>> {
-        let first = range.start & !(LARGE_SIZE - 1);
-        let start = *mapped.regions.cursor_lower_bound(&first)?.current().0;
-        if start >= range.end {
-            return None;
-        }
-        // Nothing lies before the first region, nor behind the last one of all; that there
-        // are holes between does not matter to the device.
-        let last = *mapped.regions.cursor_back()?.current().0;
-        Some(range.start.max(start)..range.end.min(last + LARGE_SIZE))
+        mapped.within(range)
     }
 
     fn ask(&self, mut means: Message<Unmap>, range: &Range<usize>) -> Self::Promise {
@@ -399,13 +346,6 @@ impl Mirror for Mapper {
     }
 
     fn forgotten(&self, mapped: &mut Mapped, range: &Range<usize>) {
-        // Regions of which only a part has been forgotten stay.
-        let whole = range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1);
-        let mut cursor = mapped.regions.cursor_lower_bound_mut(&whole.start);
-        // Behind the last region of all, the cursor goes back to the one before.
-        while let Some(at) = cursor.filter(|at| whole.contains(at.current().0)) {
-            // Freeing does not sleep.
-            cursor = at.remove_current().0;
-        }
+        mapped.forget(range);
     }
 }

@@ -20,6 +20,7 @@ mod driver;
 mod fault;
 mod file;
 mod job;
+mod mapped;
 mod migrate;
 mod mm;
 mod pages;
