@@ -60,14 +60,14 @@ impl DeviceMemory for Store {
 /// What became of the pages of a move.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tally {
+    /// Pages that could have been moved.
+    offered: u64,
     /// Pages that have been moved.
     pub(crate) moved: u64,
     /// Large pages among these, once each.
     large: u64,
     /// Pages for which there was no memory at the destination.
     pub(crate) no_memory: u64,
-    /// Pages that the device failed to copy.
-    failed: u64,
 }
 
 impl Tally {
@@ -75,7 +75,7 @@ impl Tally {
         self.moved += other.moved;
         self.large += other.large;
         self.no_memory += other.no_memory;
-        self.failed += other.failed;
+        self.offered += other.offered;
     }
 }
 
@@ -95,20 +95,19 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
         let mut collected = device.pagemap.collect_to_device(vma, step, scratch)?;
         let mut tally = Tally::default();
         for_each_slot(&mut collected, |collected, slot| {
+            tally.offered += 1 << slot.order;
             if !fill_device(device, collected, slot)? {
                 tally.no_memory += 1 << slot.order;
             }
             Ok(())
         })?;
-        tally.failed = copy_or_stay(core, &device.pagemap, &mut collected)?;
+        copy_or_stay(core, &device.pagemap, &mut collected)?;
         tally.add(count(&collected.commit()));
         Ok(tally)
     })?;
     core.counters.pages_to_device.add(tally.moved);
     core.counters.large_to_device.add(tally.large);
-    core.counters
-        .pages_refused
-        .add(tally.failed + tally.no_memory);
+    core.counters.pages_refused.add(tally.offered - tally.moved);
     Ok(tally)
 }
 
@@ -129,7 +128,7 @@ pub(crate) fn to_system(device: &Device, mm: &MmWithUser, range: Range<usize>) -
             }
             Ok(())
         })?;
-        tally.failed = copy_or_stay(core, &device.pagemap, &mut collected)?;
+        copy_or_stay(core, &device.pagemap, &mut collected)?;
         tally.add(count(&collected.commit()));
         Ok(tally)
     })?;
@@ -376,20 +375,12 @@ fn fill_system(
     })
 }
 
-/// Copies what has been lent memory; what cannot be copied stays where it is. Returns how
-/// many pages these are.
-fn copy_or_stay(
-    core: &Core,
-    pagemap: &Pagemap<Store>,
-    collected: &mut Collected<'_>,
-) -> Result<u64> {
-    let mut failed = 0;
+/// Copies what has been lent memory; what cannot be copied stays where it is.
+fn copy_or_stay(core: &Core, pagemap: &Pagemap<Store>, collected: &mut Collected<'_>) -> Result {
     copy(core, pagemap, collected, |collected, slot| {
-        failed += 1 << slot.order;
         collected.empty_slot(slot);
         Ok(())
-    })?;
-    Ok(failed)
+    })
 }
 
 /// Has the device copy, or clear, whatever has been lent memory; by one request, in which

@@ -106,11 +106,12 @@ enum Work<T: Mirror> {
 pub(crate) type StateGuard<'a, T> = Guard<'a, <T as Mirror>::State, MutexBackend>;
 
 impl<T: Mirror> Interval<T> {
-    const OPS: bindings::mmu_interval_notifier_ops = bindings::mmu_interval_notifier_ops {
-        invalidate: None,
-        invalidate_start: Some(Self::invalidate_start),
-        invalidate_finish: Some(Self::invalidate_finish),
-    };
+    const OPS: &'static bindings::mmu_interval_notifier_ops =
+        &bindings::mmu_interval_notifier_ops {
+            invalidate: None,
+            invalidate_start: Some(Self::invalidate_start),
+            invalidate_finish: Some(Self::invalidate_finish),
+        };
 
     /// Subscribes to the changes of `mm`.
     pub(crate) fn new<'a>(
@@ -141,7 +142,7 @@ impl<T: Mirror> Interval<T> {
                 // initialised, which it stays until `drop` removes the notifier. `mm`
                 // has users. No lock of `mm` is held, or this would deadlock.
                 to_result(unsafe {
-                    bindings::mmu_interval_notifier_insert(slot, mm.as_raw(), 0, WHOLE, &Self::OPS)
+                    bindings::mmu_interval_notifier_insert(slot, mm.as_raw(), 0, WHOLE, Self::OPS)
                 })
             }),
         }))

@@ -114,7 +114,7 @@ impl Drop for Region {
 }
 
 impl<T: DeviceMemory> Pagemap<T> {
-    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    const OPS: &'static bindings::dev_pagemap_ops = &bindings::dev_pagemap_ops {
         folio_free: Some(Self::folio_free),
         migrate_to_ram: Some(Self::migrate_to_ram),
         memory_failure: None,
@@ -140,7 +140,7 @@ impl<T: DeviceMemory> Pagemap<T> {
                 // SAFETY: `slot` is valid for writes, and all zeros is an empty page map.
                 unsafe { slot.write_bytes(0, 1) };
                 // SAFETY: `slot` was just initialised.
-                unsafe { (*slot).ops = &Self::OPS };
+                unsafe { (*slot).ops = Self::OPS };
                 // SAFETY: `slot` is part of a pinned `Pagemap`, which stays until `drop`
                 // unmaps it; its other fields are initialised. The region is ours. The
                 // owner is an address that nobody else can have.
