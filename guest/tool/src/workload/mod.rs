@@ -58,7 +58,7 @@ workloads! {
     Migrate "migrate", 256 << 20, "bytes", migration::migrate;
     Oversubscribe "oversubscribe", 0, "bytes", migration::oversubscribe;
     Processes "processes", 3, "processes", processes::run;
-    Churn "churn", 240, "rounds", churn::run;
+    Churn "churn", 60, "rounds", churn::run;
     BadInput "bad-input", 0, "cases", bad_input::run;
 }
 
