@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: runs the benchmarks, shows what they print and keeps it.
 //!
-//! Benchmarks print a [`Line`](hmm_bench::Line) for each result; what is measured is
+//! Benchmarks print a [`Line`] for each result; what is measured is
 //! theirs. `docs/benchmarks.md` says what becomes of the lines.
 
 mod compare;

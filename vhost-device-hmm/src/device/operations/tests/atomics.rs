@@ -85,7 +85,9 @@ fn atomics_refuse_what_is_not_aligned_or_does_not_fit() {
             ..good
         },
     ];
-    misaligned.map(|operation| end_with(Status::BadAddress, operation));
+    for operation in misaligned {
+        end_with(Status::BadAddress, operation);
+    }
     refuse(AtomicAdd {
         element: Element::U32,
         operand: 1 << 32,
