@@ -62,6 +62,19 @@ impl Artifacts {
         Self::read(Path::new(&path))
     }
 
+    /// The same for a test, which cannot do without.
+    ///
+    /// # Panics
+    ///
+    /// Instead of an error, so that the test fails and is not taken for skipped.
+    #[must_use]
+    pub fn required() -> Self {
+        match Self::from_environment() {
+            Ok(artifacts) => artifacts,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
     /// Reads a manifest.
     ///
     /// # Errors

@@ -17,13 +17,6 @@ use hmm_tests::session;
 use hmm_tests::vm::Vm;
 use tempfile::TempDir;
 
-fn artifacts() -> Artifacts {
-    match Artifacts::from_environment() {
-        Ok(artifacts) => artifacts,
-        Err(error) => panic!("{error:#}"),
-    }
-}
-
 /// A file of the host with a name and contents.
 fn host_file(directory: &TempDir, name: &str, contents: &str, mode: u32) -> PathBuf {
     let path = directory.path().join(name);
@@ -64,7 +57,7 @@ fn a_test_without_artifacts_fails_and_says_how_to_get_them() {
 
 #[test]
 fn a_machine_that_cannot_exist_is_refused_with_qemus_words() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let begun = Instant::now();
     let error = Vm::builder(&artifacts)
         .devices(0)
@@ -82,14 +75,14 @@ fn a_machine_that_cannot_exist_is_refused_with_qemus_words() {
 
 #[test]
 fn a_kernel_that_was_not_prepared_is_named() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let error = Vm::builder(&artifacts).kernel("plan9").start().unwrap_err();
     assert!(error.to_string().contains("plan9"), "{error:#}");
 }
 
 #[test]
 fn a_guest_does_what_it_is_asked_and_ends_without_complaint() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let directory = TempDir::new().unwrap();
     let given = host_file(
         &directory,
@@ -249,7 +242,7 @@ fn the_kernel_log_is_complete(vm: &Vm) {
 
 #[test]
 fn what_the_kernel_complains_of_fails_the_test() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts).devices(0).start().unwrap();
     assert_eq!(vm.guest().complaints().unwrap(), []);
 
@@ -297,7 +290,7 @@ fn what_the_kernel_complains_of_fails_the_test() {
 
 #[test]
 fn a_guest_that_crashes_is_noticed_at_once() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts).devices(0).start().unwrap();
     let waiting = vm
         .spawn(Command::new("sleep").argument("12345").unlimited())
@@ -334,7 +327,7 @@ fn a_guest_that_crashes_is_noticed_at_once() {
 
 #[test]
 fn a_machine_without_pci_boots_from_the_same_files() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts)
         .devices(0)
         .machine(Machine::Microvm)
@@ -347,7 +340,7 @@ fn a_machine_without_pci_boots_from_the_same_files() {
 
 #[test]
 fn a_session_ends_with_the_status_of_its_command() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let directory = TempDir::new().unwrap();
     let settings = session::Settings {
         devices: 0,
@@ -361,7 +354,7 @@ fn a_session_ends_with_the_status_of_its_command() {
 
 #[test]
 fn a_device_appears_in_the_guest_and_the_death_of_its_daemon_is_noticed() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts)
         .devices(2)
         .without_driver()

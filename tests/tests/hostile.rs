@@ -64,16 +64,9 @@ impl Footprint {
     }
 }
 
-fn artifacts() -> Artifacts {
-    match Artifacts::from_environment() {
-        Ok(artifacts) => artifacts,
-        Err(error) => panic!("{error:#}"),
-    }
-}
-
 #[test]
 fn a_hostile_guest_gets_answers_and_breaks_nothing() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     // It is built together with the agent.
     let hostile = artifacts.agent.with_file_name("hmm-hostile");
     let mut vm = Vm::builder(&artifacts)

@@ -5,18 +5,11 @@ use hmm_tests::guest::Error;
 use hmm_tests::qemu::Machine;
 use hmm_tests::vm::Vm;
 
-fn artifacts() -> Artifacts {
-    match Artifacts::from_environment() {
-        Ok(artifacts) => artifacts,
-        Err(error) => panic!("{error:#}"),
-    }
-}
-
 const EEXIST: i32 = 17;
 
 #[test]
 fn the_driver_loads_serves_and_unloads_as_often_as_one_likes() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let mut vm = Vm::builder(&artifacts).devices(2).check().start().unwrap();
     let again = vm.load_driver("");
     assert!(
@@ -38,7 +31,7 @@ fn the_driver_loads_serves_and_unloads_as_often_as_one_likes() {
 
 #[test]
 fn a_device_is_unplugged_and_the_other_one_stays() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts).devices(2).check().start().unwrap();
     vm.qemu().unplug(0).unwrap();
     let nodes = vm.run(["sh", "-c", "ls /dev/hmm*"]).unwrap();
@@ -48,7 +41,7 @@ fn a_device_is_unplugged_and_the_other_one_stays() {
 
 #[test]
 fn a_machine_without_pci_has_the_device_too() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts)
         .machine(Machine::Microvm)
         .check()

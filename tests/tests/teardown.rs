@@ -10,13 +10,6 @@ const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_hmm";
 
 const EWOULDBLOCK: i32 = 11;
 
-fn artifacts() -> Artifacts {
-    match Artifacts::from_environment() {
-        Ok(artifacts) => artifacts,
-        Err(error) => panic!("{error:#}"),
-    }
-}
-
 /// A process with pages on the device and a job that would never end.
 fn endless_job(vm: &Vm) -> Running<'_> {
     let command = Command::new("hmm").arguments(["worker", "victim", "--seed", "1"]);
@@ -62,7 +55,7 @@ fn bus_name(vm: &Vm) -> String {
 
 #[test]
 fn a_process_killed_in_the_middle_of_a_job_is_forgotten() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts).check().start().unwrap();
     let victim = endless_job(&vm);
     let held = counters(&vm);
@@ -77,7 +70,7 @@ fn a_process_killed_in_the_middle_of_a_job_is_forgotten() {
 
 #[test]
 fn the_driver_stays_as_long_as_a_process_uses_it() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let mut vm = Vm::builder(&artifacts).check().start().unwrap();
     let busy = {
         let victim = endless_job(&vm);
@@ -100,7 +93,7 @@ fn the_driver_stays_as_long_as_a_process_uses_it() {
 
 #[test]
 fn a_device_taken_from_its_driver_ends_the_jobs_and_gives_the_pages_back() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts).check().start().unwrap();
     let name = bus_name(&vm);
     let victim = endless_job(&vm);

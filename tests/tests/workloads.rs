@@ -23,13 +23,6 @@ const WORKLOADS: &[(&str, &str)] = &[
     ("churn", "60"),
 ];
 
-fn artifacts() -> Artifacts {
-    match Artifacts::from_environment() {
-        Ok(artifacts) => artifacts,
-        Err(error) => panic!("{error:#}"),
-    }
-}
-
 fn counters(vm: &Vm) -> Value {
     let text = vm.run(["hmm", "--json", "stats"]).unwrap();
     serde_json::from_str(&text.succeeded().unwrap()).unwrap()
@@ -52,7 +45,7 @@ fn run(vm: &Vm, arguments: &[&str]) -> Value {
 
 #[test]
 fn every_workload_is_right_and_leaves_nothing_on_the_device() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts)
         .check()
         .memory(GIB)
@@ -94,7 +87,7 @@ fn every_workload_is_right_and_leaves_nothing_on_the_device() {
 
 #[test]
 fn whatever_the_driver_must_refuse_is_refused_and_the_next_job_works() {
-    let artifacts = artifacts();
+    let artifacts = Artifacts::required();
     let vm = Vm::builder(&artifacts).check().start().unwrap();
     run(&vm, &["bad-input"]);
     run(&vm, &["list", "--size", "1000"]);

@@ -12,6 +12,7 @@ use virtio_hmm_spec::wire::Queue;
 
 use super::pick;
 use crate::device::{Device, DATA, QUEUES};
+use crate::memory::Arena;
 use crate::request::bare;
 use crate::ring::{flags, Descriptor, SIZE, STRIDE};
 use crate::session::Session;
@@ -104,52 +105,28 @@ pub(super) fn buffers_inside_the_rings(
 /// An address outside of the guest's memory or one that is not aligned is not tried:
 /// the machine monitor itself gives up the machine then.
 pub(super) fn entangled_queues(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
-    let device = &mut session.device;
-    device.transport.reset()?;
-    device.arena.verify()?;
-    device.negotiate()?;
-    device.arena.offer(DATA..device.arena.len());
-    for queue in QUEUES {
-        let mut any = || device.arena.physical(DATA + random.usize(..0x1000) * 16);
-        let at = QueueAddresses {
+    start_with(&mut session.device, |arena, _| {
+        let mut any = || arena.physical(DATA + random.usize(..0x1000) * 16);
+        QueueAddresses {
             size: SIZE,
             descriptors: any(),
             available: any(),
             used: any(),
-        };
-        device.transport.enable_queue(queue.raw(), at)?;
-    }
-    device.say(VIRTIO_CONFIG_S_DRIVER_OK)?;
-    for queue in QUEUES {
-        device.kick(queue)?;
-    }
-    settle();
-    Ok(())
+        }
+    })
 }
 
 /// Queues of one descriptor, of none, and of a number that is no power of two.
 pub(super) fn odd_queue_sizes(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
-    let device = &mut session.device;
-    device.transport.reset()?;
-    device.arena.verify()?;
-    device.negotiate()?;
-    device.arena.offer(DATA..device.arena.len());
-    for (index, queue) in QUEUES.into_iter().enumerate() {
+    start_with(&mut session.device, |arena, index| {
         let base = DATA + index * STRIDE;
-        let at = QueueAddresses {
+        QueueAddresses {
             size: pick(random, &[1, 2, 3, 100, 255, 256, 0]),
-            descriptors: device.arena.physical(base),
-            available: device.arena.physical(base + 0x4000),
-            used: device.arena.physical(base + 0x8000),
-        };
-        device.transport.enable_queue(queue.raw(), at)?;
-    }
-    device.say(VIRTIO_CONFIG_S_DRIVER_OK)?;
-    for queue in QUEUES {
-        device.kick(queue)?;
-    }
-    settle();
-    Ok(())
+            descriptors: arena.physical(base),
+            available: arena.physical(base + 0x4000),
+            used: arena.physical(base + 0x8000),
+        }
+    })
 }
 
 /// Writes to what the driver may only read.
@@ -194,6 +171,27 @@ fn describe_all(device: &mut Device, queue: Queue) -> Result<()> {
         let (arena, ring) = device.parts(queue);
         ring.describe(arena, index, descriptor)?;
     }
+    Ok(())
+}
+
+/// Resets the device and starts it with queues at these places, by their indices.
+fn start_with(
+    device: &mut Device,
+    mut place: impl FnMut(&Arena, usize) -> QueueAddresses,
+) -> Result<()> {
+    device.transport.reset()?;
+    device.arena.verify()?;
+    device.negotiate()?;
+    device.arena.offer(DATA..device.arena.len());
+    for (index, queue) in QUEUES.into_iter().enumerate() {
+        let at = place(&device.arena, index);
+        device.transport.enable_queue(queue.raw(), at)?;
+    }
+    device.say(VIRTIO_CONFIG_S_DRIVER_OK)?;
+    for queue in QUEUES {
+        device.kick(queue)?;
+    }
+    settle();
     Ok(())
 }
 
