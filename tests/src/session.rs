@@ -23,6 +23,8 @@ pub struct Settings {
     pub devices: usize,
     /// Files for the guest's `/root`.
     pub files: Vec<PathBuf>,
+    /// What the driver is loaded with, such as `dmirror=1`.
+    pub module_parameters: Vec<String>,
 }
 
 impl Default for Settings {
@@ -33,21 +35,25 @@ impl Default for Settings {
             device_memory: 512 * MIB,
             devices: 1,
             files: Vec::new(),
+            module_parameters: Vec::new(),
         }
     }
 }
 
 impl Settings {
     fn builder<'a>(&self, artifacts: &'a Artifacts) -> Builder<'a> {
-        self.files.iter().fold(
-            Vm::builder(artifacts)
-                .name("session")
-                .kernel(&self.kernel)
-                .memory(self.memory)
-                .device_memory(self.device_memory)
-                .devices(self.devices),
-            |builder, file| builder.file(file),
-        )
+        let machine = Vm::builder(artifacts)
+            .name("session")
+            .kernel(&self.kernel)
+            .memory(self.memory)
+            .device_memory(self.device_memory)
+            .devices(self.devices);
+        let machine = self.files.iter().fold(machine, Builder::file);
+        self.module_parameters
+            .iter()
+            .fold(machine, |machine, parameter| {
+                machine.module_parameter(parameter)
+            })
     }
 }
 

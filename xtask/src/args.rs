@@ -81,6 +81,10 @@ pub(crate) struct VmArgs {
     #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
     pub(crate) kernel: KernelChoice,
 
+    /// Make the nodes that the kernel's own tests of HMM use, /dev/hmm_dmirrorN
+    #[arg(long)]
+    pub(crate) dmirror: bool,
+
     /// The command to run in the guest, in /root; without one, a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,

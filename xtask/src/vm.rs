@@ -20,6 +20,11 @@ pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
         device_memory: args.device_memory,
         devices: usize::from(args.devices),
         files: args.files.clone(),
+        module_parameters: if args.dmirror {
+            vec!["dmirror=1".to_owned()]
+        } else {
+            Vec::new()
+        },
     };
     if args.command.is_empty() {
         session::shell(&prepared.artifacts, &settings)?;

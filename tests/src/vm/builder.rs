@@ -33,6 +33,7 @@ pub struct Builder<'a> {
     files: Vec<PathBuf>,
     arguments: String,
     driver: bool,
+    parameters: String,
     console: Console,
 }
 
@@ -50,6 +51,7 @@ impl<'a> Builder<'a> {
             files: Vec::new(),
             arguments: String::new(),
             driver: true,
+            parameters: String::new(),
             console: Console::File,
         }
     }
@@ -138,6 +140,16 @@ impl<'a> Builder<'a> {
     pub fn kernel_argument(mut self, argument: &str) -> Self {
         self.arguments.push(' ');
         self.arguments.push_str(argument);
+        self
+    }
+
+    /// Adds a parameter that the driver is loaded with, such as `dmirror=1`.
+    #[must_use]
+    pub fn module_parameter(mut self, parameter: &str) -> Self {
+        if !self.parameters.is_empty() {
+            self.parameters.push(' ');
+        }
+        self.parameters.push_str(parameter);
         self
     }
 
@@ -240,7 +252,8 @@ impl<'a> Builder<'a> {
             kernel.release
         );
         if driver {
-            vm.guest.load_module(DRIVER, "", pace::DRIVER)?;
+            vm.guest
+                .load_module(DRIVER, &self.parameters, pace::DRIVER)?;
         }
         Ok(vm)
     }
