@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Check,
     /// Run every test: the checks, then the tests in virtual machines
     Test(TestArgs),
+    /// Remove prepared kernels and toolboxes that nothing has used for a while
+    Clean(CleanArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -119,6 +121,17 @@ pub(crate) struct TestArgs {
     /// The kernels to run the virtual machine tests on
     #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
     pub(crate) kernels: Vec<KernelChoice>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CleanArgs {
+    /// For how many days a thing must have been unused; a day at least, for no run lasts longer
+    #[arg(long, value_name = "DAYS", default_value_t = 14, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) unused_for: u64,
+
+    /// Only say what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// A guest kernel.

@@ -2,12 +2,14 @@
 //!
 //! An entry is built in `NAME-KEY.partial` and renamed when it is complete;
 //! its stamp lists key files with size and digest, which are verified on
-//! every use. It knows nothing of what the entries are.
+//! every use. `NAME-KEY.lock` says by its age when that was. It knows nothing of
+//! what the entries are.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{bail, Context, Result};
 use rustix::fs::{flock, FlockOperation};
@@ -43,6 +45,17 @@ struct KeyFile {
     path: PathBuf,
     bytes: u64,
     sha256: String,
+}
+
+/// An entry, whole or not.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Its name, which is that of its directory.
+    pub(crate) name: String,
+    /// Its directory.
+    pub(crate) path: PathBuf,
+    /// When it was used last.
+    pub(crate) used: SystemTime,
 }
 
 /// An exclusive lock on a file, released when dropped or when the process ends.
@@ -180,8 +193,58 @@ impl Cache {
             flock(&file, FlockOperation::LockExclusive)
                 .with_context(|| format!("locking {}", path.display()))?;
         }
+        // Whoever locks uses.
+        file.set_modified(SystemTime::now())
+            .with_context(|| format!("dating {}", path.display()))?;
         Ok(Lock { _file: file })
     }
+
+    /// The entries, by name.
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for found in fs::read_dir(&self.directory)
+            .with_context(|| format!("reading {}", self.directory.display()))?
+        {
+            let path = found?.path();
+            // What is still in the making has another name than its lock.
+            let lock = lock_of(&path);
+            if !path.is_dir() || !lock.is_file() {
+                continue;
+            }
+            let name = path.file_name().context("an entry has a name")?;
+            entries.push(Entry {
+                name: name.to_string_lossy().into_owned(),
+                used: fs::metadata(&lock)?.modified()?,
+                path,
+            });
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+}
+
+impl Entry {
+    /// Removes the entry unless it is in use; whether it is gone.
+    pub(crate) fn remove(&self) -> Result<bool> {
+        let path = lock_of(&self.path);
+        let lock = File::options()
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(false);
+        }
+        // The lock stays: another run may be waiting for it.
+        host::remove_tree(&self.path)?;
+        Ok(true)
+    }
+}
+
+/// The lock of the entry in that directory.
+fn lock_of(entry: &Path) -> PathBuf {
+    let mut lock = entry.as_os_str().to_owned();
+    lock.push(".lock");
+    lock.into()
 }
 
 impl Stamp {
@@ -334,6 +397,33 @@ mod tests {
         fixture.entry("a").unwrap();
         assert!(!fixture.cache.directory().join("abandoned.partial").exists());
         assert!(fixture.cache.directory().join("busy.partial").exists());
+    }
+
+    #[test]
+    fn an_entry_is_as_old_as_its_last_use_and_goes_unless_it_is_in_use() {
+        let fixture = Fixture::new();
+        let entry = fixture.entry("a").unwrap();
+        let name = entry.file_name().unwrap().to_str().unwrap();
+        let lock = File::options().write(true).open(lock_of(&entry)).unwrap();
+        lock.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        fs::create_dir(fixture.cache.directory().join("logs")).unwrap();
+
+        let only = |cache: &Cache| {
+            let mut entries = cache.entries().unwrap();
+            assert_eq!(entries.len(), 1, "{entries:?}");
+            entries.remove(0)
+        };
+        assert_eq!(only(&fixture.cache).used, SystemTime::UNIX_EPOCH);
+        fixture.entry("a").unwrap();
+        assert_ne!(only(&fixture.cache).used, SystemTime::UNIX_EPOCH);
+
+        let in_use = fixture.cache.lock(name).unwrap();
+        assert!(!only(&fixture.cache).remove().unwrap());
+        assert!(entry.exists());
+        drop(in_use);
+        assert!(only(&fixture.cache).remove().unwrap());
+        assert!(!entry.exists());
+        assert!(fixture.cache.entries().unwrap().is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod bench;
 mod boot_modules;
 mod cache;
 mod cargo;
+mod clean;
 mod demo;
 mod driver;
 mod host;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::Check => suite::check(),
         Command::Test(args) => suite::test(&args),
+        Command::Clean(args) => clean::clean(&args),
     };
     match result {
         Ok(code) => code,

@@ -198,6 +198,11 @@ impl Toolbox {
     }
 }
 
+/// Where the toolbox in the entry of a cache keeps what was built in it.
+pub(crate) fn builds_in(entry: &Path) -> PathBuf {
+    entry.join("root").join(BUILD.trim_start_matches('/'))
+}
+
 /// Makes the directory `root` in `entry` and returns the files that prove it whole.
 fn bootstrap(entry: &Path, log: &Path) -> Result<Vec<PathBuf>> {
     let root = entry.join("root");

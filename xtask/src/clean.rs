@@ -1,0 +1,151 @@
+//! `cargo xtask clean`: gives back the space of what nobody uses any more.
+//!
+//! A changed recipe leaves what the old one made, because another checkout may still
+//! use it. Age decides; what the entries are is not known here.
+
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{ensure, Context, Result};
+
+use crate::args::CleanArgs;
+use crate::cache::{Cache, Entry};
+use crate::host;
+use crate::toolbox;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One line of what is told.
+#[derive(Debug)]
+struct Row {
+    name: String,
+    bytes: u64,
+    days: u64,
+    fate: Fate,
+}
+
+/// What becomes of an entry.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Kept,
+    InUse,
+    Removed,
+    WouldBeRemoved,
+}
+
+/// Removes what has not been used for as long as that, and says what is left.
+pub(crate) fn clean(args: &CleanArgs) -> Result<ExitCode> {
+    let cache = Cache::of_user()?;
+    let limit = DAY.saturating_mul(u32::try_from(args.unused_for).unwrap_or(u32::MAX));
+    let mut rows = Vec::new();
+    for entry in cache.entries()? {
+        // What was built in a toolbox goes with it, or on its own.
+        let builds = toolbox::builds_in(&entry.path);
+        if !is_old(&entry, limit) && builds.is_dir() {
+            for build in Cache::at(builds)?.entries()? {
+                rows.push(row(&build, &entry.name, limit, args.dry_run)?);
+            }
+        }
+        rows.push(row(&entry, "", limit, args.dry_run)?);
+    }
+    let mut freed = 0;
+    for row in &rows {
+        let fate = match row.fate {
+            Fate::Kept => "kept",
+            Fate::InUse => "kept: another run uses it now",
+            Fate::Removed => "removed",
+            Fate::WouldBeRemoved => "would be removed",
+        };
+        let (name, size, days) = (&row.name, gigabytes(row.bytes), row.days);
+        println!("{size:>9}  unused for {days:3} days  {name}: {fate}");
+        if matches!(row.fate, Fate::Removed | Fate::WouldBeRemoved) {
+            freed += row.bytes;
+        }
+    }
+    let tense = if args.dry_run {
+        "would be freed"
+    } else {
+        "freed"
+    };
+    println!(
+        "{} {tense} in {}",
+        gigabytes(freed),
+        cache.directory().display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(entry: &Entry, inside: &str, limit: Duration, dry_run: bool) -> Result<Row> {
+    let bytes = size(&entry.path)?;
+    let fate = match (is_old(entry, limit), dry_run) {
+        (false, _) => Fate::Kept,
+        (true, true) => Fate::WouldBeRemoved,
+        (true, false) if entry.remove()? => Fate::Removed,
+        (true, false) => Fate::InUse,
+    };
+    Ok(Row {
+        name: Path::new(inside).join(&entry.name).display().to_string(),
+        bytes,
+        days: age(entry).as_secs() / DAY.as_secs(),
+        fate,
+    })
+}
+
+fn is_old(entry: &Entry, limit: Duration) -> bool {
+    age(entry) >= limit
+}
+
+/// How long it has not been used; what was used in the future was used just now.
+fn age(entry: &Entry) -> Duration {
+    SystemTime::now()
+        .duration_since(entry.used)
+        .unwrap_or(Duration::ZERO)
+}
+
+/// The space that a tree takes, of which parts may belong to other ids of ours.
+fn size(tree: &Path) -> Result<u64> {
+    let output = host::as_root_of_own_namespace()
+        .args(["du", "--summarize", "--one-file-system", "--block-size=1"])
+        .arg(tree)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting du")?;
+    ensure!(output.status.success(), "du failed: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let bytes = text.split_whitespace().next().unwrap_or_default();
+    bytes
+        .parse()
+        .with_context(|| format!("du printed {text:?}"))
+}
+
+fn gigabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000_000;
+    format!("{}.{} GB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_in_the_future_is_not_old() {
+        let entry = |used| Entry {
+            name: String::new(),
+            path: "/".into(),
+            used,
+        };
+        let now = SystemTime::now();
+        assert!(!is_old(&entry(now + DAY), DAY));
+        assert!(!is_old(&entry(now), DAY));
+        assert!(is_old(&entry(now - DAY), DAY));
+    }
+
+    #[test]
+    fn a_tree_has_a_size() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), vec![1; 100_000]).unwrap();
+        assert!(size(directory.path()).unwrap() >= 100_000);
+        assert_eq!(gigabytes(4_560_000_000), "4.5 GB");
+    }
+}
