@@ -29,8 +29,12 @@ pub struct Artifacts {
     pub busybox: PathBuf,
     /// The directory with the QEMU configuration files of the checkout.
     pub qemu_configs: PathBuf,
+    /// The kernel's own tests of HMM.
+    pub kernel_tests: KernelTests,
     /// Where each VM keeps its logs, one directory for each run.
     pub logs: PathBuf,
+    /// Where tests leave what they found for people to read.
+    pub reports: PathBuf,
     /// Whether a probe has booted the stock kernel with KVM on this machine.
     pub kvm: bool,
 }
@@ -46,6 +50,20 @@ pub struct Kernel {
     pub modules: Vec<PathBuf>,
     /// Our driver, built for this kernel.
     pub driver: PathBuf,
+    /// The kernel's own driver for the same tests, `test_hmm`.
+    pub test_hmm: PathBuf,
+    /// What the kernel's tests need besides and this kernel has not built in.
+    pub test_helpers: Vec<PathBuf>,
+}
+
+/// The kernel's own tests of HMM, unchanged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KernelTests {
+    /// The program, statically linked.
+    pub program: PathBuf,
+    /// The SHA-256 of the source that it was compiled from, in hexadecimal. It has
+    /// been compared with that file in the source of each kernel of the manifest.
+    pub source_sha256: String,
 }
 
 impl Artifacts {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use crate::args::KernelChoice;
 use crate::boot_modules;
 use crate::cache::Recipe;
+use crate::kernel_tests;
 use crate::toolbox::{Toolbox, KERNEL_SERIES};
 use crate::{host, progress};
 
@@ -18,6 +19,9 @@ const DEBUG_KERNEL: &str = include_str!("scripts/debug-kernel.sh");
 
 /// The options of the debug kernel, in the checkout.
 const DEBUG_CONFIG: &str = "tests/guest/debug.config";
+
+/// The kernel's own test driver in the debug kernel's tree.
+const TEST_HMM: &str = "lib/test_hmm.ko";
 
 /// A kernel that is ready to boot and to build modules for.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(crate) struct Kernel {
     pub(crate) tree: PathBuf,
     /// What `make` is told besides the target.
     pub(crate) make_arguments: Vec<String>,
+    /// What the kernel's own tests of HMM need.
+    pub(crate) test_modules: kernel_tests::Modules,
 }
 
 impl Kernel {
@@ -78,13 +84,16 @@ fn stock(toolbox: &Toolbox) -> Result<Kernel> {
     let (_, suffix) = release
         .split_once('+')
         .context("a Debian release has a '+'")?;
+    let make_arguments = vec![format!("LOCALVERSION=+{suffix}")];
+    let test_modules = kernel_tests::Modules::prepare(toolbox, &tree, &make_arguments)?;
     Ok(Kernel {
         name: KernelChoice::Stock.name(),
         release: release.to_owned(),
         image: toolbox.image(),
         modules: boot_modules::prepare(toolbox)?,
         tree,
-        make_arguments: vec![format!("LOCALVERSION=+{suffix}")],
+        make_arguments,
+        test_modules,
     })
 }
 
@@ -107,7 +116,7 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         progress::run("building the debug kernel", &mut command, &toolbox.log("debug-kernel"))?
             .check()?;
         let mut files = tree_key_files();
-        files.extend(["release", "arch/x86/boot/bzImage", "lib/test_hmm.ko"].map(PathBuf::from));
+        files.extend(["release", "arch/x86/boot/bzImage", TEST_HMM].map(PathBuf::from));
         Ok(files)
     })?;
     let release = fs::read_to_string(tree.join("release"))?.trim().to_owned();
@@ -117,6 +126,10 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         image: tree.join("arch/x86/boot/bzImage"),
         // All that the machine needs is built in.
         modules: Vec::new(),
+        test_modules: kernel_tests::Modules {
+            test_hmm: tree.join(TEST_HMM),
+            helpers: Vec::new(),
+        },
         tree,
         make_arguments: vec!["LLVM=1".to_owned()],
     })

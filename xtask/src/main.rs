@@ -17,6 +17,7 @@ mod demo;
 mod driver;
 mod host;
 mod kernel;
+mod kernel_tests;
 mod kvm;
 mod prepare;
 mod progress;

@@ -11,6 +11,7 @@ use crate::args::{BuildArgs, KernelChoice, SetupArgs};
 use crate::cache::Cache;
 use crate::cargo::Checkout;
 use crate::kernel::Kernel;
+use crate::kernel_tests;
 use crate::toolbox::Toolbox;
 use crate::{driver, kvm};
 
@@ -26,6 +27,7 @@ pub(crate) struct Prepared {
 pub(crate) struct Foundation {
     pub(crate) toolbox: Toolbox,
     pub(crate) kernels: Vec<Kernel>,
+    pub(crate) kernel_tests: kernel_tests::Program,
 }
 
 impl Foundation {
@@ -35,8 +37,16 @@ impl Foundation {
         let kernels = kernels
             .iter()
             .map(|&choice| Kernel::prepare(&toolbox, choice, &checkout.root))
-            .collect::<Result<_>>()?;
-        Ok(Self { toolbox, kernels })
+            .collect::<Result<Vec<_>>>()?;
+        let kernel_tests = kernel_tests::Program::prepare(&toolbox)?;
+        for kernel in &kernels {
+            kernel_tests.must_be_of(&kernel.tree)?;
+        }
+        Ok(Self {
+            toolbox,
+            kernels,
+            kernel_tests,
+        })
     }
 }
 
@@ -58,6 +68,8 @@ impl Prepared {
                 image: kernel.image.clone(),
                 modules: kernel.modules.clone(),
                 driver: driver::build(toolbox, kernel, checkout)?,
+                test_hmm: kernel.test_modules.test_hmm.clone(),
+                test_helpers: kernel.test_modules.helpers.clone(),
             };
             kernels.insert(kernel.name.to_owned(), entry);
         }
@@ -69,11 +81,18 @@ impl Prepared {
             hmm: programs.hmm,
             busybox: toolbox.path("/usr/bin/busybox"),
             qemu_configs: checkout.root.join("qemu-configs"),
+            kernel_tests: artifacts::KernelTests {
+                program: foundation.kernel_tests.program.clone(),
+                source_sha256: foundation.kernel_tests.source_sha256.clone(),
+            },
             logs: checkout.output.join("logs"),
+            reports: checkout.output.join("reports"),
             kvm: kvm::works(toolbox)?,
         };
-        std::fs::create_dir_all(&artifacts.logs)
-            .with_context(|| format!("creating {}", artifacts.logs.display()))?;
+        for directory in [&artifacts.logs, &artifacts.reports] {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("creating {}", directory.display()))?;
+        }
         let manifest = checkout.output.join("artifacts.json");
         artifacts.write(&manifest)?;
         Ok(Self {

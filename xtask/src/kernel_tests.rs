@@ -1,0 +1,163 @@
+//! The kernel's own tests of HMM, as its source has them: the program, its own
+//! test driver, and what else the program asks a kernel for.
+//!
+//! It knows how they are built and that they are unchanged, not what they test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{ensure, Result};
+
+use crate::cache::{self, Recipe};
+use crate::toolbox::{Toolbox, KERNEL_SERIES};
+use crate::{host, progress};
+
+const BUILD_PROGRAM: &str = include_str!("scripts/hmm-tests.sh");
+const BUILD_MODULES: &str = include_str!("scripts/test-modules.sh");
+const GLUE: &str = include_str!("scripts/gup-test-glue.c");
+
+/// The program's source, in a kernel's tree and in an entry of ours.
+const IN_TREE: &str = "tools/testing/selftests/mm/hmm-tests.c";
+const SOURCE: &str = "hmm-tests.c";
+
+/// The sources of the modules: where a tree has them, and what we call them.
+const MODULE_SOURCES: &[(&str, &str)] = &[
+    ("lib/test_hmm.c", "test_hmm.c"),
+    ("lib/test_hmm_uapi.h", "test_hmm_uapi.h"),
+    ("mm/gup_test.c", "gup_test.c"),
+    ("mm/gup_test.h", "gup_test.h"),
+];
+
+/// The kernel's test program.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// The program, statically linked.
+    pub(crate) program: PathBuf,
+    /// The source that it was compiled from.
+    source: PathBuf,
+    /// The digest of that source.
+    pub(crate) source_sha256: String,
+}
+
+/// What the program asks of a kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Modules {
+    /// The kernel's own test driver.
+    pub(crate) test_hmm: PathBuf,
+    /// What is not built into the kernel and has to be loaded for the tests.
+    pub(crate) helpers: Vec<PathBuf>,
+}
+
+impl Program {
+    /// The program, built when it is missing.
+    pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Self> {
+        let recipe = Recipe::new("hmm-tests")
+            .with(toolbox.release())
+            .with(BUILD_PROGRAM);
+        let entry = toolbox.builds()?.entry(&recipe, |partial| {
+            let what = "building the kernel's tests of HMM";
+            progress::announce(what, "they judge the device and the driver (half a minute)");
+            let jobs = host::parallelism().to_string();
+            let directory = toolbox.inside(partial)?;
+            let arguments = [directory.as_os_str(), KERNEL_SERIES.as_ref(), jobs.as_ref()];
+            let mut command = toolbox.script(BUILD_PROGRAM, arguments);
+            progress::run(what, &mut command, &toolbox.log("hmm-tests"))?.check()?;
+            Ok(vec!["hmm-tests".into(), SOURCE.into()])
+        })?;
+        let source = entry.join(SOURCE);
+        Ok(Self {
+            program: entry.join("hmm-tests"),
+            source_sha256: cache::digest(&source)?.1,
+            source,
+        })
+    }
+
+    /// Makes sure that the source that was compiled is the one in a kernel's tree.
+    pub(crate) fn must_be_of(&self, tree: &Path) -> Result<()> {
+        must_be_equal(&self.source, &tree.join(IN_TREE))
+    }
+}
+
+impl Modules {
+    /// The modules for a kernel that was built without any of this.
+    pub(crate) fn prepare(
+        toolbox: &Toolbox,
+        tree: &Path,
+        make_arguments: &[String],
+    ) -> Result<Self> {
+        let tree_inside = toolbox.inside(tree)?;
+        let recipe = Recipe::new("test-modules")
+            .with(tree_inside.as_os_str().as_encoded_bytes())
+            .with(make_arguments.join(" "))
+            .with(BUILD_MODULES)
+            .with(GLUE);
+        let modules = ["test_hmm.ko", "gup_test_module.ko"];
+        let entry = toolbox.builds()?.entry(&recipe, |partial| {
+            fs::write(partial.join("glue.c"), GLUE)?;
+            let jobs = host::parallelism().to_string();
+            let directory = toolbox.inside(partial)?;
+            let arguments = [
+                directory.as_os_str(),
+                tree_inside.as_os_str(),
+                jobs.as_ref(),
+            ];
+            let mut command = toolbox.script(BUILD_MODULES, arguments);
+            command.args(make_arguments);
+            progress::run(
+                "building the kernel's test drivers",
+                &mut command,
+                &toolbox.log("test-modules"),
+            )?
+            .check()?;
+            let sources = MODULE_SOURCES.iter().map(|(_, name)| *name);
+            Ok(modules.into_iter().chain(sources).map(Into::into).collect())
+        })?;
+        for (in_tree, name) in MODULE_SOURCES {
+            must_be_equal(&entry.join(name), &tree.join(in_tree))?;
+        }
+        let [test_hmm, gup_test] = modules.map(|name| entry.join(name));
+        Ok(Self {
+            test_hmm,
+            helpers: vec![gup_test],
+        })
+    }
+}
+
+/// The kernel's tests are worth something only as the kernel's developers wrote them.
+fn must_be_equal(compiled: &Path, in_tree: &Path) -> Result<()> {
+    ensure!(
+        cache::digest(compiled)? == cache::digest(in_tree)?,
+        "{} differs from {}: the kernel's tests are used unchanged or not at all",
+        compiled.display(),
+        in_tree.display()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_differs_from_the_kernels_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = directory.path().join("tree");
+        let in_tree = tree.join(IN_TREE);
+        fs::create_dir_all(in_tree.parent().unwrap()).unwrap();
+        fs::write(&in_tree, "as written").unwrap();
+        let source = directory.path().join(SOURCE);
+        fs::write(&source, "as written").unwrap();
+        let program = Program {
+            program: PathBuf::new(),
+            source: source.clone(),
+            source_sha256: String::new(),
+        };
+        program.must_be_of(&tree).unwrap();
+
+        fs::write(&source, "as Written").unwrap();
+        let error = program.must_be_of(&tree).unwrap_err();
+        assert!(error.to_string().contains(IN_TREE), "{error}");
+        fs::remove_file(&in_tree).unwrap();
+        assert!(program.must_be_of(&tree).is_err(), "absent is not equal");
+    }
+}
