@@ -11,7 +11,8 @@
 //! * [`vm`]: a machine with its devices, from start to finish;
 //! * [`guest`], [`qemu`], [`daemon`]: its parts;
 //! * [`initramfs`], [`klog`], [`monitor`], [`process`], [`logs`], [`pace`]: what
-//!   parts are made of.
+//!   parts are made of;
+//! * [`kselftest`]: what the kernel's own test programs print.
 //!
 //! Nothing here knows how an artifact was built or what the device does.
 
@@ -20,6 +21,7 @@ pub mod daemon;
 pub mod guest;
 pub mod initramfs;
 pub mod klog;
+pub mod kselftest;
 pub mod logs;
 pub mod monitor;
 pub mod pace;

@@ -43,6 +43,20 @@ const LEAKS: &str = "/sys/kernel/debug/kmemleak";
 /// `mm/kmemleak.c` is 5 s).
 const LEAK_AGE: Duration = Duration::from_secs(6);
 
+/// The kernel of machines that do not choose: the one that [`KERNEL_VARIABLE`] names,
+/// else the stock kernel.
+#[must_use]
+pub fn default_kernel() -> String {
+    std::env::var(KERNEL_VARIABLE).unwrap_or_else(|_| "stock".to_owned())
+}
+
+/// What [`Vm::judge`] has seen of the kernel log.
+#[derive(Debug)]
+#[must_use = "what comes after it is for `finish_after`"]
+pub struct Judged {
+    complaints: usize,
+}
+
 /// A running machine.
 #[derive(Debug)]
 pub struct Vm {
@@ -173,8 +187,57 @@ impl Vm {
         self.end(Problems::default())
     }
 
+    /// Checks like [`finish`](Self::finish) what has happened up to now; the machine
+    /// goes on, for what is not ours to judge.
+    ///
+    /// # Errors
+    ///
+    /// As [`finish`](Self::finish).
+    pub fn judge(&self) -> Result<Judged> {
+        let mut problems = Problems::default();
+        self.judge_kernel(&mut problems);
+        self.judge_daemons(&mut problems);
+        problems.report(&self.logs)?;
+        Ok(Judged {
+            complaints: self.guest.known_complaints().len(),
+        })
+    }
+
+    /// Switches off and stops the daemons; what the kernel complained of since it was
+    /// judged is no error but the answer, and a guest that does not get as far as
+    /// switching off belongs to it.
+    ///
+    /// # Errors
+    ///
+    /// When a daemon complained or failed.
+    pub fn finish_after(mut self, judged: Judged) -> Result<Vec<String>> {
+        self.finished = true;
+        // What it complained of until it was gone is known without it.
+        let _ = self.guest.complaints();
+        let complaints = self.guest.known_complaints().into_iter();
+        let mut said: Vec<String> = complaints
+            .skip(judged.complaints)
+            .map(|complaint| complaint.line)
+            .collect();
+        if let Err(error) = self.power_off() {
+            said.push(format!("{error:#}"));
+        }
+        let mut problems = Problems::default();
+        self.stop_daemons(&mut problems);
+        problems.report(&self.logs)?;
+        Ok(said)
+    }
+
     fn end(mut self, mut problems: Problems) -> Result<()> {
         self.finished = true;
+        self.judge_kernel(&mut problems);
+        problems.note(self.power_off());
+        problems.kernel(self.console_complaints());
+        self.stop_daemons(&mut problems);
+        problems.report(&self.logs)
+    }
+
+    fn judge_kernel(&self, problems: &mut Problems) {
         match self.look_for_leaks() {
             Ok(leaks) => problems.lines("leak", leaks),
             Err(error) => problems.note::<()>(Err(error)),
@@ -186,16 +249,22 @@ impl Vm {
                 problems.kernel(self.guest.known_complaints());
             }
         }
-        problems.note(self.power_off());
-        problems.kernel(self.console_complaints());
+    }
+
+    fn stop_daemons(&self, problems: &mut Problems) {
         for (device, daemon) in self.daemons.iter().enumerate() {
             problems.note(daemon.stop().with_context(|| format!("device {device}")));
+        }
+        self.judge_daemons(problems);
+    }
+
+    fn judge_daemons(&self, problems: &mut Problems) {
+        for (device, daemon) in self.daemons.iter().enumerate() {
             match daemon.complaints() {
                 Ok(lines) => problems.lines(&format!("daemon {device}"), lines),
                 Err(error) => problems.note::<()>(Err(error)),
             }
         }
-        problems.report(&self.logs)
     }
 
     fn power_off(&self) -> Result<()> {

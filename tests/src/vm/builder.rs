@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{ensure, Context, Result};
 
 use super::slot::Slot;
-use super::{Vm, GIB, KERNEL_VARIABLE};
+use super::{default_kernel, Vm, GIB};
 use crate::artifacts::{Artifacts, Kernel};
 use crate::daemon::{self, Daemon};
 use crate::guest::Guest;
@@ -15,9 +15,6 @@ use crate::initramfs::{Contents, DRIVER};
 use crate::logs::Logs;
 use crate::pace::{self, Pace};
 use crate::qemu::{device_socket, Console, Machine, Qemu, Settings};
-
-/// The kernel of machines that nobody chose one for.
-const STOCK: &str = "stock";
 
 /// What machine is wanted.
 #[derive(Clone, Debug)]
@@ -42,7 +39,7 @@ impl<'a> Builder<'a> {
         Self {
             artifacts,
             name: thread::current().name().unwrap_or("vm").to_owned(),
-            kernel: std::env::var(KERNEL_VARIABLE).unwrap_or_else(|_| STOCK.to_owned()),
+            kernel: default_kernel(),
             machine: Machine::default(),
             memory: GIB,
             cpus: 2,
@@ -64,8 +61,7 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Chooses the kernel: `stock` or `debug`. By default it is the one that
-    /// [`KERNEL_VARIABLE`] names, else the stock kernel.
+    /// Chooses the kernel: `stock` or `debug`. By default it is [`default_kernel`].
     #[must_use]
     pub fn kernel(mut self, name: impl Into<String>) -> Self {
         self.kernel = name.into();
