@@ -2,7 +2,9 @@
 //!
 //! It knows which parts there are; what they find is `report`'s.
 
-use std::io::{BufRead, BufReader};
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -43,9 +45,12 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
                 driver::lint(&foundation.toolbox, kernel, &suite.checkout)
             });
         }
+        let reports = &prepared.artifacts.reports;
+        forget_reports(reports)?;
         for &kernel in &args.kernels {
             suite.vm_tests(&prepared, kernel)?;
         }
+        show_reports(reports)?;
     }
     Ok(suite.close())
 }
@@ -170,6 +175,31 @@ impl Suite {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Removes what the tests of an earlier run left for people to read.
+fn forget_reports(directory: &Path) -> Result<()> {
+    fs::remove_dir_all(directory)
+        .and_then(|()| fs::create_dir(directory))
+        .with_context(|| format!("emptying {}", directory.display()))
+}
+
+/// Prints what the tests of this run left for people to read.
+fn show_reports(directory: &Path) -> Result<()> {
+    let mut reports = fs::read_dir(directory)
+        .and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect::<io::Result<Vec<_>>>()
+        })
+        .with_context(|| format!("reading the directory {}", directory.display()))?;
+    reports.sort();
+    for report in reports {
+        let text =
+            fs::read_to_string(&report).with_context(|| format!("reading {}", report.display()))?;
+        println!("\n{text}\nkept in {}", report.display());
+    }
+    Ok(())
 }
 
 /// Prints a part's title.
