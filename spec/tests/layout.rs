@@ -5,6 +5,7 @@
 //! to the same, and what is no operation is refused and never a panic.
 
 use proptest::prelude::*;
+use virtio_hmm_spec::uapi::dmirror::{DmirrorCall, DmirrorCommand};
 use virtio_hmm_spec::uapi::{
     Bind, Call, Counters, DriverStatistics, Info, Migrate, Residency, Submit, Wait,
 };
@@ -61,6 +62,7 @@ fn every_structure_has_the_layout_that_is_written_down() {
     assert_layout::<Residency>(32, &[0, 4, 8, 16, 24]);
     assert_layout::<Counters>(448, &[0, 168]);
     assert_layout::<DriverStatistics>(168, &eights::<21>());
+    assert_layout::<DmirrorCommand>(40, &eights::<5>());
 }
 
 /// The offsets of so many fields of eight bytes.
@@ -78,6 +80,20 @@ fn request_codes_are_those_that_the_kernel_computes() {
     assert_eq!(Migrate::CODE, 0xC030_D604);
     assert_eq!(Residency::CODE, 0xC020_D605);
     assert_eq!(Counters::CODE, 0xC1C0_D606);
+    assert_eq!(DmirrorCall::Read.code(), 0xC028_4800);
+    assert_eq!(DmirrorCall::ReadUnlocked.code(), 0xC028_4809);
+}
+
+#[test]
+fn only_the_request_code_of_a_call_is_that_call() {
+    assert_eq!(
+        DmirrorCall::from_code(0xC028_4804),
+        Some(DmirrorCall::Snapshot)
+    );
+    // A number that is no call's, another size, another type.
+    for code in [0xC028_480A, 0xC030_4804, 0xC028_D604] {
+        assert_eq!(DmirrorCall::from_code(code), None, "{code:#x}");
+    }
 }
 
 /// The bytes 0, 1, 2, … that fill a structure.

@@ -1,4 +1,5 @@
-//! What a program in the guest says to the driver: the ioctls of `/dev/hmmN`.
+//! What a program in the guest says to the driver: the ioctls of `/dev/hmmN`. Those of
+//! the nodes for the kernel's own tests are in [`dmirror`].
 //!
 //! Integers are native; addresses and pointers are `u64`. Every field named
 //! `reserved` or `flags` must be zero unless bits are defined for it, else the call
@@ -27,6 +28,8 @@
 use crate::wire::job::{JobDescriptor, JobReply};
 use crate::wire::statistics::Statistics;
 
+pub mod dmirror;
+
 /// The version of this interface.
 pub const VERSION: u32 = 1;
 
@@ -52,14 +55,14 @@ pub trait Call {
     const CODE: u32;
 }
 
-/// `_IOWR(IOCTL_TYPE, number, T)` of the kernel's `asm-generic/ioctl.h`.
-const fn read_write_code<T>(number: u8) -> u32 {
+/// `_IOWR(kind, number, T)` of the kernel's `asm-generic/ioctl.h`.
+const fn read_write_code<T>(kind: u8, number: u8) -> u32 {
     const BOTH_WAYS: u32 = 3;
     // The size has fourteen bits in a request code.
     assert!(core::mem::size_of::<T>() < 1 << 14);
     #[allow(clippy::cast_possible_truncation)] // Just checked.
     let size = core::mem::size_of::<T>() as u32;
-    BOTH_WAYS << 30 | size << 16 | u32::from_be_bytes([0, 0, IOCTL_TYPE, number])
+    BOTH_WAYS << 30 | size << 16 | u32::from_be_bytes([0, 0, kind, number])
 }
 
 macro_rules! calls {
@@ -67,7 +70,7 @@ macro_rules! calls {
         $( impl Call for $name {
             const NUMBER: u8 = $number;
             const CALL: &'static str = stringify!($name);
-            const CODE: u32 = read_write_code::<$name>($number);
+            const CODE: u32 = read_write_code::<$name>(IOCTL_TYPE, $number);
         } )+
 
         /// Every call: its number, its name and its request code.

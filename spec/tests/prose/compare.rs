@@ -24,14 +24,25 @@ const OTHER_NAMES: &[&str] = &[
     "/dev/hmm0",
     "/dev/hmm15",
     "/dev/hmmN",
+    "/dev/hmm_dmirror0",
+    "/dev/hmm_dmirrorN",
     "CAP_SYS_PTRACE",
+    "EHWPOISON",
+    "EOPNOTSUPP",
+    "MAP_PRIVATE",
+    "_IOWR('H', number, struct hmm_dmirror_cmd)",
     "_IOWR(IOCTL_TYPE, number, structure)",
     "f32",
     "f64",
     "fork",
     "le16",
     "le32",
+    "dmirror=1",
     "le64",
+    "lib/test_hmm_uapi.h",
+    "mprotect",
+    "test_hmm",
+    "tools/testing/selftests/mm/hmm-tests.c",
     "u64",
     "vhmm",
 ];
@@ -208,8 +219,9 @@ fn set(report: &mut Report, listed: &Set, interface: &Interface) {
     for (missing, _) in defined.values.iter().skip(listed.rows.len()) {
         report.say(listed.line, format!("{name} lacks {missing} here"));
     }
-    if name == interface.calls.name {
-        request_codes(report, &listed.rows, &interface.call_codes);
+    let mut codes = interface.request_codes.iter();
+    if let Some((_, codes)) = codes.find(|(calls, _)| calls == name) {
+        request_codes(report, &listed.rows, codes);
     }
 }
 

@@ -3,6 +3,7 @@
 //! That nothing is left out here is the business of `census.rs`.
 
 use std::collections::BTreeSet;
+use virtio_hmm_spec::uapi::dmirror::{self, protection, DmirrorCall, DmirrorCommand};
 use virtio_hmm_spec::uapi::{self, page_state, CALLS};
 use virtio_hmm_spec::wire::command::{
     self, map_flags, query_flags, AnswerEntry, CancelEntry, InitEntry, MapEntry, QueryResult,
@@ -26,8 +27,8 @@ pub(crate) struct Interface {
     pub(crate) constants: Vec<Set>,
     /// The calls with their numbers.
     pub(crate) calls: Set,
-    /// The calls' request codes, in the same order.
-    pub(crate) call_codes: Vec<u32>,
+    /// The request codes of sets of calls, in the same order.
+    pub(crate) request_codes: Vec<(&'static str, Vec<u32>)>,
     /// The errors that calls fail with.
     pub(crate) errors: Set,
     /// Every name that the text may use.
@@ -65,6 +66,15 @@ fn enumeration<T: Values>() -> Set {
         name: T::NAME,
         values,
     }
+}
+
+/// The request codes of all calls of the kernel's tests, in the order of their numbers.
+fn dmirror_codes() -> Vec<u32> {
+    DmirrorCall::VALUES
+        .iter()
+        .filter_map(|&(_, number)| DmirrorCall::from_raw(number))
+        .map(DmirrorCall::code)
+        .collect()
 }
 
 /// The named constants of a module.
@@ -111,6 +121,7 @@ impl Interface {
                 structure::<uapi::Residency>(),
                 structure::<uapi::Counters>(),
                 structure::<uapi::DriverStatistics>(),
+                structure::<DmirrorCommand>(),
             ],
             operations: Operation::DESCRIPTIONS,
             enumerations: vec![
@@ -122,6 +133,7 @@ impl Interface {
                 enumeration::<Reason>(),
                 enumeration::<Element>(),
                 enumeration::<uapi::Destination>(),
+                enumeration::<DmirrorCall>(),
             ],
             constants: constants! {
                 wire { DEVICE_ID, QUEUE_COUNT, PAGE_SHIFT, PAGE_BYTES, LARGE_ORDER, LARGE_PAGES }
@@ -135,6 +147,11 @@ impl Interface {
                 fault { MIN_BUFFER, STORM_RETRIES }
                 uapi { VERSION, IOCTL_TYPE, MAX_DEVICES, MAX_SUBMIT, MAX_RESIDENCY_PAGES }
                 page_state { PLACE, NONE, SYSTEM, DEVICE, OTHER, WRITABLE, LARGE, MAPPED }
+                dmirror { IOCTL_TYPE, MAX_NODES, MAX_MAPPED_PAGES, FAIL_ALLOC }
+                protection {
+                    ERROR, NONE, READ, WRITE, PMD, PUD, ZERO, DEVICE_PRIVATE_LOCAL,
+                    DEVICE_PRIVATE_REMOTE, DEVICE_COHERENT_LOCAL, DEVICE_COHERENT_REMOTE,
+                }
             },
             calls: Set {
                 name: "Call",
@@ -143,7 +160,10 @@ impl Interface {
                     .map(|&(number, name, _)| (name, number.into()))
                     .collect(),
             },
-            call_codes: CALLS.iter().map(|&(_, _, code)| code).collect(),
+            request_codes: vec![
+                ("Call", CALLS.iter().map(|&(_, _, code)| code).collect()),
+                ("DmirrorCall", dmirror_codes()),
+            ],
             errors: Set {
                 name: "errno",
                 values: errors![
