@@ -3,6 +3,7 @@
 #include <linux/hmm.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
+#include <linux/rmap.h>
 #include <linux/semaphore.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>

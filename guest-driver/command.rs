@@ -11,7 +11,6 @@ use crate::{
         config,
         dma::{DmaItem, ItemResult, Kind},
         fault::{Action, Reason},
-        rights,
         statistics::Statistics,
         Queue, LARGE_ORDER, PAGE_SHIFT,
     },
@@ -73,6 +72,11 @@ pub(crate) enum Frame {
 }
 
 impl Frame {
+    /// Whether it is in device memory.
+    pub(crate) fn is_device(self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+
     /// The frame that lies `pages` further on.
     pub(crate) fn after(self, pages: u64) -> Self {
         match self {
@@ -83,17 +87,16 @@ impl Frame {
 }
 
 impl Map {
-    /// Maps `pages` pages from `address` on. `large` says that they are to be held by
-    /// large leaves, for which everything must be aligned. A right to write comes with
-    /// that to replace atomically.
+    /// Maps `pages` pages from `address` on, with a set of [`rights`](crate::wire::rights).
+    /// `large` says that they are to be held by large leaves, for which everything must be
+    /// aligned.
     pub(crate) fn entry(
         address: usize,
         frame: Frame,
         pages: u32,
         large: bool,
-        write: bool,
+        rights: u32,
     ) -> MapEntry {
-        let rights = if write { rights::ALL } else { rights::READ };
         let (frame, place) = match frame {
             Frame::System(frame) => (frame, 0),
             Frame::Device(frame) => (frame, map_flags::DEVICE),

@@ -9,7 +9,7 @@ use crate::{
     command::{Copy, Init, ReadStatistics},
     counters::Counters,
     job::Names,
-    migrate::{self, Store},
+    migrate::{self, Injection, Store},
     mm::{
         pagemap::{Pagemap, UnusedFrames},
         LARGE_PAGES, PAGE_SHIFT,
@@ -118,6 +118,7 @@ pub(crate) struct Core {
     pub(crate) work: Arc<WorkLink>,
     pub(crate) watch: Arc<Watch>,
     pub(crate) jobs: Names,
+    pub(crate) injection: Injection,
     #[pin]
     pub(crate) frames: Frames,
     /// Held while frames are being discarded, so that whoever wants some can wait.
@@ -159,6 +160,7 @@ impl Core {
                 work,
                 watch: Arc::new(Watch, GFP_KERNEL)?,
                 jobs: Names::new(),
+                injection: Injection::new(),
                 frames <- list,
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),
@@ -292,19 +294,31 @@ impl Device {
     /// call any more, and brings all pages home.
     pub(crate) fn remove(&self) {
         self.removed.store(true, Release);
-        // While it is known whose they are, large pages can come back in pieces.
-        match self.spaces.all() {
-            Ok(spaces) => spaces
-                .iter()
-                .for_each(|space| migrate::send_home(self, space)),
-            Err(error) => pr_debug!("large pages may have to stay large: {:?}\n", error),
-        }
+        self.send_home();
         self.spaces.end_all();
         self.users.synchronize();
         // Somebody may have bound meanwhile.
         self.spaces.end_all();
         self.core.frames.close();
         migrate::evict_all(self, &|| false);
+    }
+
+    /// Brings all pages home. Returns when there are none left in device memory, or when
+    /// `stop` says so or a round brought nothing.
+    pub(crate) fn bring_all_home(&self, stop: &dyn Fn() -> bool) {
+        self.send_home();
+        migrate::evict_all(self, stop);
+    }
+
+    /// Brings the pages of all spaces home, as far as that is possible at the moment. While
+    /// it is known whose they are, large pages can come back in pieces.
+    fn send_home(&self) {
+        match self.spaces.all() {
+            Ok(spaces) => spaces
+                .iter()
+                .for_each(|space| migrate::send_home(self, space)),
+            Err(error) => pr_debug!("large pages may have to stay large: {:?}\n", error),
+        }
     }
 
     /// What the driver has counted.

@@ -4,8 +4,10 @@
 
 use crate::{
     device::{Core, Device, Limits},
+    dmirror,
     fault::{Dispatcher, Serving},
-    file::Node,
+    file, module_parameters,
+    node::{self, Node},
     virtio::{self, Queues, RunningQueues},
     wait::Workqueue,
     wire::{self, config::Config, Queue},
@@ -43,7 +45,9 @@ pub(crate) struct Data {
 /// The parts of a device, in the order in which they are taken apart.
 struct Parts {
     /// No file is opened any more.
-    _node: Node,
+    _node: Node<file::Session>,
+    /// Nor by the kernel's tests.
+    _dmirror: Option<Node<dmirror::Session>>,
     /// Nobody uses the device any more, and all pages are home.
     _removal: Removal,
     /// No fault is taken on any more.
@@ -102,7 +106,12 @@ impl Parts {
             .inspect_err(|error| dev_err!(device, "no pages for its memory: {:?}\n", error))?;
         let serving = Dispatcher::start(hmm.clone())?;
         let removal = Removal(hmm.clone());
-        let node = Node::new(&hmm)?;
+        let node = Node::new(&hmm, node::Names::PROGRAMS)?;
+        let dmirror = if *module_parameters::dmirror.value_ref() {
+            node_for_tests(&hmm)?
+        } else {
+            None
+        };
         dev_info!(
             device,
             "/dev/{}: {} MiB of device memory, {} engines\n",
@@ -112,11 +121,22 @@ impl Parts {
         );
         Ok(Self {
             _node: node,
+            _dmirror: dmirror,
             _removal: removal,
             _serving: serving,
             _workqueue: workqueue,
             _running: running,
         })
+    }
+}
+
+/// The node for the kernel's tests, as long as there are names left.
+fn node_for_tests(device: &Arc<Device>) -> Result<Option<Node<dmirror::Session>>> {
+    let names = node::Names::of_tests(device.pagemap.is_coherent());
+    match Node::new(device, names) {
+        Ok(node) => Ok(Some(node)),
+        Err(error) if error == ENOSPC => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,34 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device faults: from the record to the mapping.
+//! Device faults: from the record to the answer.
 //!
 //! Buffers of records come back on the fault queue. A [`Dispatcher`] sorts the records
 //! into the inboxes of their spaces; each space then resolves its faults by itself, so
 //! that a process whose faults take long holds up no other. Faults of the same region of
-//! 2 MiB are resolved together.
+//! 2 MiB are resolved together, but for atomic ones: each of those takes its page away from
+//! the CPUs, so none is mapped ahead.
 //!
-//! Knows nothing of how pages move, but for one call: a page in device memory that must
-//! be written and is shared after a fork is sent home first.
+//! Knows nothing of how pages are made present and mapped.
 
 use crate::{
-    command::{Answer, Frame, Map},
+    command::Answer,
     device::Device,
-    mapped::Region,
-    migrate,
-    mm::{
-        hmm::{Committed, Pages, Want},
-        migrate::{large_range, page_range},
-        LockedMm, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
-    },
+    mapping::{Installer, Wish},
+    mm::{hmm::Want, LockedMm, LARGE_SIZE},
     queue::{Link, Message},
-    space::{Mapper, Space},
+    space::Space,
     virtio::{Chain, Draft, Handler},
     wire::{
         fault::{FaultHeader, FaultRecord, Reason},
         rights, Queue,
     },
 };
-use core::ops::Range;
 use kernel::{
     impl_has_work,
     mm::MmWithUser,
@@ -49,12 +43,6 @@ const BUFFER_BYTES: usize = 4096;
 /// Pages around one that faulted that are mapped with it if they are present: for those
 /// who walk through memory.
 const AROUND: usize = 64;
-
-/// How often a fault is resolved anew because the process changed its mappings.
-const ATTEMPTS: u32 = 64;
-
-/// How long the kernel may wait for changes by others in one attempt, in milliseconds.
-const PATIENCE: u32 = 1000;
 
 /// Takes the buffers that come back on the fault queue.
 #[pin_data]
@@ -177,10 +165,8 @@ impl Dispatcher {
                     }
                 },
             };
-            if let Ok(mut answers) = Answers::new(&self.device, 1) {
-                answers.terminate(&record, reason);
-                answers.send();
-            }
+            // Without memory for that the job ends with the file.
+            let _ = terminate(&self.device, &[record], reason);
         }
     }
 }
@@ -258,80 +244,42 @@ impl WorkItem for Space {
     }
 }
 
-/// Answers that are being collected.
-struct Answers<'a> {
-    device: &'a Device,
-    message: Message<Answer>,
-    terminated: u64,
+/// A request that answers faults, for so many of them.
+fn answers(device: &Device, count: usize) -> Result<Message<Answer>> {
+    let watch = Some(device.core.watch.clone() as Arc<dyn Handler>);
+    Message::with_handler(0, count, 0, watch, GFP_KERNEL)
 }
 
-impl<'a> Answers<'a> {
-    fn new(device: &'a Device, count: usize) -> Result<Self> {
-        Ok(Self {
-            device,
-            message: Message::with_handler(
-                0,
-                count,
-                0,
-                Some(device.core.watch.clone()),
-                GFP_KERNEL,
-            )?,
-            terminated: 0,
-        })
+/// Tells the device that pages cannot be had.
+fn terminate(device: &Device, records: &[FaultRecord], reason: Reason) -> Result {
+    let mut message = answers(device, records.len())?;
+    for record in records {
+        message.push(&Answer::terminate(record.fault.get(), reason))?;
     }
-
-    fn retry(&mut self, record: &FaultRecord) {
-        // There is room for an answer to each record of the batch.
-        let _ = self.message.push(&Answer::retry(record.fault.get()));
-    }
-
-    fn terminate(&mut self, record: &FaultRecord, reason: Reason) {
-        self.terminated += 1;
-        let _ = self
-            .message
-            .push(&Answer::terminate(record.fault.get(), reason));
-    }
-
-    fn send(self) {
-        let core = &self.device.core;
-        core.counters.faults_terminated.add(self.terminated);
-        if self.message.count() > 0 {
-            // If the device is given up, so are the jobs.
-            let _ = core.link.submit(self.message);
-        }
-    }
-}
-
-/// Whether a fault could be resolved.
-enum Outcome {
-    /// It has been answered.
-    Answered,
-    /// It cannot be, for this reason.
-    Impossible(Reason),
+    let core = &device.core;
+    core.counters.faults_terminated.add(records.len() as u64);
+    // If the device is given up, so are the jobs.
+    let _ = core.link.submit(message);
+    Ok(())
 }
 
 /// Resolves faults of a space.
 struct Resolver<'a> {
     space: &'a Space,
     mm: &'a MmWithUser,
-    pages: Pages,
+    installer: Installer<'a>,
 }
 
 impl<'a> Resolver<'a> {
     /// Answers all faults of a batch, which is sorted by address.
     fn run(space: &'a Space, batch: &[FaultRecord]) -> Result {
         let Some(mm) = space.mm().mmget_not_zero() else {
-            let mut answers = Answers::new(&space.device, batch.len())?;
-            for record in batch {
-                answers.terminate(record, Reason::Gone);
-            }
-            answers.send();
-            return Ok(());
+            return terminate(&space.device, batch, Reason::Gone);
         };
         let mut resolver = Resolver {
             space,
             mm: &mm,
-            pages: Pages::new(LARGE_PAGES)?,
+            installer: Installer::new(space, &mm)?,
         };
         let region = |record: &FaultRecord| record.address.get() / LARGE_SIZE as u64;
         for group in batch.chunk_by(|one, other| region(one) == region(other)) {
@@ -343,297 +291,96 @@ impl<'a> Resolver<'a> {
     /// Answers faults of one region: together with what they are going to need next, or,
     /// if that is not possible, each alone.
     fn resolve_group(&mut self, group: &[FaultRecord]) -> Result {
-        if let Outcome::Answered = self.resolve(group, true)? {
-            return Ok(());
-        }
+        let together = self.resolve_plain(group, true).is_ok();
         for record in group {
-            let record = core::slice::from_ref(record);
-            if let Outcome::Impossible(reason) = self.resolve(record, false)? {
-                let mut answers = Answers::new(&self.space.device, 1)?;
-                answers.terminate(&record[0], reason);
-                answers.send();
+            let resolved = if wants_atomics(record) {
+                self.resolve_atomic(record)
+            } else if together {
+                continue;
+            } else {
+                self.resolve_plain(core::slice::from_ref(record), false)
+            };
+            if let Err(error) = resolved {
+                let reason = self.reason(record, error);
+                terminate(&self.space.device, core::slice::from_ref(record), reason)?;
             }
         }
         Ok(())
     }
 
-    fn resolve(&mut self, group: &[FaultRecord], ahead: bool) -> Result<Outcome> {
-        let Some(first) = group.first() else {
-            return Ok(Outcome::Answered);
+    /// Answers the faults among these that are not atomic.
+    fn resolve_plain(&mut self, group: &[FaultRecord], ahead: bool) -> Result {
+        let records = || group.iter().filter(|record| !wants_atomics(record));
+        let Some(first) = records().next() else {
+            return Ok(());
         };
-        // Any 64-bit number may come: only what fits can be the process's.
-        let Ok(address) = usize::try_from(first.address.get()) else {
-            return Ok(Outcome::Impossible(Reason::Unmapped));
-        };
-        for _ in 0..ATTEMPTS {
-            let wish = match Wish::new(self.mm, address, group, ahead) {
-                Ok(wish) => wish,
-                Err(reason) => return Ok(Outcome::Impossible(reason)),
-            };
-            match self.attempt(group, &wish)? {
-                Attempt::Answered => return Ok(Outcome::Answered),
-                Attempt::Impossible(reason) => return Ok(Outcome::Impossible(reason)),
-                Attempt::Changed => self.space.device.core.counters.fault_retries.increment(),
-                Attempt::Shared(address) => {
-                    // A write needs a copy of its own, which only the kernel makes, and
-                    // only of ordinary memory.
-                    migrate::bring_home(&self.space.device, self.mm, page_range(address))?;
-                }
-            }
+        let mut message = answers(&self.space.device, group.len())?;
+        for record in records() {
+            message.push(&Answer::retry(record.fault.get()))?;
         }
-        Ok(Outcome::Impossible(Reason::Busy))
+        let describe = |wish: &mut Wish| records().try_for_each(|record| ask(wish, record, ahead));
+        self.installer
+            .install(address(first)?, describe, &mut Some(message))?;
+        Ok(())
     }
 
-    fn attempt(&mut self, group: &[FaultRecord], wish: &Wish) -> Result<Attempt> {
-        let device = &*self.space.device;
-        let core = &device.core;
-        // All that may take memory or time comes before the lock.
-        let watch = Some(core.watch.clone() as Arc<dyn Handler>);
-        let mut map =
-            Message::<Map>::with_handler(self.space.id(), LARGE_PAGES, 0, watch, GFP_KERNEL)?;
-        let mut answers = Answers::new(device, group.len())?;
-        let mut region = Region::around(wish.window.start)?;
-
-        let snapshot = self.space.interval.fault(
-            self.mm,
-            wish.window.clone(),
-            device.pagemap.owner(),
-            PATIENCE,
-            &mut self.pages,
-            |index| wish.want(index),
-        );
-        let snapshot = match snapshot {
-            Ok(snapshot) => snapshot,
-            Err(error) if error == EBUSY => return Ok(Attempt::Changed),
-            Err(error) => return Ok(Attempt::Impossible(wish.reason(self.mm, error))),
-        };
-        // Not before the range fault, which may itself need room: it moves pages.
-        let map_room = core.link.room::<Map>()?;
-        let answer_room = core.link.room::<Answer>()?;
-        let Ok(mut committed) = snapshot.commit() else {
-            return Ok(Attempt::Changed);
-        };
-        if committed.state().is_ended() {
-            return Ok(Attempt::Impossible(Reason::Gone));
-        }
-
-        for record in group {
-            let index = wish.index(record);
-            let Some(page) = committed.page(index) else {
-                return Ok(Attempt::Impossible(Reason::Unmapped));
-            };
-            if page.pfn().is_none() {
-                return Ok(Attempt::Impossible(Reason::Denied));
-            }
-            if wants_write(record) && !page.is_writable() {
-                return Ok(Attempt::Shared(wish.window.start + (index << PAGE_SHIFT)));
-            }
-            answers.retry(record);
-        }
-        let mapped = write_map(device, &committed, wish, &mut map, &mut region)?;
-        let leftover = committed.state().record(region);
-        // The lock is held until both are in the ring: the `Unmap` of any later change
-        // comes behind them.
-        core.link.post(map_room, map);
-        core.link.post(answer_room, answers.message);
-        drop(committed);
-        drop(leftover);
-        core.link.kick::<Map>();
-        core.counters.fault_pages.add(mapped);
-        Ok(Attempt::Answered)
-    }
-}
-
-/// How one attempt to resolve faults went.
-enum Attempt {
-    Answered,
-    Impossible(Reason),
-    /// The process has changed its mappings meanwhile.
-    Changed,
-    /// The page at this address must be written, but is shared with another process and
-    /// in device memory.
-    Shared(usize),
-}
-
-fn wants_write(record: &FaultRecord) -> bool {
-    record.access.get() & (rights::WRITE | rights::ATOMIC) != 0
-}
-
-/// What of a region is to be mapped.
-struct Wish {
-    /// The part of the region that lies in the same memory area.
-    window: Range<usize>,
-    /// The page that faulted first.
-    address: usize,
-    /// What is asked of each page of the window.
-    pages: [Want; LARGE_PAGES],
-    /// Which pages of the window are to be mapped if they are present.
-    around: Option<Range<usize>>,
-    /// Somebody wants to write.
-    write: bool,
-}
-
-impl Wish {
-    fn new(
-        mm: &MmWithUser,
-        address: usize,
-        group: &[FaultRecord],
-        ahead: bool,
-    ) -> Result<Self, Reason> {
-        let locked = LockedMm::new(mm);
-        let vma = locked.lookup(address).ok_or(Reason::Unmapped)?;
-        let window = vma.clip(&large_range(address));
-        drop(locked);
-
-        let mut wish = Self {
-            address,
-            pages: [Want::Look; LARGE_PAGES],
-            around: None,
-            write: false,
-            window,
-        };
-        let count = wish.window.len() >> PAGE_SHIFT;
-        for record in group {
-            let index = wish.index(record);
-            if index >= count {
-                // It lies in another area: this one is resolved alone.
-                return Err(Reason::Unmapped);
-            }
-            let want = if wants_write(record) {
-                wish.write = true;
-                Want::Write
-            } else {
-                Want::Read
-            };
-            let hint = if ahead {
-                record.pages.get() as usize
-            } else {
-                1
-            };
-            let end = index.saturating_add(hint.max(1)).min(count);
-            for page in &mut wish.pages[index..end] {
-                if *page != Want::Write {
-                    *page = want;
-                }
-            }
-            if ahead {
-                let base = wish.window.start >> PAGE_SHIFT;
-                let start = ((base + index) / AROUND * AROUND).max(base) - base;
-                let end = ((base + end).next_multiple_of(AROUND) - base).min(count);
-                wish.around = Some(match wish.around.take() {
-                    Some(around) => around.start.min(start)..around.end.max(end),
-                    None => start..end,
-                });
-            }
-        }
-        Ok(wish)
+    fn resolve_atomic(&mut self, record: &FaultRecord) -> Result {
+        let mut message = answers(&self.space.device, 1)?;
+        message.push(&Answer::retry(record.fault.get()))?;
+        self.installer
+            .install_atomic(address(record)?, &mut Some(message))?;
+        Ok(())
     }
 
-    /// The place of a fault in the window; beyond its end if it lies elsewhere.
-    fn index(&self, record: &FaultRecord) -> usize {
-        let address = record.address.get();
-        let offset = address.wrapping_sub(self.window.start as u64);
-        (offset >> PAGE_SHIFT).min(usize::MAX as u64) as usize
-    }
-
-    fn want(&self, index: usize) -> Want {
-        self.pages.get(index).copied().unwrap_or(Want::Look)
-    }
-
-    fn is_wanted(&self, index: usize) -> bool {
-        let is_near = |around: &Range<usize>| around.contains(&index);
-        self.want(index) != Want::Look || self.around.as_ref().is_some_and(is_near)
-    }
-
-    /// Why the pages cannot be had.
-    fn reason(&self, mm: &MmWithUser, error: Error) -> Reason {
+    /// Why a page cannot be had.
+    fn reason(&self, record: &FaultRecord, error: Error) -> Reason {
+        let is_mapped =
+            || address(record).is_ok_and(|at| LockedMm::new(self.mm).lookup(at).is_some());
         if error == ENOMEM {
             Reason::NoMemory
         } else if error == EHWPOISON {
             Reason::Poisoned
-        } else if LockedMm::new(mm).lookup(self.address).is_none() {
-            Reason::Unmapped
-        } else {
+        } else if error == EBUSY {
+            Reason::Busy
+        } else if error == ESRCH {
+            Reason::Gone
+        } else if is_mapped() {
             Reason::Denied
+        } else {
+            Reason::Unmapped
         }
     }
 }
 
-/// Writes what is to be mapped; returns how many pages that is.
-fn write_map(
-    device: &Device,
-    committed: &Committed<'_, Mapper>,
-    wish: &Wish,
-    map: &mut Message<Map>,
-    region: &mut Region,
-) -> Result<u64> {
-    let place = |pfn: usize| match device.pagemap.frame(pfn) {
-        Some(frame) => Frame::Device(frame),
-        None => Frame::System(pfn as u64),
+/// The address of a fault. Any 64-bit number may come: only what fits can be the process's.
+fn address(record: &FaultRecord) -> Result<usize> {
+    usize::try_from(record.address.get()).map_err(|_| EFAULT)
+}
+
+fn wants_atomics(record: &FaultRecord) -> bool {
+    record.access.get() & rights::ATOMIC != 0
+}
+
+/// Asks for the page of a fault; with `ahead` also for what the job is going to need next,
+/// and for what is near and present anyway.
+///
+/// # Errors
+///
+/// `EFAULT` if it lies in another memory area than those that the wish is for.
+fn ask(wish: &mut Wish, record: &FaultRecord, ahead: bool) -> Result {
+    let place = wish.place(record.address.get()).ok_or(EFAULT)?;
+    let want = if record.access.get() & rights::WRITE != 0 {
+        Want::Write
+    } else {
+        Want::Read
     };
-    if let Some((pfn, write)) = large(committed, wish) {
-        if let Some(page) = committed.page(0).filter(|_| write) {
-            page.mark_dirty();
-        }
-        let pages = LARGE_PAGES as u32;
-        region.add(wish.window.start, LARGE_PAGES);
-        map.push(&Map::entry(
-            wish.window.start,
-            place(pfn),
-            pages,
-            true,
-            write,
-        ))?;
-        return Ok(u64::from(pages));
+    if ahead {
+        let hint = (record.pages.get() as usize).max(1);
+        let places = place..place.saturating_add(hint).min(wish.len());
+        wish.welcome(wish.widened(&places, AROUND));
+        wish.want(places, want);
+    } else {
+        wish.want(place..place + 1, want);
     }
-
-    let mut mapped = 0;
-    // A run of pages that can be mapped by one entry: its first address, frame and
-    // whether it may be written, and how many pages it has.
-    let mut run: Option<(usize, Frame, bool, u32)> = None;
-    for index in 0..committed.len() {
-        let found = committed.page(index).filter(|_| wish.is_wanted(index));
-        let Some((page, pfn)) = found.and_then(|page| Some((page, page.pfn()?))) else {
-            continue;
-        };
-        let write = wish.write && page.is_writable();
-        if write {
-            page.mark_dirty();
-        }
-        mapped += 1;
-        let address = wish.window.start + (index << PAGE_SHIFT);
-        region.add(address, 1);
-        let frame = place(pfn);
-        run = match run {
-            Some((start, first, rights, pages))
-                if address == start + pages as usize * PAGE_SIZE
-                    && frame == first.after(pages.into())
-                    && rights == write =>
-            {
-                Some((start, first, rights, pages + 1))
-            }
-            other => {
-                if let Some((start, first, rights, pages)) = other {
-                    map.push(&Map::entry(start, first, pages, false, rights))?;
-                }
-                Some((address, frame, write, 1))
-            }
-        };
-    }
-    if let Some((start, first, rights, pages)) = run {
-        map.push(&Map::entry(start, first, pages, false, rights))?;
-    }
-    Ok(mapped)
-}
-
-/// The frame number of a large page that fills the window, and whether it is to be mapped
-/// so that it can be written.
-fn large(committed: &Committed<'_, Mapper>, wish: &Wish) -> Option<(usize, bool)> {
-    if committed.len() != LARGE_PAGES {
-        return None;
-    }
-    let head = committed.page(0)?;
-    let pfn = head.pfn()?;
-    let is_large = head.order() >= LARGE_ORDER && pfn % LARGE_PAGES == 0;
-    is_large.then(|| (pfn, wish.write && head.is_writable()))
+    Ok(())
 }

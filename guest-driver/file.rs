@@ -5,104 +5,35 @@
 //! Checks what programs hand in, once, and translates to and from the rest of the
 //! driver. Knows nothing of queues, nor of the kernel's memory management.
 //!
-//! Lock order: [`NODES`] and `Session::bound` are taken before any other lock of the
-//! driver.
+//! Lock order: `Session::bound` is taken before any other lock of the driver.
 
 use crate::{
     device::{Device, Using},
+    ioctl::{call, fill_bytes, page_range, zero},
     job::Fences,
     migrate,
-    mm::{PAGE_SHIFT, PAGE_SIZE},
-    process,
+    mm::PAGE_SHIFT,
+    node, process,
     residency::{Looker, STEP},
     space::Space,
     uapi::{
-        Bind, Call, Counters, Destination, Info, Migrate, Residency, Submit, Wait, MAX_DEVICES,
+        Bind, Call, Counters, Destination, Info, Migrate, Residency, Submit, Wait,
         MAX_RESIDENCY_PAGES, MAX_SUBMIT, VERSION,
     },
     wire::{config, job::JobDescriptor},
 };
-use core::{ops::Range, pin::Pin};
+use core::pin::Pin;
 use kernel::{
     current,
     fs::File,
-    miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration},
-    mm::MmWithUser,
+    miscdevice::{MiscDevice, MiscDeviceRegistration},
     new_mutex,
     prelude::*,
-    sync::{global_lock, Arc, Mutex, UniqueArc},
+    sync::{Arc, Mutex, UniqueArc},
     time::msecs_to_jiffies,
     uaccess::{UserPtr, UserSlice},
 };
-use zerocopy::{FromZeros, Immutable, IntoBytes};
-
-/// The names of the nodes.
-const NAMES: [&CStr; MAX_DEVICES as usize] = [
-    c"hmm0", c"hmm1", c"hmm2", c"hmm3", c"hmm4", c"hmm5", c"hmm6", c"hmm7", c"hmm8", c"hmm9",
-    c"hmm10", c"hmm11", c"hmm12", c"hmm13", c"hmm14", c"hmm15",
-];
-
-global_lock! {
-    // SAFETY: `init` is called before the driver is registered.
-    unsafe(uninit) static NODES: Mutex<[Option<Arc<Device>>; MAX_DEVICES as usize]> =
-        [const { None }; MAX_DEVICES as usize];
-}
-
-/// Prepares what all nodes share.
-///
-/// # Safety
-///
-/// Must be called exactly once, before any [`Node`] is made.
-pub(crate) unsafe fn init() {
-    // SAFETY: The caller promises that this is the only call.
-    unsafe { NODES.init() };
-}
-
-/// The node of a device, until it is dropped.
-pub(crate) struct Node {
-    number: usize,
-    registration: Option<Pin<KBox<MiscDeviceRegistration<Session>>>>,
-}
-
-impl Node {
-    /// Makes the device available under the lowest free number.
-    ///
-    /// # Errors
-    ///
-    /// `ENOSPC` if there are [`MAX_DEVICES`] already.
-    pub(crate) fn new(device: &Arc<Device>) -> Result<Self> {
-        let number = {
-            let mut nodes = NODES.lock();
-            let number = nodes.iter().position(Option::is_none).ok_or(ENOSPC)?;
-            nodes[number] = Some(device.clone());
-            number
-        };
-        let mut node = Self {
-            number,
-            registration: None,
-        };
-        let options = MiscDeviceOptions {
-            name: NAMES[number],
-        };
-        let registration = MiscDeviceRegistration::register(options);
-        node.registration = Some(KBox::pin_init(registration, GFP_KERNEL)?);
-        Ok(node)
-    }
-
-    /// Its name.
-    pub(crate) fn name(&self) -> &'static CStr {
-        NAMES[self.number]
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // Nobody opens it after this.
-        self.registration = None;
-        let device = NODES.lock()[self.number].take();
-        drop(device);
-    }
-}
+use zerocopy::{FromZeros, IntoBytes};
 
 /// An open file.
 #[pin_data]
@@ -125,12 +56,7 @@ impl MiscDevice for Session {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
-        let name = misc.device().name();
-        let number = NAMES
-            .iter()
-            .position(|other| *other == name)
-            .ok_or(ENODEV)?;
-        let device = NODES.lock()[number].clone().ok_or(ENODEV)?;
+        let device = node::device(misc)?;
         let session = KBox::pin_init(
             pin_init!(Self {
                 device,
@@ -166,50 +92,11 @@ impl MiscDevice for Session {
     }
 }
 
-/// Copies a call's structure in and, if the call succeeds, out.
-fn call<T: FromBytes + IntoBytes + Immutable>(
-    arg: usize,
-    carry_out: impl FnOnce(&mut T) -> Result,
-) -> Result<isize> {
-    let (mut reader, mut writer) =
-        UserSlice::new(UserPtr::from_addr(arg), size_of::<T>()).reader_writer();
-    let mut value = T::new_zeroed();
-    reader.read_slice(value.as_mut_bytes())?;
-    carry_out(&mut value)?;
-    writer.write_slice(value.as_bytes())?;
-    Ok(0)
-}
-
-/// Fails unless a field that must be zero is.
-fn zero(field: u32) -> Result {
-    if field == 0 {
-        Ok(())
-    } else {
-        Err(EINVAL)
-    }
-}
-
-/// A range of addresses of whole pages.
-///
-/// # Errors
-///
-/// `EINVAL` if it is not aligned, or if it wraps.
-fn page_range(address: u64, bytes: u64) -> Result<Range<usize>> {
-    let end = address.checked_add(bytes).ok_or(EINVAL)?;
-    let page = PAGE_SIZE as u64;
-    if address % page != 0 || bytes % page != 0 {
-        return Err(EINVAL);
-    }
-    Ok(usize::try_from(address)?..usize::try_from(end)?)
-}
-
 impl Session {
     /// What the file is bound to, if that is the caller's process.
     fn bound(&self) -> Result<Arc<Bound>> {
         let bound = self.bound.lock().clone().ok_or(EPERM)?;
-        let task = current!();
-        let own = task.mm().ok_or(EPERM)?;
-        if core::ptr::eq(own.as_raw(), bound.space.mm().as_raw()) {
+        if bound.space.is_callers() {
             Ok(bound)
         } else {
             Err(EPERM)
@@ -306,7 +193,10 @@ impl Session {
         let range = page_range(residency.address, residency.pages << PAGE_SHIFT)?;
         let space = self.inspected(device, residency.pid)?;
         let mm = space.mm().mmget_not_zero().ok_or(ESRCH)?;
-        self.report(device, &space, &mm, range, residency.states)
+        let mut looker = Looker::new(device, &space, &mm)?;
+        fill_bytes(&range, residency.states, STEP, |step, states| {
+            looker.look(step, states)
+        })
     }
 
     /// The space of a process that the caller may look at.
@@ -321,29 +211,6 @@ impl Session {
                 device.spaces.by_pid(pid).ok_or(ESRCH)
             }
         }
-    }
-
-    fn report(
-        &self,
-        device: &Using<'_>,
-        space: &Space,
-        mm: &MmWithUser,
-        range: Range<usize>,
-        states: u64,
-    ) -> Result {
-        let address = UserPtr::from_addr(usize::try_from(states)?);
-        let mut writer = UserSlice::new(address, range.len() >> PAGE_SHIFT).writer();
-        let mut looker = Looker::new(device, space, mm)?;
-        let mut step_states = KVec::from_elem(0, STEP, GFP_KERNEL)?;
-        let mut start = range.start;
-        while start < range.end {
-            let step = start..range.end.min(start.saturating_add(STEP << PAGE_SHIFT));
-            let states = &mut step_states[..step.len() >> PAGE_SHIFT];
-            looker.look(&step, states)?;
-            writer.write_slice(states)?;
-            start = step.end;
-        }
-        Ok(())
     }
 
     fn counters(&self, device: &Using<'_>, counters: &mut Counters) -> Result {

@@ -10,7 +10,7 @@ use crate::{
     device::Device,
     space::Space,
     virtio::{Chain, Draft, Handler},
-    wait::Waited,
+    wait::{Event, Waited},
     wire::{
         job::{JobDescriptor, JobReply, JobRequest},
         Queue,
@@ -128,9 +128,39 @@ impl Fences {
         fence: u64,
         jiffies: Option<usize>,
     ) -> Result<JobReply> {
+        self.fetch(device, fence, jiffies, Event::wait_interruptible)
+    }
+
+    /// Hands in a job and waits for it to end. Only its end can end the caller's wait, or
+    /// the caller's own.
+    ///
+    /// # Errors
+    ///
+    /// - `EAGAIN` if there is no room for the job, `ENOMEM` if there is no memory for it.
+    /// - `EINTR` if the caller is being killed. The job then ends with the space.
+    /// - `EIO` or `ENODEV` if the device is given up.
+    pub(crate) fn run(
+        &self,
+        device: &Device,
+        space: &Space,
+        job: JobDescriptor,
+    ) -> Result<JobReply> {
+        let submitted = self.submit(device, space, &[job])?;
+        self.fetch(device, submitted.first_fence, None, Event::wait_killable)
+    }
+}
+
+impl Fences {
+    fn fetch(
+        &self,
+        device: &Device,
+        fence: u64,
+        jiffies: Option<usize>,
+        wait: fn(&Event, usize) -> Waited,
+    ) -> Result<JobReply> {
         let chain = self.table.lock().jobs.get(&fence).cloned().ok_or(ENOENT)?;
         if !chain.is_complete() {
-            Self::wait_for(device, &chain, jiffies)?;
+            Self::wait_for(device, &chain, jiffies, wait)?;
         }
         {
             let mut table = self.table.lock();
@@ -146,17 +176,20 @@ impl Fences {
             Err(_) => Err(link.violated()),
         }
     }
-}
 
-impl Fences {
     /// Waits until a chain completes. A job may take as long as it likes, but the device
     /// may not: now and then it is asked for a sign of life, without which it is given up
     /// and the chain fails.
-    fn wait_for(device: &Device, chain: &Chain, mut jiffies: Option<usize>) -> Result {
+    fn wait_for(
+        device: &Device,
+        chain: &Chain,
+        mut jiffies: Option<usize>,
+        wait: fn(&Event, usize) -> Waited,
+    ) -> Result {
         let step = msecs_to_jiffies(CHECK_INTERVAL);
         while jiffies != Some(0) {
             let now = jiffies.map_or(step, |left| left.min(step));
-            match chain.done().wait_interruptible(now) {
+            match wait(chain.done(), now) {
                 Waited::Done => return Ok(()),
                 Waited::Interrupted => return Err(EINTR),
                 Waited::TimedOut => {

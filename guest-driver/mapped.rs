@@ -3,8 +3,9 @@
 //! Which pages of a space are mapped on the device.
 //!
 //! A record that may name pages which are not mapped any more, but names every page that
-//! is. Kept so that changes of other pages cost no round trip to the device. Knows
-//! neither the device nor the process.
+//! is. Kept so that changes of other pages cost no round trip to the device. Says also
+//! which pages the device may write to, and to which it has exclusive access. Knows neither
+//! the device nor the process.
 
 use crate::mm::{LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use core::ops::Range;
@@ -65,11 +66,48 @@ fn part(range: &Range<usize>, region: usize) -> Range<usize> {
     start >> PAGE_SHIFT..end >> PAGE_SHIFT
 }
 
+/// How pages of a region are mapped.
+#[derive(Clone, Copy)]
+struct Mappings {
+    /// Those that are.
+    all: PageSet,
+    /// Those among them that the device may write to.
+    writable: PageSet,
+    /// Those among them that no CPU can touch meanwhile.
+    exclusive: PageSet,
+}
+
+impl Mappings {
+    const NONE: Self = Self {
+        all: PageSet::EMPTY,
+        writable: PageSet::EMPTY,
+        exclusive: PageSet::EMPTY,
+    };
+
+    fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Maps pages anew that are mapped in `other`.
+    fn replace(&mut self, other: &Self) {
+        self.remove(&other.all);
+        self.all.zip(&other.all, |set, more| set | more);
+        self.writable.zip(&other.writable, |set, more| set | more);
+        self.exclusive.zip(&other.exclusive, |set, more| set | more);
+    }
+
+    fn remove(&mut self, pages: &PageSet) {
+        for set in [&mut self.all, &mut self.writable, &mut self.exclusive] {
+            set.zip(pages, |set, gone| set & !gone);
+        }
+    }
+}
+
 /// Pages of one region that are about to be mapped, and the memory to record them.
 pub(crate) struct Region {
     start: usize,
-    pages: PageSet,
-    node: RBTreeNodeReservation<usize, PageSet>,
+    mappings: Mappings,
+    node: RBTreeNodeReservation<usize, Mappings>,
 }
 
 impl Region {
@@ -77,26 +115,37 @@ impl Region {
     pub(crate) fn around(address: usize) -> Result<Self> {
         Ok(Self {
             start: region_start(address),
-            pages: PageSet::EMPTY,
+            mappings: Mappings::NONE,
             node: RBTreeNodeReservation::new(GFP_KERNEL)?,
         })
     }
 
     /// Adds `pages` pages from `address` on, which lie in the region.
-    pub(crate) fn add(&mut self, address: usize, pages: usize) {
+    pub(crate) fn add(&mut self, address: usize, pages: usize, write: bool) {
         let range = address..address + pages * PAGE_SIZE;
-        let more = PageSet::of(part(&range, self.start));
-        self.pages.zip(&more, |set, more| set | more);
+        let pages = PageSet::of(part(&range, self.start));
+        self.mappings.all.zip(&pages, |set, more| set | more);
+        if write {
+            self.mappings.writable.zip(&pages, |set, more| set | more);
+        }
+    }
+
+    /// Adds the page at `address`, which lies in the region, as one that the device may
+    /// write to and that no CPU can touch.
+    pub(crate) fn add_exclusive(&mut self, address: usize) {
+        self.add(address, 1, true);
+        let page = PageSet::of(part(&(address..address + PAGE_SIZE), self.start));
+        self.mappings.exclusive.zip(&page, |set, more| set | more);
     }
 }
 
 /// Memory that was not needed. Freed when it is dropped, which may be done anywhere.
-pub(crate) struct Leftover(#[expect(dead_code)] RBTreeNodeReservation<usize, PageSet>);
+pub(crate) struct Leftover(#[expect(dead_code)] RBTreeNodeReservation<usize, Mappings>);
 
 /// The pages of a space that may be mapped.
 pub(crate) struct Mapped {
     /// Regions by their first address; none is empty.
-    regions: RBTree<usize, PageSet>,
+    regions: RBTree<usize, Mappings>,
     /// The space is ended: nothing may be mapped any more.
     ended: bool,
 }
@@ -122,16 +171,52 @@ impl Mapped {
 
     /// Records pages. Does not allocate.
     pub(crate) fn record(&mut self, region: Region) -> Option<Leftover> {
-        if region.pages.is_empty() {
+        if region.mappings.is_empty() {
             return Some(Leftover(region.node));
         }
-        if let Some(pages) = self.regions.get_mut(&region.start) {
-            pages.zip(&region.pages, |set, more| set | more);
+        if let Some(mappings) = self.regions.get_mut(&region.start) {
+            mappings.replace(&region.mappings);
             return Some(Leftover(region.node));
         }
-        let node = region.node.into_node(region.start, region.pages);
+        let node = region.node.into_node(region.start, region.mappings);
         self.regions.insert(node);
         None
+    }
+
+    /// Whether all pages of a range are recorded, and, with `write`, as such that the device
+    /// may write to.
+    pub(crate) fn covers(&self, range: &Range<usize>, write: bool) -> bool {
+        let mut regions = (region_start(range.start)..range.end).step_by(LARGE_SIZE);
+        regions.all(|region| {
+            let mut lacking = PageSet::of(part(range, region));
+            if let Some(mappings) = self.regions.get(&region) {
+                let set = if write {
+                    &mappings.writable
+                } else {
+                    &mappings.all
+                };
+                lacking.zip(set, |part, set| part & !set);
+            }
+            lacking.is_empty()
+        })
+    }
+
+    /// Whether any page of a range is recorded as one that no CPU can touch.
+    pub(crate) fn has_exclusive(&self, range: &Range<usize>) -> bool {
+        let mut from = region_start(range.start);
+        while let Some(cursor) = self.regions.cursor_lower_bound(&from) {
+            let (&region, mappings) = cursor.current();
+            if region >= range.end {
+                break;
+            }
+            let mut found = mappings.exclusive;
+            found.zip(&PageSet::of(part(range, region)), |set, part| set & part);
+            if !found.is_empty() {
+                return true;
+            }
+            from = region + LARGE_SIZE;
+        }
+        false
     }
 
     /// A range that contains all pages of `range` that are recorded, if there are any.
@@ -139,11 +224,11 @@ impl Mapped {
         let mut from = region_start(range.start);
         loop {
             let cursor = self.regions.cursor_lower_bound(&from)?;
-            let (&region, pages) = cursor.current();
+            let (&region, mappings) = cursor.current();
             if region >= range.end {
                 return None;
             }
-            let mut pages = *pages;
+            let mut pages = mappings.all;
             pages.zip(&PageSet::of(part(range, region)), |set, part| set & part);
             if let Some((first, last)) = pages.bounds() {
                 let start = region + (first << PAGE_SHIFT);
@@ -166,14 +251,14 @@ impl Mapped {
         let mut next = region_start(range.start);
         let mut cursor = self.regions.cursor_lower_bound_mut(&next);
         while let Some(mut at) = cursor {
-            let (&region, pages) = at.current_mut();
+            let (&region, mappings) = at.current_mut();
             // Behind the last region of all, the cursor goes back to the one before.
             if !(next..range.end).contains(&region) {
                 break;
             }
             next = region + LARGE_SIZE;
-            pages.zip(&PageSet::of(part(range, region)), |set, part| set & !part);
-            cursor = if pages.is_empty() {
+            mappings.remove(&PageSet::of(part(range, region)));
+            cursor = if mappings.is_empty() {
                 at.remove_current().0
             } else {
                 at.move_next()

@@ -28,7 +28,10 @@ use kernel::{
     mm::MmWithUser,
     pr_err_once,
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
     time::{delay::fsleep, Delta},
 };
 
@@ -68,6 +71,28 @@ pub(crate) struct Tally {
     large: u64,
     /// Pages for which there was no memory at the destination.
     pub(crate) no_memory: u64,
+    /// Pages of areas of a kind that cannot be moved.
+    pub(crate) unmovable: u64,
+}
+
+/// Lets an allocation of memory for a page on the move fail, for tests.
+pub(crate) struct Injection(Atomic<bool>);
+
+impl Injection {
+    pub(crate) const fn new() -> Self {
+        Self(Atomic::new(false))
+    }
+
+    /// Lets the next allocation fail, or not.
+    pub(crate) fn arm(&self, armed: bool) {
+        self.0.store(armed, Relaxed);
+    }
+
+    /// Whether this allocation is to fail.
+    fn strikes(&self) -> bool {
+        // Nearly always there is nothing to be done.
+        self.0.load(Relaxed) && self.0.xchg(false, Relaxed)
+    }
 }
 
 impl Tally {
@@ -76,6 +101,7 @@ impl Tally {
         self.large += other.large;
         self.no_memory += other.no_memory;
         self.offered += other.offered;
+        self.unmovable += other.unmovable;
     }
 }
 
@@ -123,7 +149,7 @@ pub(crate) fn to_system(device: &Device, mm: &MmWithUser, range: Range<usize>) -
         let mut collected = device.pagemap.collect_to_system(vma, step, scratch)?;
         let mut tally = Tally::default();
         for_each_slot(&mut collected, |collected, slot| {
-            if !fill_system(collected, slot, Some((vma, start)))? {
+            if !fill_system(core, collected, slot, Some((vma, start)))? {
                 tally.no_memory += 1 << slot.order;
             }
             Ok(())
@@ -182,7 +208,7 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     let mut wanted = None;
     let mut lacking = false;
     for_each_slot(&mut collected, |collected, slot| {
-        let filled = fill_system(collected, slot, Some((vma, start)))?;
+        let filled = fill_system(core, collected, slot, Some((vma, start)))?;
         if is_touched(slot) && slot.source != Source::Hole {
             wanted = Some(slot);
             lacking = !filled;
@@ -244,7 +270,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
             .pagemap
             .collect_frames(first, frames as usize, &mut scratch)?;
         for_each_slot(&mut collected, |collected, slot| {
-            fill_system(collected, slot, None)?;
+            fill_system(core, collected, slot, None)?;
             Ok(())
         })?;
         // The memory must become free in any case. What the device does not give back is
@@ -297,7 +323,9 @@ fn for_each_step(
         });
         match step(vma, area.start..end, &mut scratch) {
             Ok(tally) => sum.add(tally),
-            Err(error) if error == EINVAL => {}
+            Err(error) if error == EINVAL => {
+                sum.unmovable += ((end - area.start) >> PAGE_SHIFT) as u64
+            }
             Err(error) => return Err(error),
         }
         at = end;
@@ -325,16 +353,19 @@ fn for_each_slot(
 
 /// Lends frames of device memory to a slot; says whether there were any.
 fn fill_device(device: &Device, collected: &mut Collected<'_>, slot: Slot) -> Result<bool> {
-    let frames = &device.core.frames;
+    let core = &device.core;
+    let frames = &core.frames;
     let folio = |lent: Lent<'_>| match device.pagemap.folio(lent.keep()?) {
         Ok(folio) => Some(folio),
         Err(frames) => {
             // Frames beyond the page map, which has been made for all of them.
-            device.core.give_back(frames);
+            core.give_back(frames);
             None
         }
     };
-    let whole = if slot.order == 0 {
+    let whole = if core.injection.strikes() {
+        None
+    } else if slot.order == 0 {
         frames.lend_one()
     } else {
         frames.lend_block()
@@ -352,6 +383,7 @@ fn fill_device(device: &Device, collected: &mut Collected<'_>, slot: Slot) -> Re
 /// Lends ordinary memory to a slot; says whether there was any. `near` is the area that
 /// the pages were collected from and the address of the first one.
 fn fill_system(
+    core: &Core,
     collected: &mut Collected<'_>,
     slot: Slot,
     near: Option<(LockedVma<'_>, usize)>,
@@ -360,7 +392,12 @@ fn fill_system(
         return Ok(true);
     }
     let near = near.map(|(vma, start)| (vma, start + (slot.index << PAGE_SHIFT)));
-    if let Some(folio) = LockedFolio::system(slot.order, near) {
+    let whole = if core.injection.strikes() {
+        None
+    } else {
+        LockedFolio::system(slot.order, near)
+    };
+    if let Some(folio) = whole {
         collected.fill(slot, folio)?;
         return Ok(true);
     }

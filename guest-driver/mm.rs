@@ -6,14 +6,18 @@
 //! device nor its driver: who mirrors an address space, and whose memory it is, are
 //! type parameters.
 
+pub(crate) mod exclusive;
 pub(crate) mod hmm;
 pub(crate) mod interval;
 pub(crate) mod migrate;
 pub(crate) mod pagemap;
 
 use crate::sys;
-use core::ops::Range;
-use kernel::mm::{virt::VmaRef, MmWithUser, MmapReadGuard};
+use core::{ffi::c_void, ops::Range};
+use kernel::mm::{
+    virt::{flags, VmaRef},
+    MmWithUser, MmapReadGuard,
+};
 
 /// log2 of the size of a page.
 pub(crate) const PAGE_SHIFT: u32 = 12;
@@ -25,6 +29,21 @@ pub(crate) const LARGE_ORDER: u32 = 9;
 pub(crate) const LARGE_PAGES: usize = 1 << LARGE_ORDER;
 /// The size of a large page.
 pub(crate) const LARGE_SIZE: usize = PAGE_SIZE << LARGE_ORDER;
+
+/// What tells one device, with its memory, from another: an address that is only compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner(usize);
+
+impl Owner {
+    /// The owner that this address stands for.
+    pub(crate) fn new(address: *const c_void) -> Self {
+        Self(address as usize)
+    }
+
+    fn as_ptr(self) -> *mut c_void {
+        self.0 as *mut c_void
+    }
+}
 
 /// A process's address space whose mmap lock is held for reading.
 pub(crate) struct LockedMm<'m> {
@@ -76,6 +95,11 @@ impl<'g> LockedVma<'g> {
     /// The area itself.
     pub(crate) fn vma(self) -> &'g VmaRef {
         self.0
+    }
+
+    /// Whether the process may read it.
+    pub(crate) fn is_readable(self) -> bool {
+        self.0.flags() & flags::READ != 0
     }
 
     /// The part of the area that lies in `range`.

@@ -45,14 +45,20 @@ impl<'a> Looker<'a> {
         })
     }
 
-    /// Fills in the [`page_state`] of each page of `range`, which has at most [`STEP`].
+    /// Calls `see` with what the process's page table says of each page of `range`, which
+    /// has at most [`STEP`], and with the page's index. All of it is true at one moment, and
+    /// stays true until the last call returns, which must not sleep.
     ///
     /// # Errors
     ///
     /// - `EINTR` if a signal arrived while the process kept changing its mappings.
     /// - `ESRCH` if the space has ended.
-    /// - `ENOMEM` if there is no memory; `EIO` or `ENODEV` if the device is given up.
-    pub(crate) fn look(&mut self, range: &Range<usize>, states: &mut [u8]) -> Result {
+    /// - `ENOMEM` if there is no memory.
+    pub(crate) fn see(
+        &mut self,
+        range: &Range<usize>,
+        mut see: impl FnMut(usize, HmmPage<'_>),
+    ) -> Result {
         loop {
             let snapshot = self.space.interval.fault(
                 self.mm,
@@ -71,17 +77,31 @@ impl<'a> Looker<'a> {
                 if committed.state().is_ended() {
                     return Err(ESRCH);
                 }
-                for (index, state) in states.iter_mut().enumerate() {
-                    *state = committed
-                        .page(index)
-                        .map_or(0, |page| state_of(self.device, page));
+                for index in 0..committed.len() {
+                    if let Some(page) = committed.page(index) {
+                        see(index, page);
+                    }
                 }
-                break;
+                return Ok(());
             }
             if current!().signal_pending() {
                 return Err(EINTR);
             }
         }
+    }
+
+    /// Fills in the [`page_state`] of each page of `range`, which has at most [`STEP`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::see`]; `EIO` or `ENODEV` if the device is given up.
+    pub(crate) fn look(&mut self, range: &Range<usize>, states: &mut [u8]) -> Result {
+        let device = self.device;
+        self.see(range, |index, page| {
+            if let Some(state) = states.get_mut(index) {
+                *state = state_of(device, page);
+            }
+        })?;
 
         // The kernel does not tell places where nothing is mapped from those that can
         // never be shared.

@@ -8,6 +8,7 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
+#include <linux/pgtable.h>
 #include <linux/scatterlist.h>
 #include <linux/semaphore.h>
 #include <linux/virtio.h>
@@ -154,6 +155,16 @@ bool virtio_hmm_blockable(const struct mmu_notifier_range *range)
 void virtio_hmm_mark_dirty(unsigned long pfn)
 {
 	folio_mark_dirty(page_folio(pfn_to_page(pfn)));
+}
+
+bool virtio_hmm_is_zero_page(unsigned long pfn)
+{
+	return is_zero_pfn(pfn);
+}
+
+bool virtio_hmm_is_coherent_page(unsigned long pfn)
+{
+	return is_device_coherent_page(pfn_to_page(pfn));
 }
 
 struct page *virtio_hmm_pfn_to_page(unsigned long pfn)

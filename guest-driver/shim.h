@@ -53,10 +53,12 @@ bool virtio_hmm_read_retry(struct mmu_interval_notifier *notifier,
 			   unsigned long seq);
 bool virtio_hmm_blockable(const struct mmu_notifier_range *range);
 
-/* mm/hmm.rs */
+/* mm/hmm.rs, mm/exclusive.rs */
 void virtio_hmm_mark_dirty(unsigned long pfn);
+bool virtio_hmm_is_zero_page(unsigned long pfn);
+bool virtio_hmm_is_coherent_page(unsigned long pfn);
 
-/* mm/migrate.rs, mm/pagemap.rs */
+/* mm/migrate.rs, mm/pagemap.rs, mm/exclusive.rs */
 struct page *virtio_hmm_pfn_to_page(unsigned long pfn);
 unsigned long virtio_hmm_page_to_pfn(struct page *page);
 unsigned long virtio_hmm_folio_pfn(struct folio *folio);

@@ -18,13 +18,16 @@ use crate::{
     device::{Core, Device},
     fault::Inbox,
     mapped::Mapped,
-    mm::interval::{Interval, Mirror},
+    mm::{
+        interval::{Interval, Mirror},
+        Owner,
+    },
     queue::{Message, Sent},
     virtio::{Chain, Handler},
 };
 use core::ops::Range;
 use kernel::{
-    impl_has_work,
+    current, impl_has_work,
     mm::{Mm, MmWithUser},
     new_mutex, new_spinlock_irq, new_work,
     prelude::*,
@@ -251,6 +254,7 @@ impl Space {
         let mapper = Mapper {
             core: device.core.clone(),
             space: number,
+            owner: device.pagemap.owner(),
         };
         let interval = Interval::new(mm, mapper, Mapped::new())?;
         let core = device.core.clone();
@@ -284,6 +288,13 @@ impl Space {
         self.jobs.space()
     }
 
+    /// Whether this is the space of the calling process.
+    pub(crate) fn is_callers(&self) -> bool {
+        let task = current!();
+        let mm = task.mm();
+        mm.is_some_and(|mm| core::ptr::eq(mm.as_raw(), self.mm.as_raw()))
+    }
+
     /// The address space; it may be empty by now.
     pub(crate) fn mm(&self) -> &Mm {
         &self.mm
@@ -314,12 +325,17 @@ impl Space {
 pub(crate) struct Mapper {
     core: Arc<Core>,
     space: u32,
+    owner: Owner,
 }
 
 impl Mirror for Mapper {
     type State = Mapped;
     type Means = Message<Unmap>;
     type Promise = Option<Sent<Unmap>>;
+
+    fn owner(&self) -> Owner {
+        self.owner
+    }
 
     fn means(&self) -> Result<Message<Unmap>> {
         Message::new(self.space, 1, 0)

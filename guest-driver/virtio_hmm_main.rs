@@ -16,13 +16,17 @@ pub mod uapi;
 mod command;
 mod counters;
 mod device;
+mod dmirror;
 mod driver;
 mod fault;
 mod file;
+mod ioctl;
 mod job;
 mod mapped;
+mod mapping;
 mod migrate;
 mod mm;
+mod node;
 mod pages;
 mod process;
 mod queue;
@@ -45,7 +49,7 @@ impl kernel::InPlaceModule for Module {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         // SAFETY: A module is initialised once, and no device is probed before the driver
         // is registered below.
-        unsafe { file::init() };
+        unsafe { node::init() };
         try_pin_init!(Self {
             _driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
         })
@@ -58,4 +62,10 @@ module! {
     authors: ["The virtio-hmm developers"],
     description: "virtio HMM device: shares a process's addresses with an accelerator",
     license: "GPL",
+    params: {
+        dmirror: bool {
+            default: false,
+            description: "Make /dev/hmm_dmirrorN, for the kernel's own tests of HMM",
+        },
+    },
 }

@@ -27,6 +27,17 @@ pub(crate) enum Waited {
     Interrupted,
 }
 
+impl Waited {
+    /// What the kernel's waits return: the time that is left, or an error.
+    fn new(left: isize) -> Self {
+        match left {
+            1.. => Self::Done,
+            0 => Self::TimedOut,
+            _ => Self::Interrupted,
+        }
+    }
+}
+
 /// An event that happens once, and stays.
 #[pin_data]
 pub(crate) struct Event {
@@ -81,13 +92,17 @@ impl Event {
     /// Waits for at most `jiffies`, or until a signal arrives.
     pub(crate) fn wait_interruptible(&self, jiffies: usize) -> Waited {
         // SAFETY: By construction the completion is initialised.
-        let left =
-            unsafe { bindings::wait_for_completion_interruptible_timeout(self.raw.get(), jiffies) };
-        match left {
-            1.. => Waited::Done,
-            0 => Waited::TimedOut,
-            _ => Waited::Interrupted,
-        }
+        Waited::new(unsafe {
+            bindings::wait_for_completion_interruptible_timeout(self.raw.get(), jiffies)
+        })
+    }
+
+    /// Waits for at most `jiffies`, or until the caller is being killed.
+    pub(crate) fn wait_killable(&self, jiffies: usize) -> Waited {
+        // SAFETY: By construction the completion is initialised.
+        Waited::new(unsafe {
+            bindings::wait_for_completion_killable_timeout(self.raw.get(), jiffies)
+        })
     }
 }
 

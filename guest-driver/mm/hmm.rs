@@ -12,10 +12,10 @@
 
 use super::{
     interval::{Interval, Mirror, StateGuard},
-    PAGE_SHIFT,
+    Owner, PAGE_SHIFT,
 };
 use crate::sys as bindings;
-use core::{ffi::c_void, marker::PhantomData, ops::Range};
+use core::{marker::PhantomData, ops::Range};
 use kernel::{error::to_result, mm::MmWithUser, prelude::*, time::msecs_to_jiffies};
 
 /// What is asked of a page.
@@ -81,14 +81,12 @@ impl<T: Mirror> Interval<T> {
         &'a self,
         mm: &MmWithUser,
         range: Range<usize>,
-        owner: *mut c_void,
+        owner: Owner,
         patience: u32,
         pages: &'a mut Pages,
         want: impl Fn(usize) -> Want,
     ) -> Result<Snapshot<'a, T>> {
-        let notifier = super::interval::notifier(self);
-        // SAFETY: The notifier is inserted, and its `mm` does not change.
-        if unsafe { (*notifier.as_ptr()).mm } != mm.as_raw() {
+        if !self.covers(mm) {
             return Err(EINVAL);
         }
         let count = range.len() >> PAGE_SHIFT;
@@ -101,14 +99,14 @@ impl<T: Mirror> Interval<T> {
             };
         }
         let mut raw = bindings::hmm_range {
-            notifier: notifier.as_ptr(),
+            notifier: self.as_raw(),
             notifier_seq: 0,
             start: range.start,
             end: range.end,
             hmm_pfns: pages.as_mut_ptr(),
             default_flags: 0,
             pfn_flags_mask: REQUEST_FAULT | REQUEST_WRITE,
-            dev_private_owner: owner,
+            dev_private_owner: owner.as_ptr(),
         };
         // SAFETY:
         // - The notifier is inserted and covers every address.
@@ -129,9 +127,7 @@ impl<'a, T: Mirror> Snapshot<'a, T> {
     /// Locks the mirrored state, if nothing has changed since.
     pub(crate) fn commit(self) -> Result<Committed<'a, T>, Changed> {
         let state = self.interval.lock();
-        // SAFETY: The notifier is inserted, and the lock is the one under which its
-        // callbacks set the sequence.
-        if unsafe { bindings::virtio_hmm_read_retry(self.interval.as_raw(), self.seq) } {
+        if self.interval.has_changed(&state, self.seq) {
             return Err(Changed);
         }
         Ok(Committed {
@@ -179,6 +175,21 @@ impl HmmPage<'_> {
     /// Whether the process may write to it as it is.
     pub(crate) fn is_writable(self) -> bool {
         self.raw & (VALID | WRITE) == VALID | WRITE
+    }
+
+    /// Whether it is the page of zeros that all processes share.
+    pub(crate) fn is_zero(self) -> bool {
+        // SAFETY: The function takes any frame number.
+        let is_zero = |pfn| unsafe { bindings::virtio_hmm_is_zero_page(pfn) };
+        self.pfn().is_some_and(is_zero)
+    }
+
+    /// Whether it is in device memory that CPUs can address.
+    pub(crate) fn is_coherent_device_memory(self) -> bool {
+        // SAFETY: While this value exists the page stays mapped in the process (see
+        // `mark_dirty`), so that its frame has a `struct page`.
+        let is_coherent = |pfn| unsafe { bindings::virtio_hmm_is_coherent_page(pfn) };
+        self.pfn().is_some_and(is_coherent)
     }
 
     /// Whether there is something that can never be mirrored.

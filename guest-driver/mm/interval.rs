@@ -10,18 +10,26 @@
 //!
 //! C header: `include/linux/mmu_notifier.h`.
 //!
-//! Lock order: the kernel's locks of the address space, then `Interval::last`, then
-//! `Interval::state` or `Interval::spare`. All three are taken while the kernel may
-//! be reclaiming memory: nothing may be allocated with them held.
+//! Lock order: `Interval::taking`, then the kernel's locks of the address space, then
+//! `Interval::last`, then `Interval::state` or `Interval::spare`. The last three are taken
+//! while the kernel may be reclaiming memory: nothing may be allocated with them held.
 
+use super::Owner;
 use crate::sys as bindings;
-use core::{mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
+use core::{
+    mem::offset_of,
+    ops::{Deref, DerefMut, Range},
+    pin::Pin,
+};
 use kernel::{
     error::to_result,
     mm::MmWithUser,
     new_mutex, new_spinlock,
     prelude::*,
-    sync::{lock::mutex::MutexBackend, lock::Guard, Mutex, SpinLock},
+    sync::{
+        lock::{mutex::MutexBackend, Guard},
+        Mutex, SpinLock,
+    },
     types::Opaque,
 };
 
@@ -37,6 +45,9 @@ pub(crate) trait Mirror: Send + Sync + Sized + 'static {
     type Means: Send + Unpin;
     /// An invalidation that has been asked for.
     type Promise: Send;
+
+    /// Whose exclusive access does not concern the mirror; see [`super::exclusive`].
+    fn owner(&self) -> Owner;
 
     /// Allocates what one invalidation takes.
     fn means(&self) -> Result<Self::Means>;
@@ -68,11 +79,14 @@ pub(crate) trait Mirror: Send + Sync + Sized + 'static {
 pub(crate) struct Interval<T: Mirror> {
     mirror: T,
     #[pin]
-    state: Mutex<T::State>,
+    state: Mutex<State<T>>,
     #[pin]
     spare: SpinLock<KVec<KBox<Pending<T>>>>,
     #[pin]
     last: Mutex<Option<T::Means>>,
+    /// Held by who is getting exclusive access to a page.
+    #[pin]
+    pub(super) taking: Mutex<()>,
     // Last, because callbacks run as soon as it is initialised.
     #[pin]
     raw: Opaque<bindings::mmu_interval_notifier>,
@@ -101,9 +115,47 @@ enum Work<T: Mirror> {
     Taken,
 }
 
+/// What is changed under the interval's lock.
+struct State<T: Mirror> {
+    mirrored: T::State,
+    /// Counts changes, but for those by which the mirror itself gets exclusive access.
+    changes: usize,
+    /// What `changes` was when the mirror last got exclusive access, unless another change
+    /// went on at that moment.
+    at_exclusive: Option<usize>,
+}
+
 /// The lock of the mirrored state, and the proof that the mirror may be changed by
 /// what was learnt of the address space.
-pub(crate) type StateGuard<'a, T> = Guard<'a, <T as Mirror>::State, MutexBackend>;
+pub(crate) struct StateGuard<'a, T: Mirror>(Guard<'a, State<T>, MutexBackend>);
+
+impl<T: Mirror> Deref for StateGuard<'_, T> {
+    type Target = T::State;
+
+    fn deref(&self) -> &T::State {
+        &self.0.mirrored
+    }
+}
+
+impl<T: Mirror> DerefMut for StateGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T::State {
+        &mut self.0.mirrored
+    }
+}
+
+impl<T: Mirror> StateGuard<'_, T> {
+    /// How many changes there were, but for those by which the mirror itself got exclusive
+    /// access.
+    pub(super) fn changes(&self) -> usize {
+        self.0.changes
+    }
+
+    /// What that number was when the mirror last got exclusive access, unless another
+    /// change went on at that moment; forgets it.
+    pub(super) fn take_at_exclusive(&mut self) -> Option<usize> {
+        self.0.at_exclusive.take()
+    }
+}
 
 impl<T: Mirror> Interval<T> {
     const OPS: &'static bindings::mmu_interval_notifier_ops =
@@ -134,9 +186,17 @@ impl<T: Mirror> Interval<T> {
         // INVARIANT: `raw` is inserted below, or initialisation fails.
         Ok(try_pin_init!(Self {
             mirror,
-            state <- new_mutex!(state, "Interval::state"),
+            state <- new_mutex!(
+                State {
+                    mirrored: state,
+                    changes: 0,
+                    at_exclusive: None,
+                },
+                "Interval::state"
+            ),
             spare <- new_spinlock!(spare, "Interval::spare"),
             last <- new_mutex!(Some(last), "Interval::last"),
+            taking <- new_mutex!((), "Interval::taking"),
             raw <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_interval_notifier| {
                 // SAFETY: `slot` is part of a pinned `Interval` whose other fields are
                 // initialised, which it stays until `drop` removes the notifier. `mm`
@@ -151,11 +211,35 @@ impl<T: Mirror> Interval<T> {
     /// Locks the mirrored state. What was learnt of the address space before must not be
     /// used any more: see [`super::hmm`] for that.
     pub(crate) fn lock(&self) -> StateGuard<'_, T> {
-        self.state.lock()
+        StateGuard(self.state.lock())
     }
 
     pub(super) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
         self.raw.get()
+    }
+
+    /// Whose exclusive access does not count as a change.
+    pub(super) fn owner(&self) -> Owner {
+        self.mirror.owner()
+    }
+
+    /// Whether it is this address space whose changes are followed.
+    pub(super) fn covers(&self, mm: &MmWithUser) -> bool {
+        // SAFETY: By the invariants the notifier is inserted; its `mm` does not change.
+        unsafe { (*self.raw.get()).mm == mm.as_raw() }
+    }
+
+    /// Whether the address space has changed, or is changing, since this sequence was read.
+    pub(super) fn has_changed(&self, _state: &StateGuard<'_, T>, seq: usize) -> bool {
+        // SAFETY: By the invariants the notifier is inserted. The lock is the one under
+        // which its callbacks set the sequence.
+        unsafe { bindings::virtio_hmm_read_retry(self.raw.get(), seq) }
+    }
+
+    /// Waits until no change goes on that the mirror has been told of.
+    pub(super) fn wait_for_changes(&self) {
+        // SAFETY: By the invariants the notifier is inserted.
+        unsafe { bindings::mmu_interval_read_begin(self.raw.get()) };
     }
 
     /// # Safety
@@ -180,21 +264,33 @@ impl<T: Mirror> Interval<T> {
         let (start, end) = unsafe { ((*range).start, (*range).end) };
         // SAFETY: As above.
         let blockable = unsafe { bindings::virtio_hmm_blockable(range) };
+        // SAFETY: As above.
+        let is_own = unsafe { is_exclusive_for(&*range, this.mirror.owner()) };
 
         this.mirror.changing();
-        let state = if blockable {
+        let mut state = if blockable {
             this.state.lock()
         } else if let Some(state) = this.state.try_lock() {
             state
         } else {
             return false;
         };
+        // Changes that go on at the same time share a sequence.
+        //
+        // SAFETY: `raw` is inserted; nobody else changes the sequence with the lock held.
+        let is_alone = unsafe { (*raw).invalidate_seq } != seq;
         // Whoever the change comes from: what was learnt before it must not be used.
         //
         // SAFETY: `raw` is inserted, `seq` is what this callback was given, and `state`
         // is the lock under which sequences are compared.
         unsafe { bindings::virtio_hmm_set_seq(raw, seq) };
-        let concerned = this.mirror.concerned(&state, &(start..end));
+        if is_own {
+            // The page stays where it is, and only CPUs lose it.
+            state.at_exclusive = is_alone.then_some(state.changes);
+            return true;
+        }
+        state.changes = state.changes.wrapping_add(1);
+        let concerned = this.mirror.concerned(&state.mirrored, &(start..end));
         drop(state);
         let Some(range) = concerned else {
             return true;
@@ -242,8 +338,7 @@ impl<T: Mirror> Interval<T> {
                 pending.work = Work::Idle(means);
             }
         }
-        this.mirror
-            .forgotten(&mut this.state.lock(), &pending.range);
+        this.mirror.forgotten(&mut this.lock(), &pending.range);
         if let Work::Idle(_) = pending.work {
             // There is always room for what was taken from there.
             let _ = this.spare.lock().push_within_capacity(pending);
@@ -258,7 +353,7 @@ impl<T: Mirror> Interval<T> {
         if let Some(means) = last.take() {
             *last = self.mirror.wait(self.mirror.ask(means, range));
         }
-        self.mirror.forgotten(&mut self.state.lock(), range);
+        self.mirror.forgotten(&mut self.lock(), range);
     }
 }
 
@@ -271,10 +366,13 @@ impl<T: Mirror> PinnedDrop for Interval<T> {
     }
 }
 
-/// What the range fault needs of an interval: its notifier.
-pub(super) fn notifier<T: Mirror>(
-    interval: &Interval<T>,
-) -> NonNull<bindings::mmu_interval_notifier> {
-    // SAFETY: The address of a field is not null.
-    unsafe { NonNull::new_unchecked(interval.as_raw()) }
+/// Whether a change takes a page away from the CPUs for this owner.
+///
+/// # Safety
+///
+/// `range` must be one that the kernel calls back with.
+unsafe fn is_exclusive_for(range: &bindings::mmu_notifier_range, owner: Owner) -> bool {
+    // Only some events have an owner at all, so the event comes first.
+    range.event == bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE
+        && Owner::new(range.owner) == owner
 }

@@ -11,9 +11,9 @@
 //!
 //! C header: `include/linux/migrate.h`.
 
-use super::{LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use super::{LockedVma, Owner, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use crate::sys as bindings;
-use core::{ffi::c_void, marker::PhantomData, ops::Range, ptr::NonNull};
+use core::{marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{error::to_result, prelude::*};
 
 const VALID: usize = bindings::MIGRATE_PFN_VALID as usize;
@@ -207,7 +207,7 @@ impl<'a> Collected<'a> {
         vma: LockedVma<'a>,
         range: Range<usize>,
         select: Select,
-        owner: *mut c_void,
+        owner: Owner,
         fault: Option<NonNull<bindings::page>>,
         scratch: &'a mut Scratch,
     ) -> Result<Self> {
@@ -228,7 +228,7 @@ impl<'a> Collected<'a> {
             npages: 0,
             start: range.start,
             end: range.end,
-            pgmap_owner: owner,
+            pgmap_owner: owner.as_ptr(),
             flags: (select | compound) as usize,
             fault_page: fault.map_or(core::ptr::null_mut(), NonNull::as_ptr),
         };

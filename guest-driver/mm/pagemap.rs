@@ -10,10 +10,10 @@
 
 use super::{
     migrate::{Collected, LockedFolio, Scratch, Select},
-    LockedVma, PAGE_SHIFT,
+    LockedVma, Owner, PAGE_SHIFT,
 };
 use crate::sys as bindings;
-use core::{ffi::c_void, marker::PhantomData, mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
+use core::{marker::PhantomData, mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
 use kernel::{error::to_result, mm::virt::VmaRef, prelude::*, types::Opaque};
 
 /// Frames of device memory that are not in use: 2 to the power of `order` of them, from
@@ -152,8 +152,14 @@ impl<T: DeviceMemory> Pagemap<T> {
     }
 
     /// What tells this device memory from that of others.
-    pub(crate) fn owner(&self) -> *mut c_void {
-        self.raw.get().cast()
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::new(self.raw.get().cast())
+    }
+
+    /// Whether CPUs can address this device memory.
+    pub(crate) fn is_coherent(&self) -> bool {
+        // SAFETY: By the invariants the page map is mapped; its type does not change.
+        unsafe { (*self.raw.get()).type_ == bindings::memory_type_MEMORY_DEVICE_COHERENT }
     }
 
     /// The frame behind a page frame number, if it is one of this device memory.

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making pages of a process present, and mapping them on the device.
+//!
+//! A [`Wish`] says what is wanted of a region of 2 MiB. The [`Installer`] has the kernel
+//! make these pages present, and, under the lock of the mirrored state, posts one `Map` for
+//! what it has found, again and again until nothing has changed in between.
+//!
+//! A page has the rights that the process has at that moment, and `ATOMIC` only where
+//! somebody wants to replace a value: pages in device memory then keep it, anonymous pages
+//! in ordinary memory are taken away from the CPUs for it.
+//!
+//! Knows nothing of who wants the pages, nor of how pages move, but for one call: a page in
+//! device memory that must be written and is shared after a fork is sent home first.
+
+use crate::{
+    command::{Answer, Frame, Map},
+    device::Device,
+    mapped::Region,
+    migrate,
+    mm::{
+        hmm::{Committed, HmmPage, Pages, Want},
+        migrate::{large_range, page_range},
+        LockedMm, LARGE_ORDER, LARGE_PAGES, PAGE_SHIFT, PAGE_SIZE,
+    },
+    queue::{Message, Sent},
+    space::{Mapper, Space},
+    virtio::Handler,
+    wire::rights,
+};
+use core::ops::Range;
+use kernel::{mm::MmWithUser, prelude::*, sync::Arc};
+
+/// How often it is tried anew because the process changed its mappings.
+const ATTEMPTS: u32 = 64;
+
+/// How long the kernel may wait for changes by others in one attempt, in milliseconds.
+const PATIENCE: u32 = 1000;
+
+/// What is done to let the device replace values atomically.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Atomics {
+    /// Nothing: nobody asks for it.
+    Unwanted,
+    /// Pages in device memory are mapped so.
+    InDevice,
+    /// Any page is mapped so.
+    Anywhere,
+}
+
+/// What of a region is to be mapped.
+pub(crate) struct Wish {
+    /// The part of the region that lies in one memory area.
+    window: Range<usize>,
+    /// What is asked of each page of the window.
+    pages: [Want; LARGE_PAGES],
+    /// Which pages of the window are to be mapped if they are present.
+    around: Range<usize>,
+    /// Somebody wants to write.
+    write: bool,
+    atomics: Atomics,
+}
+
+impl Wish {
+    /// Nothing, of the region around an address. `None` if the process has nothing there.
+    fn around(mm: &MmWithUser, address: usize) -> Option<Self> {
+        let locked = LockedMm::new(mm);
+        let vma = locked.lookup(address)?;
+        Some(Self {
+            window: vma.clip(&large_range(address)),
+            pages: [Want::Look; LARGE_PAGES],
+            around: 0..0,
+            write: false,
+            atomics: Atomics::Unwanted,
+        })
+    }
+
+    /// How many pages can be wished for.
+    pub(crate) fn len(&self) -> usize {
+        self.window.len() >> PAGE_SHIFT
+    }
+
+    /// The place of an address among these pages, if it is one of them.
+    pub(crate) fn place(&self, address: u64) -> Option<usize> {
+        let offset = address.checked_sub(self.window.start as u64)?;
+        let place = usize::try_from(offset >> PAGE_SHIFT).ok()?;
+        (place < self.len()).then_some(place)
+    }
+
+    /// The places of a range of addresses, as far as they are among these pages.
+    pub(crate) fn places(&self, range: &Range<usize>) -> Range<usize> {
+        let place = |address: usize| {
+            let inside = address.clamp(self.window.start, self.window.end);
+            (inside - self.window.start) >> PAGE_SHIFT
+        };
+        place(range.start)..place(range.end)
+    }
+
+    /// The place among these pages of what is the next multiple of `pages` pages in the
+    /// address space, before a place and behind another one.
+    pub(crate) fn widened(&self, places: &Range<usize>, pages: usize) -> Range<usize> {
+        let base = self.window.start >> PAGE_SHIFT;
+        let start = ((base + places.start) / pages * pages).max(base) - base;
+        let end = ((base + places.end).next_multiple_of(pages) - base).min(self.len());
+        start..end
+    }
+
+    /// Asks for pages, in addition to what has been asked.
+    pub(crate) fn want(&mut self, places: Range<usize>, want: Want) {
+        self.write |= want == Want::Write;
+        for page in self.pages.get_mut(places).unwrap_or_default() {
+            if *page != Want::Write {
+                *page = want;
+            }
+        }
+    }
+
+    /// Asks for pages at and between these places, and those that have been named before,
+    /// if they are present.
+    pub(crate) fn welcome(&mut self, places: Range<usize>) {
+        self.around = if self.around.is_empty() {
+            places
+        } else {
+            self.around.start.min(places.start)..self.around.end.max(places.end)
+        };
+    }
+
+    /// Asks for one page so that values in it can be replaced atomically.
+    fn want_atomics(&mut self, address: usize, atomics: Atomics) {
+        self.want(self.places(&page_range(address)), Want::Write);
+        self.atomics = atomics;
+    }
+
+    fn asks_for(&self, place: usize) -> Want {
+        self.pages.get(place).copied().unwrap_or(Want::Look)
+    }
+
+    fn is_wanted(&self, place: usize) -> bool {
+        self.asks_for(place) != Want::Look || self.around.contains(&place)
+    }
+}
+
+/// What has been mapped.
+pub(crate) struct Installed {
+    /// Pages in device memory that were wanted, or welcome, and are mapped.
+    pub(crate) in_device: u64,
+    /// Where what could be wished for ends.
+    pub(crate) end: usize,
+    /// The request by which they were mapped, if there were any.
+    pub(crate) request: Option<Sent<Map>>,
+}
+
+/// How one attempt went.
+enum Attempt {
+    Done(Installed),
+    /// The process has changed its mappings meanwhile.
+    Changed,
+    /// Pages of this range must be written, but are shared with another process and in
+    /// device memory.
+    Shared(Range<usize>),
+    /// The page is in ordinary memory, where the wish does not want it.
+    Elsewhere,
+}
+
+/// Maps pages of a process on the device.
+pub(crate) struct Installer<'a> {
+    space: &'a Space,
+    mm: &'a MmWithUser,
+    pages: Pages,
+}
+
+impl<'a> Installer<'a> {
+    /// For the process of a space, whose memory is `mm`.
+    pub(crate) fn new(space: &'a Space, mm: &'a MmWithUser) -> Result<Self> {
+        Ok(Self {
+            space,
+            mm,
+            pages: Pages::new(LARGE_PAGES)?,
+        })
+    }
+
+    /// Maps what is wished for of the region around an address. Posts `answers` behind it.
+    ///
+    /// # Errors
+    ///
+    /// - `EFAULT` if the process has nothing there, or may not read it.
+    /// - `EPERM` if it may not write to it.
+    /// - `EHWPOISON` if a page is poisoned, `ENOMEM` if there is no memory for it.
+    /// - `EBUSY` if the process kept changing its mappings.
+    /// - `ESRCH` if the space has ended, `EINTR` if the caller is being killed.
+    /// - `EIO` or `ENODEV` if the device is given up.
+    /// - What `describe` returns.
+    pub(crate) fn install(
+        &mut self,
+        address: usize,
+        describe: impl Fn(&mut Wish) -> Result,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<Installed> {
+        // Only a wish for atomics can be for another place.
+        self.settle(address, describe, answers)?.ok_or(EBUSY)
+    }
+
+    /// Maps the page at an address so that the device can write to it and replace values
+    /// atomically. Posts `answers` behind it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::install`].
+    pub(crate) fn install_atomic(
+        &mut self,
+        address: usize,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<Installed> {
+        let wish = |atomics| {
+            move |wish: &mut Wish| {
+                wish.want_atomics(address, atomics);
+                Ok(())
+            }
+        };
+        if let Some(installed) = self.settle(address, wish(Atomics::InDevice), answers)? {
+            return Ok(installed);
+        }
+        match self.install_exclusive(address, answers) {
+            Err(error) if error == EOPNOTSUPP => {}
+            other => return other,
+        }
+        // CPUs keep the page, and the device's atomic operations are atomic to them also.
+        self.settle(address, wish(Atomics::Anywhere), answers)?
+            .ok_or(EBUSY)
+    }
+
+    /// Takes the page at an address away from the CPUs, and maps it so that the device can
+    /// write to it and replace values atomically. A page in device memory is brought home
+    /// first. Posts `answers` behind it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::install`], and `EOPNOTSUPP` if it is no anonymous page.
+    pub(crate) fn install_exclusive(
+        &mut self,
+        address: usize,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<Installed> {
+        for _ in 0..ATTEMPTS {
+            match self.attempt_exclusive(address, answers)? {
+                Some(installed) => return Ok(installed),
+                None => self.space.device.core.counters.fault_retries.increment(),
+            }
+        }
+        Err(EBUSY)
+    }
+
+    /// As [`Self::install`]; `None` if a page is elsewhere than the wish wants it.
+    fn settle(
+        &mut self,
+        address: usize,
+        describe: impl Fn(&mut Wish) -> Result,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<Option<Installed>> {
+        for _ in 0..ATTEMPTS {
+            let mut wish = Wish::around(self.mm, address).ok_or(EFAULT)?;
+            describe(&mut wish)?;
+            match self.attempt(&wish, answers)? {
+                Attempt::Done(installed) => return Ok(Some(installed)),
+                Attempt::Elsewhere => return Ok(None),
+                Attempt::Changed => self.space.device.core.counters.fault_retries.increment(),
+                Attempt::Shared(range) => {
+                    // A write needs a copy of its own, which only the kernel makes, and
+                    // only of ordinary memory.
+                    migrate::bring_home(&self.space.device, self.mm, range)?;
+                }
+            }
+        }
+        Err(EBUSY)
+    }
+
+    fn attempt(&mut self, wish: &Wish, answers: &mut Option<Message<Answer>>) -> Result<Attempt> {
+        let device = &*self.space.device;
+        let core = &device.core;
+        // All that may take memory or time comes before the lock.
+        let mut map = self.map_message(LARGE_PAGES)?;
+        let mut region = Region::around(wish.window.start)?;
+
+        let snapshot = self.space.interval.fault(
+            self.mm,
+            wish.window.clone(),
+            device.pagemap.owner(),
+            PATIENCE,
+            &mut self.pages,
+            |place| wish.asks_for(place),
+        );
+        let snapshot = match snapshot {
+            Ok(snapshot) => snapshot,
+            Err(error) if error == EBUSY => return Ok(Attempt::Changed),
+            Err(error) => return Err(error),
+        };
+        // Not before the range fault, which may itself need room: it moves pages.
+        let map_room = core.link.room::<Map>()?;
+        let answer_room = core.link.room::<Answer>()?;
+        let Ok(mut committed) = snapshot.commit() else {
+            return Ok(Attempt::Changed);
+        };
+        if committed.state().is_ended() {
+            return Err(ESRCH);
+        }
+        if let Some(obstacle) = judge(device, &committed, wish)? {
+            return Ok(obstacle);
+        }
+        let (pages, in_device) = write_map(device, &committed, wish, &mut map, &mut region)?;
+        let leftover = committed.state().record(region);
+        // The lock is held until both are in the ring: the `Unmap` of any later change
+        // comes behind them.
+        let request = (map.count() > 0).then(|| core.link.post(map_room, map));
+        if let Some(answers) = answers.take() {
+            core.link.post(answer_room, answers);
+        }
+        drop(committed);
+        drop(leftover);
+        core.link.kick::<Map>();
+        core.counters.fault_pages.add(pages);
+        Ok(Attempt::Done(Installed {
+            in_device,
+            end: wish.window.end,
+            request,
+        }))
+    }
+
+    /// `None` if the process has changed its mappings meanwhile.
+    fn attempt_exclusive(
+        &mut self,
+        address: usize,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<Option<Installed>> {
+        let core = &self.space.device.core;
+        let mut map = self.map_message(1)?;
+        let mut region = Region::around(address)?;
+        let exclusive = match self.space.interval.make_exclusive(self.mm, address) {
+            Ok(exclusive) => exclusive,
+            Err(error) if error == EBUSY => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let map_room = core.link.room::<Map>()?;
+        let answer_room = core.link.room::<Answer>()?;
+        let Some(mut committed) = exclusive.commit() else {
+            return Ok(None);
+        };
+        if committed.state().is_ended() {
+            return Err(ESRCH);
+        }
+        let page = page_range(address);
+        region.add_exclusive(page.start);
+        committed.mark_dirty();
+        let frame = Frame::System(committed.pfn() as u64);
+        map.push(&Map::entry(page.start, frame, 1, false, rights::ALL))?;
+        let leftover = committed.state().record(region);
+        let request = Some(core.link.post(map_room, map));
+        if let Some(answers) = answers.take() {
+            core.link.post(answer_room, answers);
+        }
+        // Not before the requests are in the ring: the page is kept for the device so long.
+        drop(committed);
+        drop(leftover);
+        core.link.kick::<Map>();
+        core.counters.fault_pages.increment();
+        Ok(Some(Installed {
+            in_device: 0,
+            end: page.end,
+            request,
+        }))
+    }
+
+    fn map_message(&self, capacity: usize) -> Result<Message<Map>> {
+        let watch = Some(self.space.device.core.watch.clone() as Arc<dyn Handler>);
+        Message::with_handler(self.space.id(), capacity, 0, watch, GFP_KERNEL)
+    }
+}
+
+/// What keeps the wish from being fulfilled with the pages that there are, if anything.
+///
+/// # Errors
+///
+/// `EFAULT` if a page that was asked for is not there.
+fn judge(
+    device: &Device,
+    committed: &Committed<'_, Mapper>,
+    wish: &Wish,
+) -> Result<Option<Attempt>> {
+    let mut shared: Option<Range<usize>> = None;
+    for place in 0..committed.len() {
+        let want = wish.asks_for(place);
+        if want == Want::Look {
+            continue;
+        }
+        let page = committed.page(place).ok_or(EFAULT)?;
+        let pfn = page.pfn().ok_or(EFAULT)?;
+        if want == Want::Write && !page.is_writable() {
+            let page = page_range(wish.window.start + (place << PAGE_SHIFT));
+            shared = Some(shared.map_or(page.start, |shared| shared.start)..page.end);
+        } else if wish.atomics == Atomics::InDevice && device.pagemap.frame(pfn).is_none() {
+            return Ok(Some(Attempt::Elsewhere));
+        }
+    }
+    Ok(shared.map(Attempt::Shared))
+}
+
+/// Writes what is to be mapped; returns how many pages of the wish that is, and how many
+/// among them are in device memory.
+fn write_map(
+    device: &Device,
+    committed: &Committed<'_, Mapper>,
+    wish: &Wish,
+    map: &mut Message<Map>,
+    region: &mut Region,
+) -> Result<(u64, u64)> {
+    let place_of = |pfn: usize| match device.pagemap.frame(pfn) {
+        Some(frame) => Frame::Device(frame),
+        None => Frame::System(pfn as u64),
+    };
+    if let Some((head, pfn)) = large(committed) {
+        let frame = place_of(pfn);
+        let rights = rights_of(head, frame, wish);
+        let write = rights & rights::WRITE != 0;
+        if write {
+            head.mark_dirty();
+        }
+        region.add(wish.window.start, LARGE_PAGES, write);
+        let pages = LARGE_PAGES as u32;
+        map.push(&Map::entry(wish.window.start, frame, pages, true, rights))?;
+        let wanted = (0..LARGE_PAGES)
+            .filter(|&place| wish.is_wanted(place))
+            .count() as u64;
+        return Ok((wanted, if frame.is_device() { wanted } else { 0 }));
+    }
+
+    let (mut mapped, mut in_device) = (0, 0);
+    // A run of pages that can be mapped by one entry: its first address, frame and rights,
+    // and how many pages it has.
+    let mut run: Option<(usize, Frame, u32, u32)> = None;
+    for place in 0..committed.len() {
+        let found = committed.page(place).filter(|_| wish.is_wanted(place));
+        let Some((page, pfn)) = found.and_then(|page| Some((page, page.pfn()?))) else {
+            continue;
+        };
+        let frame = place_of(pfn);
+        let rights = rights_of(page, frame, wish);
+        let write = rights & rights::WRITE != 0;
+        if write {
+            page.mark_dirty();
+        }
+        mapped += 1;
+        in_device += u64::from(frame.is_device());
+        let address = wish.window.start + (place << PAGE_SHIFT);
+        region.add(address, 1, write);
+        run = match run {
+            Some((start, first, same, pages))
+                if address == start + pages as usize * PAGE_SIZE
+                    && frame == first.after(pages.into())
+                    && rights == same =>
+            {
+                Some((start, first, same, pages + 1))
+            }
+            other => {
+                if let Some((start, first, rights, pages)) = other {
+                    map.push(&Map::entry(start, first, pages, false, rights))?;
+                }
+                Some((address, frame, rights, 1))
+            }
+        };
+    }
+    if let Some((start, first, rights, pages)) = run {
+        map.push(&Map::entry(start, first, pages, false, rights))?;
+    }
+    Ok((mapped, in_device))
+}
+
+/// The rights that the device gets to a page: none that the process does not have, and
+/// none to change it as long as nobody asks to.
+fn rights_of(page: HmmPage<'_>, frame: Frame, wish: &Wish) -> u32 {
+    if !wish.write || !page.is_writable() {
+        rights::READ
+    } else if frame.is_device() || wish.atomics == Atomics::Anywhere {
+        rights::ALL
+    } else {
+        rights::READ | rights::WRITE
+    }
+}
+
+/// The large page that fills the window, and the number of its first frame.
+fn large<'c>(committed: &'c Committed<'_, Mapper>) -> Option<(HmmPage<'c>, usize)> {
+    if committed.len() != LARGE_PAGES {
+        return None;
+    }
+    let head = committed.page(0)?;
+    let pfn = head.pfn()?;
+    (head.order() >= LARGE_ORDER && pfn % LARGE_PAGES == 0).then_some((head, pfn))
+}
