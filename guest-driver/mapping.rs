@@ -2,9 +2,10 @@
 
 //! Making pages of a process present, and mapping them on the device.
 //!
-//! A [`Wish`] says what is wanted of a region of 2 MiB. The [`Installer`] has the kernel
-//! make these pages present, and, under the lock of the mirrored state, posts one `Map` for
-//! what it has found, again and again until nothing has changed in between.
+//! A [`Wish`] says what is wanted of a region of 2 MiB. The [`Installer`] looks at the
+//! region and, if all that is wanted is there, posts one `Map` for it under the lock of the
+//! mirrored state. Else it has the kernel make present what lacks, and looks again; so it
+//! does if something has changed in between.
 //!
 //! A page has the rights that the process has at that moment, and `ATOMIC` only where
 //! somebody wants to replace a value: pages in device memory then keep it, anonymous pages
@@ -52,8 +53,8 @@ enum Atomics {
 pub(crate) struct Wish {
     /// The part of the region that lies in one memory area.
     window: Range<usize>,
-    /// What is asked of each page of the window.
-    pages: [Want; LARGE_PAGES],
+    /// What is asked of each page of the window, if anything.
+    pages: [Option<Want>; LARGE_PAGES],
     /// Which pages of the window are to be mapped if they are present.
     around: Range<usize>,
     /// Somebody wants to write.
@@ -68,7 +69,7 @@ impl Wish {
         let vma = locked.lookup(address)?;
         Some(Self {
             window: vma.clip(&large_range(address)),
-            pages: [Want::Look; LARGE_PAGES],
+            pages: [None; LARGE_PAGES],
             around: 0..0,
             write: false,
             atomics: Atomics::Unwanted,
@@ -109,8 +110,8 @@ impl Wish {
     pub(crate) fn want(&mut self, places: Range<usize>, want: Want) {
         self.write |= want == Want::Write;
         for page in self.pages.get_mut(places).unwrap_or_default() {
-            if *page != Want::Write {
-                *page = want;
+            if *page != Some(Want::Write) {
+                *page = Some(want);
             }
         }
     }
@@ -131,12 +132,24 @@ impl Wish {
         self.atomics = atomics;
     }
 
-    fn asks_for(&self, place: usize) -> Want {
-        self.pages.get(place).copied().unwrap_or(Want::Look)
+    fn asks_for(&self, place: usize) -> Option<Want> {
+        self.pages.get(place).copied().flatten()
     }
 
     fn is_wanted(&self, place: usize) -> bool {
-        self.asks_for(place) != Want::Look || self.around.contains(&place)
+        self.asks_for(place).is_some() || self.around.contains(&place)
+    }
+
+    /// The longest ranges of addresses of which the same is asked.
+    fn runs(&self) -> impl Iterator<Item = (Range<usize>, Want)> + '_ {
+        let mut place = 0;
+        let groups = self.pages[..self.len()].chunk_by(|one, other| one == other);
+        groups.filter_map(move |group| {
+            let start = self.window.start + (place << PAGE_SHIFT);
+            place += group.len();
+            let end = self.window.start + (place << PAGE_SHIFT);
+            Some((start..end, (*group.first()?)?))
+        })
     }
 }
 
@@ -150,11 +163,19 @@ pub(crate) struct Installed {
     pub(crate) request: Option<Sent<Map>>,
 }
 
+/// The memory that it takes to map pages of a region.
+struct Means {
+    map: Message<Map>,
+    region: Region,
+}
+
 /// How one attempt went.
 enum Attempt {
     Done(Installed),
     /// The process has changed its mappings meanwhile.
     Changed,
+    /// A page that was asked for is not there, or not so that it can be written.
+    Lacking,
     /// Pages of this range must be written, but are shared with another process and in
     /// device memory.
     Shared(Range<usize>),
@@ -244,7 +265,7 @@ impl<'a> Installer<'a> {
         for _ in 0..ATTEMPTS {
             match self.attempt_exclusive(address, answers)? {
                 Some(installed) => return Ok(installed),
-                None => self.space.device.core.counters.fault_retries.increment(),
+                None => self.count_retry(),
             }
         }
         Err(EBUSY)
@@ -257,44 +278,71 @@ impl<'a> Installer<'a> {
         describe: impl Fn(&mut Wish) -> Result,
         answers: &mut Option<Message<Answer>>,
     ) -> Result<Option<Installed>> {
+        // All that may take memory comes before the lock.
+        let mut means = Some(Means {
+            map: self.map_message(LARGE_PAGES)?,
+            region: Region::around(address)?,
+        });
         for _ in 0..ATTEMPTS {
             let mut wish = Wish::around(self.mm, address).ok_or(EFAULT)?;
             describe(&mut wish)?;
-            match self.attempt(&wish, answers)? {
-                Attempt::Done(installed) => return Ok(Some(installed)),
-                Attempt::Elsewhere => return Ok(None),
-                Attempt::Changed => self.space.device.core.counters.fault_retries.increment(),
-                Attempt::Shared(range) => {
+            match self.attempt(&wish, &mut means, answers) {
+                Ok(Attempt::Done(installed)) => return Ok(Some(installed)),
+                Ok(Attempt::Elsewhere) => return Ok(None),
+                Ok(Attempt::Lacking) => self.fault(&wish)?,
+                Ok(Attempt::Changed) => self.count_retry(),
+                Ok(Attempt::Shared(range)) => {
                     // A write needs a copy of its own, which only the kernel makes, and
                     // only of ordinary memory.
                     migrate::bring_home(&self.space.device, self.mm, range)?;
                 }
+                Err(error) if error == EBUSY => self.count_retry(),
+                Err(error) => return Err(error),
             }
         }
         Err(EBUSY)
     }
 
-    fn attempt(&mut self, wish: &Wish, answers: &mut Option<Message<Answer>>) -> Result<Attempt> {
+    fn count_retry(&self) {
+        self.space.device.core.counters.fault_retries.increment();
+    }
+
+    /// Has the kernel make present what the wish asks for, and nothing else.
+    fn fault(&mut self, wish: &Wish) -> Result {
+        for (range, want) in wish.runs() {
+            let fault = self.space.interval.fault(
+                self.mm,
+                range,
+                self.space.device.pagemap.owner(),
+                PATIENCE,
+                &mut self.pages,
+                want,
+            );
+            match fault {
+                Err(error) if error == EBUSY => self.count_retry(),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps what the wish is about as it is now, by `means`, which are taken if that is
+    /// possible.
+    fn attempt(
+        &mut self,
+        wish: &Wish,
+        means: &mut Option<Means>,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<Attempt> {
         let device = &*self.space.device;
         let core = &device.core;
-        // All that may take memory or time comes before the lock.
-        let mut map = self.map_message(LARGE_PAGES)?;
-        let mut region = Region::around(wish.window.start)?;
-
-        let snapshot = self.space.interval.fault(
+        let snapshot = self.space.interval.snapshot(
             self.mm,
             wish.window.clone(),
             device.pagemap.owner(),
             PATIENCE,
             &mut self.pages,
-            |place| wish.asks_for(place),
-        );
-        let snapshot = match snapshot {
-            Ok(snapshot) => snapshot,
-            Err(error) if error == EBUSY => return Ok(Attempt::Changed),
-            Err(error) => return Err(error),
-        };
-        // Not before the range fault, which may itself need room: it moves pages.
+        )?;
         let map_room = core.link.room::<Map>()?;
         let answer_room = core.link.room::<Answer>()?;
         let Ok(mut committed) = snapshot.commit() else {
@@ -303,9 +351,13 @@ impl<'a> Installer<'a> {
         if committed.state().is_ended() {
             return Err(ESRCH);
         }
-        if let Some(obstacle) = judge(device, &committed, wish)? {
+        if let Some(obstacle) = judge(device, &committed, wish) {
             return Ok(obstacle);
         }
+        let Means {
+            mut map,
+            mut region,
+        } = means.take().ok_or(EINVAL)?;
         let (pages, in_device) = write_map(device, &committed, wish, &mut map, &mut region)?;
         let leftover = committed.state().record(region);
         // The lock is held until both are in the ring: the `Unmap` of any later change
@@ -339,6 +391,7 @@ impl<'a> Installer<'a> {
             Err(error) if error == EBUSY => return Ok(None),
             Err(error) => return Err(error),
         };
+        // Not before, because it may itself have needed room: it moves pages.
         let map_room = core.link.room::<Map>()?;
         let answer_room = core.link.room::<Answer>()?;
         let Some(mut committed) = exclusive.commit() else {
@@ -376,31 +429,29 @@ impl<'a> Installer<'a> {
 }
 
 /// What keeps the wish from being fulfilled with the pages that there are, if anything.
-///
-/// # Errors
-///
-/// `EFAULT` if a page that was asked for is not there.
-fn judge(
-    device: &Device,
-    committed: &Committed<'_, Mapper>,
-    wish: &Wish,
-) -> Result<Option<Attempt>> {
+fn judge(device: &Device, committed: &Committed<'_, Mapper>, wish: &Wish) -> Option<Attempt> {
     let mut shared: Option<Range<usize>> = None;
     for place in 0..committed.len() {
-        let want = wish.asks_for(place);
-        if want == Want::Look {
+        let Some(want) = wish.asks_for(place) else {
             continue;
-        }
-        let page = committed.page(place).ok_or(EFAULT)?;
-        let pfn = page.pfn().ok_or(EFAULT)?;
+        };
+        let found = committed.page(place);
+        let Some((page, pfn)) = found.and_then(|page| Some((page, page.pfn()?))) else {
+            return Some(Attempt::Lacking);
+        };
+        let is_ours = device.pagemap.frame(pfn).is_some();
         if want == Want::Write && !page.is_writable() {
+            if !is_ours || device.pagemap.is_coherent() {
+                return Some(Attempt::Lacking);
+            }
+            // No fault for the device does anything about it, as a CPU's would.
             let page = page_range(wish.window.start + (place << PAGE_SHIFT));
             shared = Some(shared.map_or(page.start, |shared| shared.start)..page.end);
-        } else if wish.atomics == Atomics::InDevice && device.pagemap.frame(pfn).is_none() {
-            return Ok(Some(Attempt::Elsewhere));
+        } else if wish.atomics == Atomics::InDevice && !is_ours {
+            return Some(Attempt::Elsewhere);
         }
     }
-    Ok(shared.map(Attempt::Shared))
+    shared.map(Attempt::Shared)
 }
 
 /// Writes what is to be mapped; returns how many pages of the wish that is, and how many

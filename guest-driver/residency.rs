@@ -9,7 +9,7 @@ use crate::{
     command::{range_entry, Query},
     device::Device,
     mm::{
-        hmm::{HmmPage, Pages, Want},
+        hmm::{HmmPage, Pages},
         LockedMm, LARGE_ORDER, PAGE_SHIFT,
     },
     queue::Message,
@@ -60,13 +60,12 @@ impl<'a> Looker<'a> {
         mut see: impl FnMut(usize, HmmPage<'_>),
     ) -> Result {
         loop {
-            let snapshot = self.space.interval.fault(
+            let snapshot = self.space.interval.snapshot(
                 self.mm,
                 range.clone(),
                 self.device.pagemap.owner(),
                 PATIENCE,
                 &mut self.pages,
-                |_| Want::Look,
             );
             let committed = match snapshot {
                 Ok(snapshot) => snapshot.commit().ok(),

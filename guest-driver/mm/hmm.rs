@@ -18,18 +18,16 @@ use crate::sys as bindings;
 use core::{marker::PhantomData, ops::Range};
 use kernel::{error::to_result, mm::MmWithUser, prelude::*, time::msecs_to_jiffies};
 
-/// What is asked of a page.
+/// What is asked of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
-    /// Nothing: only tell where it is.
-    Look,
-    /// That it can be read.
+    /// That they can be read.
     Read,
-    /// That it can be written.
+    /// That they can be written.
     Write,
 }
 
-/// Room for what is asked of pages and found about them.
+/// Room for what is found about pages.
 pub(crate) struct Pages(KVec<usize>);
 
 impl Pages {
@@ -63,9 +61,12 @@ pub(crate) struct HmmPage<'c> {
 }
 
 impl<T: Mirror> Interval<T> {
-    /// Makes the pages of `range` present as `want` says of each (by its index within
-    /// the range), and tells where they are. Pages of device memory whose owner is
-    /// `owner` stay where they are.
+    /// Makes all pages of `range` present, as `want` says. Pages of device memory whose owner
+    /// is `owner` stay where they are, and such as they are.
+    ///
+    /// The kernel does so page table by page table: if one page of a range lacks, it makes
+    /// those behind it present as well. Hence the range should be no longer than what is
+    /// wanted.
     ///
     /// Takes the mmap lock. `patience`, in milliseconds, bounds how long changes by
     /// others are waited for.
@@ -77,35 +78,77 @@ impl<T: Mirror> Interval<T> {
     /// - `EFAULT` or `EPERM` if a page cannot be accessed as wanted.
     /// - `EHWPOISON` if a page is poisoned, `ENOMEM` if there is no memory for it.
     /// - `EBUSY` if changes went on for longer than `patience`.
-    pub(crate) fn fault<'a>(
+    /// - `EINTR` if the caller is being killed.
+    pub(crate) fn fault(
+        &self,
+        mm: &MmWithUser,
+        range: Range<usize>,
+        owner: Owner,
+        patience: u32,
+        pages: &mut Pages,
+        want: Want,
+    ) -> Result {
+        let request = match want {
+            Want::Read => REQUEST_FAULT,
+            Want::Write => REQUEST_FAULT | REQUEST_WRITE,
+        };
+        self.range_fault(mm, range, owner, patience, pages, request)?;
+        Ok(())
+    }
+
+    /// Looks where the pages of `range` are, without touching any. Pages of device memory
+    /// whose owner is another one than `owner` are not told.
+    ///
+    /// Takes the mmap lock. `patience`, in milliseconds, bounds how long changes by
+    /// others are waited for.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL` if `mm` is not the one that the interval covers, or if there is not
+    ///   enough room.
+    /// - `EBUSY` if changes went on for longer than `patience`.
+    /// - `EINTR` if the caller is being killed.
+    pub(crate) fn snapshot<'a>(
         &'a self,
         mm: &MmWithUser,
         range: Range<usize>,
         owner: Owner,
         patience: u32,
         pages: &'a mut Pages,
-        want: impl Fn(usize) -> Want,
     ) -> Result<Snapshot<'a, T>> {
+        let (seq, pages) = self.range_fault(mm, range, owner, patience, pages, 0)?;
+        Ok(Snapshot {
+            interval: self,
+            seq,
+            pages,
+        })
+    }
+
+    /// The sequence, and what has been found.
+    fn range_fault<'p>(
+        &self,
+        mm: &MmWithUser,
+        range: Range<usize>,
+        owner: Owner,
+        patience: u32,
+        pages: &'p mut Pages,
+        request: usize,
+    ) -> Result<(usize, &'p [usize])> {
         if !self.covers(mm) {
             return Err(EINVAL);
         }
         let count = range.len() >> PAGE_SHIFT;
         let pages = pages.0.get_mut(..count).ok_or(EINVAL)?;
-        for (index, page) in pages.iter_mut().enumerate() {
-            *page = match want(index) {
-                Want::Look => 0,
-                Want::Read => REQUEST_FAULT,
-                Want::Write => REQUEST_FAULT | REQUEST_WRITE,
-            };
-        }
+        // Some flags would be passed on from one fault to the next.
+        pages.fill(0);
         let mut raw = bindings::hmm_range {
             notifier: self.as_raw(),
             notifier_seq: 0,
             start: range.start,
             end: range.end,
             hmm_pfns: pages.as_mut_ptr(),
-            default_flags: 0,
-            pfn_flags_mask: REQUEST_FAULT | REQUEST_WRITE,
+            default_flags: request,
+            pfn_flags_mask: 0,
             dev_private_owner: owner.as_ptr(),
         };
         // SAFETY:
@@ -115,11 +158,7 @@ impl<T: Mirror> Interval<T> {
         to_result(unsafe {
             bindings::hmm_range_fault_unlocked_timeout(&mut raw, msecs_to_jiffies(patience))
         })?;
-        Ok(Snapshot {
-            interval: self,
-            seq: raw.notifier_seq,
-            pages,
-        })
+        Ok((raw.notifier_seq, pages))
     }
 }
 
