@@ -35,6 +35,8 @@ pub struct Settings {
     pub engines: Option<u32>,
     /// Whether it looks for uses of stale translations and freed frames.
     pub check: bool,
+    /// What goes wrong on purpose, as the daemon's `--inject` takes it.
+    pub mishaps: Vec<String>,
     /// What it logs: a level of the `log` crate.
     pub log: String,
 }
@@ -45,6 +47,7 @@ impl Default for Settings {
             memory: 256 << 20,
             engines: None,
             check: false,
+            mishaps: Vec::new(),
             log: "info".to_owned(),
         }
     }
@@ -84,6 +87,9 @@ impl Daemon {
         }
         if settings.check {
             command.arg("--check");
+        }
+        for rule in &settings.mishaps {
+            command.args(["--inject", rule]);
         }
         // Straight into the file: whatever it printed before it ended is there then.
         let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;

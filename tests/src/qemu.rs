@@ -299,7 +299,7 @@ fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<V
     if settings.kvm {
         add(&["-accel", "kvm", "-cpu", "host"]);
     } else {
-        add(&["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        add(&["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]);
     }
     let memory = settings.memory;
     add(&["-smp", &settings.cpus.to_string()]);

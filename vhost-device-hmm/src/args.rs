@@ -6,6 +6,7 @@ use clap::Parser;
 use log::LevelFilter;
 
 use crate::device::DeviceConfig;
+use crate::inject::Rule;
 
 /// What device memory is counted in: it must hold whole large leaves.
 const MEMORY_UNIT: u64 = 2 << 20;
@@ -48,6 +49,13 @@ pub struct Args {
     #[arg(long)]
     pub check: bool,
 
+    /// Let something go wrong at every N-th occasion, to see how a driver bears it: MISHAP
+    /// is copy-failure (PLACE: to-device, to-system, on-device or clear), or lost-reply,
+    /// short-reply, long-reply, garbled-reply, repeated-reply or stray-reply (PLACE: control,
+    /// dma, submit or fault); can be given more than once
+    #[arg(long, value_name = "MISHAP[@PLACE]=N")]
+    pub inject: Vec<Rule>,
+
     /// Processes that can be bound to the device at a time
     #[arg(long, value_name = "N", default_value_t = 256,
         value_parser = clap::value_parser!(u32).range(1..=MAX_SPACES))]
@@ -85,6 +93,7 @@ impl Args {
             max_jobs: self.max_jobs,
             table_memory: self.table_memory,
             check: self.check,
+            mishaps: self.inject.clone(),
         }
     }
 }

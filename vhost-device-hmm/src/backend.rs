@@ -71,15 +71,11 @@ impl Backend {
             *to = *from;
         }
         let backend = Arc::new(Self {
-            accelerator,
             config,
             memory,
-            lanes: [
-                Lane::new(Queue::Control),
-                Lane::new(Queue::Dma),
-                Lane::new(Queue::Submit),
-                Lane::new(Queue::Fault),
-            ],
+            lanes: [Queue::Control, Queue::Dma, Queue::Submit, Queue::Fault]
+                .map(|queue| Lane::new(queue, accelerator.injector())),
+            accelerator,
             held: Mutex::default(),
             next_ticket: AtomicU64::new(0),
             exits: Mutex::default(),
@@ -173,8 +169,7 @@ impl Backend {
             }
             reply.clear();
             command::encode_outcome(&outcome, &mut reply);
-            let written = chain.reply(lane.memory, &reply);
-            lane.put_back(&[(chain.head(), written)]);
+            lane.answer(&chain, &mut reply);
         });
     }
 
@@ -201,8 +196,7 @@ impl Backend {
             let done = self.accelerator.copy(request, &mut results);
             reply.clear();
             command::encode_copied(done, &results, &mut reply);
-            let written = chain.reply(lane.memory, &reply);
-            lane.put_back(&[(chain.head(), written)]);
+            lane.answer(&chain, &mut reply);
         });
     }
 
@@ -240,16 +234,13 @@ impl Backend {
     }
 
     fn return_jobs(&self, lane: &mut Moving<'_>, ended: &[Ended]) {
-        let mut used = Vec::with_capacity(ended.len());
         for ended in ended {
             // None when its driver is gone.
             let Some(chain) = self.held.lock().remove(&ended.ticket) else {
                 continue;
             };
-            let reply = command::encode_ended(ended);
-            used.push((chain.head(), chain.reply(lane.memory, reply.as_bytes())));
+            lane.answer(&chain, command::encode_ended(ended).as_mut_bytes());
         }
-        lane.put_back(&used);
     }
 
     /// Fills the buffers that the driver has offered with the faults that wait.
@@ -276,8 +267,7 @@ impl Backend {
                         }
                         contents.clear();
                         command::encode_faults(&records, &mut contents);
-                        let written = buffer.reply(lane.memory, &contents);
-                        lane.put_back(&[(buffer.head(), written)]);
+                        lane.answer(&buffer, &mut contents);
                         self.accelerator.count_fault_buffer();
                     }
                 }

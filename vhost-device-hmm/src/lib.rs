@@ -4,6 +4,7 @@
 //! main → args → server → backend → queue        the guest's rings
 //!                           │        command    bytes ⇄ requests
 //!                           └──────→ device     what requests do
+//!                                    inject     what goes wrong on purpose
 //! ```
 //!
 //! Dependencies point to the right and down; nothing in [`device`] knows of what stands
@@ -22,6 +23,7 @@ pub mod args;
 pub mod backend;
 pub mod command;
 pub mod device;
+pub mod inject;
 pub mod queue;
 pub mod report;
 pub mod server;

@@ -38,7 +38,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetupArgs {
-    /// Prepare the debug kernel too (about 10 minutes on 2 cores)
+    /// Prepare the debug kernel too (about 20 minutes on 2 cores)
     #[arg(long)]
     pub(crate) debug_kernel: bool,
 

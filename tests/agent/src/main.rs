@@ -78,7 +78,7 @@ impl Agent {
         let events = Arc::new(events);
         events
             .send(&Event::Hello {
-                release: system::release().context("asking for the kernel's release")?,
+                release: system::release(),
             })
             .context("greeting the host")?;
         kernel_log::write_line(LOG_MARK).context("marking the kernel log")?;

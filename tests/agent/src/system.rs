@@ -8,6 +8,7 @@ use std::io;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mount::{mount, MountFlags};
+use rustix::system::uname;
 
 struct Mount {
     on: &'static str,
@@ -75,12 +76,6 @@ fn mount_one(entry: &Mount) -> io::Result<()> {
 }
 
 /// The kernel's release, as `uname -r` prints it.
-///
-/// # Errors
-///
-/// When procfs cannot be read.
-pub(crate) fn release() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
-        .trim_end()
-        .to_owned())
+pub(crate) fn release() -> String {
+    uname().release().to_string_lossy().into_owned()
 }

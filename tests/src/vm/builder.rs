@@ -16,6 +16,9 @@ use crate::logs::Logs;
 use crate::pace::{self, Pace};
 use crate::qemu::{device_socket, Console, Machine, Qemu, Settings};
 
+/// The kernel that checks itself.
+const DEBUG: &str = "debug";
+
 /// What machine is wanted.
 #[derive(Clone, Debug)]
 pub struct Builder<'a> {
@@ -27,8 +30,10 @@ pub struct Builder<'a> {
     cpus: u32,
     devices: usize,
     daemon: daemon::Settings,
+    mishaps: Vec<(usize, String)>,
     files: Vec<PathBuf>,
     arguments: String,
+    leak_check: bool,
     driver: bool,
     parameters: String,
     console: Console,
@@ -45,8 +50,10 @@ impl<'a> Builder<'a> {
             cpus: 2,
             devices: 1,
             daemon: daemon::Settings::default(),
+            mishaps: Vec::new(),
             files: Vec::new(),
             arguments: String::new(),
+            leak_check: false,
             driver: true,
             parameters: String::new(),
             console: Console::File,
@@ -117,6 +124,21 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Lets something go wrong with a device, as the daemon's `--inject` takes it.
+    #[must_use]
+    pub fn mishap(mut self, device: usize, rule: &str) -> Self {
+        self.mishaps.push((device, rule.to_owned()));
+        self
+    }
+
+    /// Lets the kernel look for leaks at the end, if it was built to. That makes it half
+    /// as fast.
+    #[must_use]
+    pub fn leak_check(mut self) -> Self {
+        self.leak_check = true;
+        self
+    }
+
     /// Sets what the daemons log: `info` by default.
     #[must_use]
     pub fn daemon_log(mut self, level: impl Into<String>) -> Self {
@@ -178,7 +200,7 @@ impl<'a> Builder<'a> {
             )
         })?;
         let logs = Logs::create(&self.artifacts.logs, &self.name)?;
-        let pace = Pace::new(self.artifacts.kvm, self.kernel == "debug");
+        let pace = Pace::new(self.artifacts.kvm, self.kernel == DEBUG);
         let slot = Slot::take();
         self.assemble(kernel, &logs, pace, slot)
             .with_context(|| format!("starting the machine; logs: {}", logs.directory().display()))
@@ -204,10 +226,11 @@ impl<'a> Builder<'a> {
         .write(&initramfs)?;
         let daemons = (0..self.devices)
             .map(|device| {
+                let settings = self.daemon_settings(device);
                 Daemon::start(
                     &self.artifacts.daemon,
                     &directory.path().join(device_socket(device)),
-                    &self.daemon,
+                    &settings,
                     &logs.daemon(device),
                     pace,
                 )
@@ -235,6 +258,7 @@ impl<'a> Builder<'a> {
             qemu,
             daemons,
             driver,
+            leak_check: self.leak_check,
             logs: logs.clone(),
             pace,
             finished: false,
@@ -254,6 +278,14 @@ impl<'a> Builder<'a> {
         Ok(vm)
     }
 
+    fn daemon_settings(&self, device: usize) -> daemon::Settings {
+        let mine = self.mishaps.iter().filter(|(which, _)| *which == device);
+        daemon::Settings {
+            mishaps: mine.map(|(_, rule)| rule.clone()).collect(),
+            ..self.daemon.clone()
+        }
+    }
+
     fn kernel_arguments(&self, pace: Pace) -> Result<String> {
         let console = match self.console {
             Console::File => "console=ttyS0",
@@ -265,8 +297,13 @@ impl<'a> Builder<'a> {
             // printk.devkmsg=on: what the agent logs is not rate limited.
             // log_buf_len: nothing is overwritten before it is read.
             "{console} panic=-1 printk.devkmsg=on log_buf_len=4M \
-             sysctl.kernel.hung_task_timeout_secs={}{}{}",
+             sysctl.kernel.hung_task_timeout_secs={}{}{}{}",
             pace.hung_task_seconds(),
+            if self.kernel == DEBUG && !self.leak_check {
+                " kmemleak=off"
+            } else {
+                ""
+            },
             self.machine.kernel_arguments(self.artifacts.kvm)?,
             self.arguments
         ))

@@ -3,16 +3,18 @@
 //! Whoever moves chains holds the lane's state, so that a stop, which takes it too, comes
 //! after the last chain that was moved.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use log::Level;
 use parking_lot::{Mutex, MutexGuard};
 use vhost_user_backend::{VringRwLock, VringState, VringT};
 use virtio_hmm_spec::wire::Queue;
+use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
 use super::QUEUE_SIZE;
 use crate::device::Accelerator;
+use crate::inject::{self, Injector, ReplyMishap};
 use crate::queue::{self, Available, Broken, Chain};
 use crate::report::Limited;
 
@@ -23,6 +25,7 @@ pub(super) struct Lane {
     /// Held by whoever moves chains, so that a stop can wait for the end of that.
     pub(super) state: Mutex<State>,
     unusable: Limited,
+    injector: Arc<Injector>,
 }
 
 /// Whether a queue moves.
@@ -37,12 +40,13 @@ pub(super) enum State {
 }
 
 impl Lane {
-    pub(super) fn new(queue: Queue) -> Self {
+    pub(super) fn new(queue: Queue, injector: &Arc<Injector>) -> Self {
         Self {
             queue,
             vring: OnceLock::new(),
             state: Mutex::new(State::Stopped(None)),
             unusable: Limited::default(),
+            injector: Arc::clone(injector),
         }
     }
 
@@ -128,7 +132,30 @@ impl Moving<'_> {
         }
     }
 
-    pub(super) fn put_back(&mut self, used: &[(u16, u32)]) {
+    /// Writes a reply and returns the chain.
+    pub(super) fn answer(&mut self, chain: &Chain, reply: &mut [u8]) {
+        let Some((mishap, number)) = self.lane.injector.reply_mishap(self.lane.queue) else {
+            let written = chain.reply(self.memory, reply);
+            return self.put_back(&[(chain.head(), written)]);
+        };
+        if mishap == ReplyMishap::Garbled {
+            inject::garble(reply, number);
+        }
+        let (head, written) = (chain.head(), chain.reply(self.memory, reply));
+        match mishap {
+            ReplyMishap::Lost => {}
+            ReplyMishap::Short => self.put_back(&[(head, written / 2)]),
+            ReplyMishap::Long => self.put_back(&[(head, u32::MAX)]),
+            ReplyMishap::Garbled => self.put_back(&[(head, written)]),
+            ReplyMishap::Repeated => self.put_back(&[(head, written), (head, written)]),
+            ReplyMishap::Stray => {
+                let size = self.vring.get_ref().get_queue().size();
+                self.put_back(&[((head + 1) % size, written)]);
+            }
+        }
+    }
+
+    fn put_back(&mut self, used: &[(u16, u32)]) {
         self.with_ring(|ring, memory| queue::put_back(ring.get_queue_mut(), memory, used));
         self.returned |= !used.is_empty();
     }

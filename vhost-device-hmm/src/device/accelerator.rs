@@ -29,6 +29,7 @@ use super::schedule::{News, Schedule};
 use super::space::{Epochs, Space};
 use super::statistics::{Counter, Counters};
 use super::tlb::Tlb;
+use crate::inject::{Injector, Rule};
 
 /// Width of a virtual address in bits.
 const ADDRESS_BITS: u32 = super::mmu::ADDRESS_BITS;
@@ -48,6 +49,8 @@ pub struct DeviceConfig {
     pub table_memory: u64,
     /// Whether to check every translation and every frame that is used.
     pub check: bool,
+    /// What goes wrong on purpose.
+    pub mishaps: Vec<Rule>,
 }
 
 impl DeviceConfig {
@@ -71,6 +74,7 @@ impl Default for DeviceConfig {
             max_jobs: 256,
             table_memory: 256 << 20,
             check: false,
+            mishaps: Vec::new(),
         }
     }
 }
@@ -109,6 +113,7 @@ pub struct Accelerator {
     schedule: Arc<Schedule>,
     check: Option<Arc<Check>>,
     counters: Arc<Counters>,
+    injector: Arc<Injector>,
     tlbs: Vec<Arc<Mutex<Tlb>>>,
     engines: Mutex<Vec<JoinHandle<()>>>,
     /// Held while a list of copies is carried out.
@@ -173,6 +178,7 @@ impl Accelerator {
             engines: Mutex::default(),
             copying: Mutex::default(),
             listener: Arc::default(),
+            injector: Arc::new(Injector::new(&config.mishaps)),
             device,
             check,
             counters,
@@ -200,6 +206,11 @@ impl Accelerator {
         std::thread::Builder::new()
             .name(format!("engine-{index}"))
             .spawn(move || engine.run(|news| listener.tell(news)))
+    }
+
+    /// What goes wrong on purpose.
+    pub fn injector(&self) -> &Arc<Injector> {
+        &self.injector
     }
 
     /// Says who is told when there is something to collect; the first one stays.
@@ -324,6 +335,7 @@ impl Accelerator {
             system: &system,
             check: self.check.as_deref(),
             counters: &self.counters,
+            injector: &self.injector,
         };
         results.extend(items.iter().map(|item| ItemResult {
             status: U32::new(dma.run(item).raw()),

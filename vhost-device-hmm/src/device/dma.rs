@@ -14,6 +14,7 @@ use vm_memory::VolatileSlice;
 use super::check::{Check, POISON};
 use super::memory::{DeviceMemory, SystemMemory};
 use super::statistics::Counters;
+use crate::inject::Injector;
 
 /// How much is filled at a time: fits any first-level cache together with its target.
 const FILL_BYTES: usize = 8 << 10;
@@ -32,6 +33,8 @@ pub struct Dma<'a> {
     pub check: Option<&'a Check>,
     /// Where work is counted.
     pub counters: &'a Counters,
+    /// What goes wrong on purpose.
+    pub injector: &'a Injector,
 }
 
 /// A checked item.
@@ -83,6 +86,9 @@ impl Dma<'_> {
         } = item;
         let device = |frame| self.device.slice(frame, pages).ok_or(Status::BadFrame);
         let bytes = pages * PAGE_BYTES;
+        if self.injector.copy_fails(kind) {
+            return Err(Status::CopyFailed);
+        }
         match kind {
             Kind::ToDevice => {
                 let to = device(destination)?;

@@ -1,0 +1,86 @@
+//! A device that breaks the protocol cannot do more to its guest than be of no use.
+
+use hmm_tests::artifacts::Artifacts;
+use hmm_tests::guest::{Command, Output, Running};
+use hmm_tests::vm::{Vm, GIB, MIB};
+
+const QUEUES: [&str; 4] = ["control", "dma", "submit", "fault"];
+
+/// Work that uses every queue: jobs that fault, and pages that move both ways. It goes
+/// on when something fails, as a user's next program would.
+const WORK: &str = "for round in 1 2; do \
+    hmm --device $0 run list --size 20000; \
+    hmm --device $0 run migrate --size 8M; \
+    hmm --device $0 run churn --size 20; \
+    hmm --device $0 stats; \
+    done";
+
+/// Starts the work on a device.
+fn work(vm: &Vm, device: usize) -> Running<'_> {
+    let node = format!("/dev/hmm{device}");
+    let command = Command::new("sh").arguments(["-c", WORK, &node]);
+    vm.spawn(command.unlimited()).unwrap()
+}
+
+fn assert_no_panic(rule: &str, output: &Output) {
+    let text = output.text();
+    assert!(!text.contains("panicked"), "{rule}: {text}");
+}
+
+/// Whether the driver has said that it uses a device no more.
+fn given_up(vm: &Vm) -> usize {
+    let records = vm.kernel_log().unwrap();
+    let mark = "the device is given up";
+    records
+        .iter()
+        .filter(|record| record.text.contains(mark))
+        .count()
+}
+
+/// One device for each rule and, as the last one, one that keeps the protocol.
+fn bear(mishaps: &[&str], every: u32) {
+    let artifacts = Artifacts::required();
+    let rules: Vec<String> = mishaps
+        .iter()
+        .flat_map(|mishap| QUEUES.map(|queue| format!("{mishap}@{queue}={every}")))
+        .collect();
+    let machine = Vm::builder(&artifacts)
+        .memory(2 * GIB)
+        .device_memory(32 * MIB)
+        .devices(rules.len() + 1);
+    let vm = rules
+        .iter()
+        .enumerate()
+        .fold(machine, |machine, (device, rule)| {
+            machine.mishap(device, rule)
+        })
+        .start()
+        .unwrap();
+
+    let programs: Vec<Running<'_>> = (0..=rules.len()).map(|device| work(&vm, device)).collect();
+    let outputs: Vec<Output> = programs
+        .into_iter()
+        .map(|program| program.wait().unwrap())
+        .collect();
+    for (rule, output) in rules.iter().zip(&outputs) {
+        assert_no_panic(rule, output);
+    }
+    let right = outputs.last().unwrap();
+    assert!(
+        right.success(),
+        "the device that is right: {}",
+        right.text()
+    );
+    assert_ne!(given_up(&vm), 0, "no mishap was noticed");
+    vm.finish().unwrap();
+}
+
+#[test]
+fn replies_that_are_lost_or_of_the_wrong_length_harm_nobody_else() {
+    bear(&["lost-reply", "short-reply", "long-reply"], 40);
+}
+
+#[test]
+fn replies_that_are_garbled_or_not_asked_for_harm_nobody_else() {
+    bear(&["garbled-reply", "repeated-reply", "stray-reply"], 40);
+}
