@@ -99,7 +99,8 @@ layout! {
         pub device_memory: u64,
         /// Out: device memory that is free now, in bytes.
         pub free_memory: u64,
-        /// Out: [`capability`](crate::wire::config::capability) bits.
+        /// Out: [`capability`](crate::wire::config::capability) bits, without those that
+        /// the driver cannot use.
         pub capabilities: u64,
         /// Out: jobs that may be in flight on the device.
         pub max_jobs: u32,
@@ -260,12 +261,12 @@ pub mod page_state {
     pub const PLACE: u8 = 0b11;
     /// Nothing is there (yet).
     pub const NONE: u8 = 0;
-    /// In the guest's memory.
+    /// In the guest's memory, or in another device's coherent memory.
     pub const SYSTEM: u8 = 1;
     /// In this device's memory.
     pub const DEVICE: u8 = 2;
     /// Somewhere that cannot be mapped on a device: an I/O page, a poisoned page or
-    /// another device's memory.
+    /// another device's private memory.
     pub const OTHER: u8 = 3;
     /// The process may write to it without a fault.
     pub const WRITABLE: u8 = 1 << 2;

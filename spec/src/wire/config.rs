@@ -8,6 +8,9 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"vhmm");
 /// The version of everything that this crate defines.
 pub const VERSION: u32 = 1;
 
+/// The id of the shared memory region that shows coherent device memory.
+pub const MEMORY_REGION: u8 = 0;
+
 layout! {
     /// The configuration space: sizes and limits that never change after reset.
     ///
@@ -48,4 +51,7 @@ pub mod capability {
     ///
     /// A driver then discards frames as soon as they are free.
     pub const CHECK: u64 = 1 << 0;
+    /// The guest's CPUs can address device memory, in
+    /// [`MEMORY_REGION`](super::MEMORY_REGION) ("Coherent device memory").
+    pub const COHERENT: u64 = 1 << 1;
 }

@@ -138,8 +138,8 @@ impl Interface {
             constants: constants! {
                 wire { DEVICE_ID, QUEUE_COUNT, PAGE_SHIFT, PAGE_BYTES, LARGE_ORDER, LARGE_PAGES }
                 rights { READ, WRITE, ATOMIC, ALL }
-                config { MAGIC, VERSION }
-                capability { CHECK }
+                config { MAGIC, VERSION, MEMORY_REGION }
+                capability { CHECK, COHERENT }
                 map_flags { DEVICE, ALL }
                 query_flags { PRESENT, ACCESSED, DIRTY }
                 command { MAX_QUERY_PAGES }
