@@ -40,6 +40,10 @@ pub struct Args {
     #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory)]
     pub memory: u64,
 
+    /// Let the guest's CPUs address device memory, whose size must then be a power of two
+    #[arg(long)]
+    pub coherent: bool,
+
     /// Number of engines, each of which runs one job at a time
     #[arg(short, long, value_name = "N", default_value_t = 2,
         value_parser = clap::value_parser!(u32).range(1..=MAX_ENGINES))]
@@ -84,6 +88,24 @@ pub struct Args {
 }
 
 impl Args {
+    /// Refuses a size of device memory that cannot be shown to the guest's CPUs.
+    ///
+    /// # Errors
+    ///
+    /// What to say instead.
+    pub fn check_memory(&self) -> Result<(), String> {
+        // It becomes a range of addresses on a bus, whose sizes are powers of two.
+        if !self.coherent || self.memory.is_power_of_two() {
+            return Ok(());
+        }
+        Err(format!(
+            "--coherent needs device memory of a size that is a power of two: say \
+             --memory {}M, for example, and not {}M",
+            self.memory.next_power_of_two() >> 20,
+            self.memory >> 20
+        ))
+    }
+
     /// Sizes and limits of the device.
     pub fn device(&self) -> DeviceConfig {
         DeviceConfig {
@@ -141,6 +163,15 @@ mod tests {
         assert_eq!(args.device(), DeviceConfig::default());
         assert!(parse(&[]).is_err());
         assert!(parse(&["--print-capabilities"]).is_ok());
+    }
+
+    #[test]
+    fn coherent_memory_has_a_power_of_two() {
+        let check = |line: &[&str]| parse(line).unwrap().check_memory();
+        assert_eq!(check(&["-s", "x", "--coherent"]), Ok(()));
+        assert_eq!(check(&["-s", "x", "-m", "6M"]), Ok(()));
+        let error = check(&["-s", "x", "-m", "6M", "--coherent"]).unwrap_err();
+        assert!(error.contains("8M"), "{error}");
     }
 
     #[test]

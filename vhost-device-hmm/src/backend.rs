@@ -8,6 +8,7 @@
 //! take the last two, one at a time and without holding anything of the accelerator.
 
 mod lane;
+mod region;
 
 use std::collections::HashMap;
 use std::io;
@@ -16,11 +17,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig};
+use vhost::vhost_user::Backend as FrontEnd;
 use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_hmm_spec::wire::config::VERSION;
+use virtio_hmm_spec::wire::command::Status;
+use virtio_hmm_spec::wire::config::{capability, VERSION};
 use virtio_hmm_spec::wire::fault::{FaultHeader, FaultRecord, MIN_BUFFER};
 use virtio_hmm_spec::wire::{Queue, QUEUE_COUNT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -28,15 +31,17 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier,
 };
+use zerocopy::little_endian::U64;
 use zerocopy::IntoBytes;
 
 use crate::command::{self, Raw};
 use crate::device::job::{Ended, Ticket};
 use crate::device::memory::SystemMemory;
-use crate::device::request::Command;
+use crate::device::request::{Command, Outcome};
 use crate::device::{Accelerator, Listener};
 use crate::queue::{self, Chain};
 use lane::{Lane, Moving, State};
+use region::Region;
 
 /// The largest ring that a driver may ask for.
 const QUEUE_SIZE: usize = 1024;
@@ -52,8 +57,11 @@ pub type GuestMemoryHandle = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// The device as one front end sees it.
 pub struct Backend {
+    /// Itself, for threads that must not keep it alive.
+    this: Weak<Self>,
     accelerator: Accelerator,
-    config: [u8; CONFIG_BYTES],
+    /// Where the guest's CPUs see device memory, if it is coherent.
+    region: Option<Arc<Region>>,
     memory: GuestMemoryHandle,
     lanes: [Lane; QUEUE_COUNT],
     /// The chains of jobs that have not ended.
@@ -63,15 +71,13 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A device for a front end whose memory will be known by this handle.
-    pub fn new(accelerator: Accelerator, memory: GuestMemoryHandle) -> Arc<Self> {
-        let space = accelerator.config_space();
-        let mut config = [0; CONFIG_BYTES];
-        for (to, from) in config.iter_mut().zip(space.as_bytes()) {
-            *to = *from;
-        }
-        let backend = Arc::new(Self {
-            config,
+    /// A device for a front end whose memory will be known by this handle. If it is
+    /// `coherent`, the guest's CPUs can address device memory too.
+    pub fn new(accelerator: Accelerator, coherent: bool, memory: GuestMemoryHandle) -> Arc<Self> {
+        let region = coherent.then(|| Region::new(Arc::clone(accelerator.device_memory())));
+        let backend = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            region,
             memory,
             lanes: [Queue::Control, Queue::Dma, Queue::Submit, Queue::Fault]
                 .map(|queue| Lane::new(queue, accelerator.injector())),
@@ -87,10 +93,30 @@ impl Backend {
 
     /// Ends the device: no engine runs any more, and nothing is written to the guest.
     pub fn shut_down(&self) {
+        if let Some(region) = &self.region {
+            region.close();
+        }
         for lane in &self.lanes {
             *lane.state.lock() = State::Stopped(None);
         }
         self.accelerator.shut_down();
+    }
+
+    /// The configuration space. It is read when the front end has said what it can do.
+    fn config(&self) -> [u8; CONFIG_BYTES] {
+        let mut space = self.accelerator.config_space();
+        if self
+            .region
+            .as_ref()
+            .is_some_and(|region| region.is_offered())
+        {
+            space.capabilities |= U64::new(capability::COHERENT);
+        }
+        let mut config = [0; CONFIG_BYTES];
+        for (to, from) in config.iter_mut().zip(space.as_bytes()) {
+            *to = *from;
+        }
+        config
     }
 
     fn lane(&self, queue: Queue) -> &Lane {
@@ -132,6 +158,9 @@ impl Backend {
         *state = State::Running;
         drop(state);
         log::debug!("{} queue starts at {position:?}", lane.queue.name());
+        if let (Queue::Control, Some(region)) = (lane.queue, &self.region) {
+            region.rings_started();
+        }
         if lane.queue == Queue::Submit {
             // A ring that goes on where it stopped belongs to a guest that was paused. Any
             // other one belongs to a driver that has started anew, and that knows nothing
@@ -147,6 +176,14 @@ impl Backend {
     }
 
     fn serve_control(&self) {
+        if self
+            .region
+            .as_ref()
+            .is_some_and(|region| region.is_pending())
+        {
+            // When it is settled the queue is served, whoever has kicked it meanwhile.
+            return;
+        }
         let memory = self.memory.memory();
         let Some(mut lane) = self.lane(Queue::Control).running(&memory) else {
             return;
@@ -162,7 +199,13 @@ impl Backend {
             if resets {
                 self.refuse_what_is_queued();
             }
-            let outcome = self.accelerator.execute(request);
+            let in_order = |region: &Arc<Region>| region.is_in_order();
+            let outcome = if resets && !self.region.as_ref().is_none_or(in_order) {
+                log::error!("the guest does not see device memory: the device is not started");
+                Outcome::Refused(Status::DeviceError.into())
+            } else {
+                self.accelerator.execute(request)
+            };
             if resets {
                 // A fault of the time before may be on its way to the ring.
                 drop(self.lane(Queue::Fault).state.lock());
@@ -328,10 +371,36 @@ impl VhostUserBackend for Backend {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let region = match self.region {
+            None => VhostUserProtocolFeatures::empty(),
+            Some(_) => VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::SHMEM,
+        };
+        // Not CONFIGURE_MEM_SLOTS, with which the guest's memory could have more than eight
+        // pieces: QEMU 11.1 crashes when it starts a device that has it and a piece is gone
+        // that was there when the device was stopped. Each reset of a coherent device takes
+        // away a piece of the memory of all the others.
         VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | region
+    }
+
+    fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        let region = self.region.as_ref();
+        Ok(region.map_or_else(VhostUserShMemConfig::default, |region| region.offer()))
+    }
+
+    fn set_backend_req_fd(&self, front_end: FrontEnd) {
+        let Some(region) = &self.region else { return };
+        let this = Weak::clone(&self.this);
+        let asking = region.ask(front_end, move || {
+            if let Some(backend) = this.upgrade() {
+                backend.serve_control();
+            }
+        });
+        if let Err(error) = asking {
+            log::error!("cannot start a thread for requests to the front end: {error}");
+        }
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -341,7 +410,7 @@ impl VhostUserBackend for Backend {
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let place = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
         let end = place(offset).saturating_add(place(size));
-        self.config
+        self.config()
             .get(place(offset)..end)
             .unwrap_or_default()
             .to_vec()
@@ -357,8 +426,11 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, memory: GuestMemoryHandle) -> io::Result<()> {
-        self.accelerator
-            .set_system_memory(SystemMemory::new(memory.memory().into_inner()));
+        let system = SystemMemory::new(memory.memory().into_inner());
+        if let Some(region) = &self.region {
+            region.memory_changed(&system);
+        }
+        self.accelerator.set_system_memory(system);
         Ok(())
     }
 

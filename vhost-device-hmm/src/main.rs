@@ -38,12 +38,13 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         .socket_path
         .as_deref()
         .ok_or("a socket path is needed")?;
+    args.check_memory()?;
     let device = args.device();
-    server::serve(path, &device, || {
+    server::serve(path, &device, args.coherent, || {
         eprintln!(
             "vhost-device-hmm: listening on {} ({})",
             path.display(),
-            describe(&device)
+            describe(&device, args.coherent)
         );
     })?;
     Ok(())
@@ -69,14 +70,15 @@ fn start_log(args: &Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn describe(device: &DeviceConfig) -> String {
+fn describe(device: &DeviceConfig, coherent: bool) -> String {
     let engines = match device.engines {
         1 => "1 engine".into(),
         engines => format!("{engines} engines"),
     };
+    let kind = if coherent { "coherent " } else { "" };
     let check = if device.check { ", checking" } else { "" };
     format!(
-        "device memory {} MiB, {engines}{check}",
+        "{kind}device memory {} MiB, {engines}{check}",
         device.memory >> 20
     )
 }

@@ -49,7 +49,8 @@ impl From<Errno> for Error {
 }
 
 /// Serves on a socket until SIGTERM or SIGINT; calls `listening` once a front end can
-/// connect. The socket is removed at the end.
+/// connect. The socket is removed at the end. With `coherent` the guest's CPUs can address
+/// device memory.
 ///
 /// Call it before the process has any other thread: signals are blocked for those that
 /// are made from here on.
@@ -57,7 +58,12 @@ impl From<Errno> for Error {
 /// # Errors
 ///
 /// [`Error`] when it cannot start. A front end that misbehaves is none.
-pub fn serve(path: &Path, device: &DeviceConfig, listening: impl FnOnce()) -> Result<(), Error> {
+pub fn serve(
+    path: &Path,
+    device: &DeviceConfig,
+    coherent: bool,
+    listening: impl FnOnce(),
+) -> Result<(), Error> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -71,7 +77,8 @@ pub fn serve(path: &Path, device: &DeviceConfig, listening: impl FnOnce()) -> Re
     loop {
         // A front end finds a device as it is after power-on.
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let backend = Backend::new(Accelerator::new(device.clone())?, memory.clone());
+        let accelerator = Accelerator::new(device.clone())?;
+        let backend = Backend::new(accelerator, coherent, memory.clone());
         let daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&backend), memory)
             .map_err(Error::Serve)?;
         if let Some(listening) = listening.take() {

@@ -359,6 +359,41 @@ fn uses_of_free_frames_are_found() {
 }
 
 #[test]
+fn a_store_to_a_free_frame_is_found_when_the_frame_is_used_again() {
+    let machine = Machine::checking();
+    let uses = || machine.statistics().freed_frame_uses.get();
+    // As a CPU of the guest does that has the memory of a coherent device.
+    let store = |frame| {
+        let memory = machine.accelerator.device_memory();
+        memory
+            .slice(frame, 1)
+            .unwrap()
+            .write_obj(7_u8, 100)
+            .unwrap();
+    };
+    machine.copy(&[item(Kind::Clear, 0, 4, 4)]);
+    store(4);
+    machine.copy(&[item(Kind::Discard, 0, 4, 4), item(Kind::Clear, 0, 4, 1)]);
+    assert_eq!(
+        uses(),
+        0,
+        "frames in use may be written, and free ones written by copies"
+    );
+    for (found, kind) in [(1, Kind::Clear), (2, Kind::ToDevice), (3, Kind::Discard)] {
+        store(4 + found);
+        assert_eq!(uses(), found - 1, "not yet");
+        machine.copy(&[item(kind, 0, 4, 4)]);
+        assert_eq!(uses(), found, "{kind:?}");
+        machine.copy(&[item(Kind::Discard, 0, 4, 4)]);
+        assert_eq!(uses(), found, "it is found once");
+    }
+    store(5);
+    machine.done(Command::Init { version: VERSION });
+    machine.copy(&[item(Kind::Clear, 0, 4, 4)]);
+    assert_eq!(uses(), 0, "a reset forgets");
+}
+
+#[test]
 fn a_frame_that_is_discarded_gives_its_memory_back() {
     let machine = Machine::plain();
     machine.write_ram(0, &[7; 64]);

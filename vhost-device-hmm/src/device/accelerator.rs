@@ -233,7 +233,12 @@ impl Accelerator {
         }
     }
 
-    /// The configuration space.
+    /// Device memory.
+    pub fn device_memory(&self) -> &Arc<DeviceMemory> {
+        &self.device
+    }
+
+    /// The configuration space of a device whose memory is private.
     pub fn config_space(&self) -> Config {
         let capabilities = if self.config.check {
             capability::CHECK

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use log::Level;
 
-use super::memory::DeviceMemory;
+use super::memory::{DeviceMemory, FrameSet, FRAME_BYTES};
 use super::mmu::{Change, Leaf, Place};
 use super::statistics::Counters;
 use crate::report::Limited;
@@ -23,6 +23,9 @@ pub struct Check {
     counters: Arc<Counters>,
     /// How many leaves lead to each frame of device memory.
     maps: Box<[AtomicU32]>,
+    /// Frames that hold nothing but poison, unless somebody has written to them whom the
+    /// device does not see.
+    poisoned: FrameSet,
     stale: Limited,
     freed: Limited,
 }
@@ -32,6 +35,7 @@ impl Check {
     pub fn new(device: Arc<DeviceMemory>, counters: Arc<Counters>) -> Self {
         let maps = (0..device.frames()).map(|_| AtomicU32::new(0)).collect();
         Self {
+            poisoned: FrameSet::new(device.frames()),
             device,
             counters,
             maps,
@@ -68,6 +72,37 @@ impl Check {
                 format_args!("device frame {free:#x} is free and yet {how}"),
             );
         }
+    }
+
+    /// A run of device frames is about to be written by a copy, or poisoned again: what
+    /// is free by now must be as it was left.
+    pub fn overwrites(&self, frame: u64, pages: u64) {
+        for frame in frame..frame.saturating_add(pages) {
+            if self.poisoned.remove(frame, 1) == 0 {
+                continue;
+            }
+            let mut bytes = [POISON; FRAME_BYTES];
+            if let Some(slice) = self.device.slice(frame, 1) {
+                slice.copy_to(&mut bytes);
+            }
+            if bytes != [POISON; FRAME_BYTES] {
+                self.counters.freed_frame_uses.add(1);
+                self.freed.log(
+                    Level::Error,
+                    format_args!("device frame {frame:#x} was written while it was free"),
+                );
+            }
+        }
+    }
+
+    /// A run of device frames has been filled with poison.
+    pub fn poisoned(&self, frame: u64, pages: u64) {
+        self.poisoned.insert(frame, pages);
+    }
+
+    /// All device frames have been cleared.
+    pub fn cleared(&self) {
+        self.poisoned.remove(0, self.device.frames());
     }
 
     /// A run of device frames is about to be discarded.

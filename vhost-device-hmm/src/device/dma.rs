@@ -93,7 +93,7 @@ impl Dma<'_> {
             Kind::ToDevice => {
                 let to = device(destination)?;
                 self.check_system(source, pages)?;
-                self.device.live().insert(destination, pages);
+                self.take_into_use(destination, pages);
                 self.each_piece(source, pages, &to, |piece, part| {
                     piece.copy_to_volatile_slice(part);
                 })?;
@@ -114,13 +114,13 @@ impl Dma<'_> {
                     return Err(Status::BadFrame);
                 }
                 self.check_use(source, pages);
-                self.device.live().insert(destination, pages);
+                self.take_into_use(destination, pages);
                 from.copy_to_volatile_slice(to);
                 self.counters.bytes_on_device.add(bytes);
             }
             Kind::Clear => {
                 let to = device(destination)?;
-                self.device.live().insert(destination, pages);
+                self.take_into_use(destination, pages);
                 fill(&to, &ZEROS);
                 self.counters.bytes_cleared.add(bytes);
             }
@@ -130,7 +130,9 @@ impl Dma<'_> {
                 match self.check {
                     Some(check) => {
                         check.discards(destination, pages);
+                        check.overwrites(destination, pages);
                         fill(&frames, &POISONED);
+                        check.poisoned(destination, pages);
                     }
                     None => self.device.release(destination, pages).map_err(|error| {
                         log::error!("cannot release device frames: {error}");
@@ -146,6 +148,14 @@ impl Dma<'_> {
     fn check_system(&self, frame: u64, pages: u64) -> Result<(), Status> {
         let known = self.system.contains(frame, pages);
         known.then_some(()).ok_or(Status::BadFrame)
+    }
+
+    /// A run of device frames is about to be written and holds data from now on.
+    fn take_into_use(&self, frame: u64, pages: u64) {
+        if let Some(check) = self.check {
+            check.overwrites(frame, pages);
+        }
+        self.device.live().insert(frame, pages);
     }
 
     fn check_use(&self, frame: u64, pages: u64) {

@@ -4,18 +4,19 @@
 //! the same bytes at a time. Neither knows of spaces, mappings or rights.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use nix::fcntl::{fallocate, FallocateFlags};
+use nix::fcntl::{fallocate, fcntl, FallocateFlags, FcntlArg, SealFlag};
 use nix::libc;
 use nix::sys::memfd::{memfd_create, MFdFlags};
 use std::fs::File;
 use virtio_hmm_spec::wire::{LARGE_ORDER, PAGE_BYTES, PAGE_SHIFT};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, MmapRegion,
-    Permissions, VolatileMemory, VolatileSlice,
+    FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    MmapRegion, Permissions, VolatileMemory, VolatileSlice,
 };
 
 /// The bytes of a frame in the host's memory.
@@ -33,12 +34,16 @@ pub enum MemoryError {
     /// The file cannot be that large.
     #[error("cannot set the size of device memory to {0} bytes")]
     Size(u64, #[source] io::Error),
+    /// The file's size cannot be made to stay.
+    #[error("cannot seal the file behind device memory")]
+    Seal(#[source] io::Error),
     /// The file cannot be mapped.
     #[error("cannot map {0} bytes of device memory")]
     Map(u64, #[source] vm_memory::mmap::MmapRegionError),
 }
 
-/// The device's own memory: frames that only engines and copies can touch.
+/// The device's own memory: frames for engines and copies, and for whomever its file is
+/// given to.
 ///
 /// Frames take host memory from the first write on until they are discarded. A frame
 /// that was never written, or was discarded, reads as zeros.
@@ -58,11 +63,18 @@ impl DeviceMemory {
     /// [`MemoryError`] when the host cannot provide for it.
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
         let file = File::from(
-            memfd_create(c"hmm-device-memory", MFdFlags::MFD_CLOEXEC)
-                .map_err(|errno| MemoryError::Create(errno.into()))?,
+            memfd_create(
+                c"hmm-device-memory",
+                MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+            )
+            .map_err(|errno| MemoryError::Create(errno.into()))?,
         );
         file.set_len(bytes)
             .map_err(|error| MemoryError::Size(bytes, error))?;
+        // Who is given the file could else cut it off, and end us with a SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
+            .map_err(|errno| MemoryError::Seal(errno.into()))?;
         let size = usize::try_from(bytes)
             .map_err(|_| MemoryError::Size(bytes, io::ErrorKind::InvalidInput.into()))?;
         let clone = file.try_clone().map_err(MemoryError::Create)?;
@@ -84,6 +96,11 @@ impl DeviceMemory {
     /// How many frames there are.
     pub fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// The file behind the frames, in which frame N is the page N.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// The frames that hold something: written and not discarded.
@@ -132,7 +149,8 @@ pub struct FrameSet {
 }
 
 impl FrameSet {
-    fn new(frames: u64) -> Self {
+    /// An empty set of some of so many frames.
+    pub fn new(frames: u64) -> Self {
         let words = (0..frames.div_ceil(64))
             .map(|_| AtomicU64::new(0))
             .collect();
@@ -214,16 +232,29 @@ impl SystemMemory {
         Self { map }
     }
 
+    /// The guest-physical address at which the guest sees all of a device memory, if it
+    /// does.
+    pub fn address_of(&self, device: &DeviceMemory) -> Option<u64> {
+        let identity = |file: &File| file.metadata().map(|file| (file.dev(), file.ino()));
+        let wanted = identity(device.file()).ok()?;
+        self.map.iter().find_map(|region| {
+            let behind = region.file_offset()?;
+            let is_whole = behind.start() == 0 && region.len() >= device.frames() * PAGE_BYTES;
+            let shows = is_whole && identity(behind.file()).is_ok_and(|found| found == wanted);
+            shows.then(|| region.start_addr().0)
+        })
+    }
+
     /// Whether all frames of a run are backed.
     pub fn contains(&self, frame: u64, pages: u64) -> bool {
-        address_of(frame, pages).is_some_and(|(start, bytes)| {
+        place_of(frame, pages).is_some_and(|(start, bytes)| {
             GuestMemory::check_range(&*self.map, start, bytes, Permissions::ReadWrite)
         })
     }
 
     /// The bytes of a run of frames, if they lie side by side.
     pub fn slice(&self, frame: u64, pages: u64) -> Option<VolatileSlice<'_>> {
-        let (start, bytes) = address_of(frame, pages)?;
+        let (start, bytes) = place_of(frame, pages)?;
         GuestMemoryBackend::get_slice(&*self.map, start, bytes).ok()
     }
 
@@ -234,7 +265,7 @@ impl SystemMemory {
         frame: u64,
         pages: u64,
     ) -> impl Iterator<Item = Option<VolatileSlice<'_>>> {
-        let slices = address_of(frame, pages).and_then(|(start, bytes)| {
+        let slices = place_of(frame, pages).and_then(|(start, bytes)| {
             GuestMemory::get_slices(&*self.map, start, bytes, Permissions::ReadWrite).ok()
         });
         let missing = slices.is_none().then_some(None);
@@ -250,7 +281,7 @@ fn bytes_of(frame: u64, pages: u64) -> Option<(u64, usize)> {
     Some((start, usize::try_from(bytes).ok()?))
 }
 
-fn address_of(frame: u64, pages: u64) -> Option<(GuestAddress, usize)> {
+fn place_of(frame: u64, pages: u64) -> Option<(GuestAddress, usize)> {
     bytes_of(frame, pages).map(|(start, bytes)| (GuestAddress(start), bytes))
 }
 
@@ -269,6 +300,46 @@ mod tests {
         let (first, second) = bytes.split_at(FRAME_BYTES);
         assert!(first.iter().all(|byte| *byte == 0));
         assert!(second.iter().all(|byte| *byte == 0x5a));
+    }
+
+    #[test]
+    fn the_file_of_device_memory_keeps_its_size() {
+        let memory = DeviceMemory::new(1 << 21).unwrap();
+        let handed_out = memory.file().try_clone().unwrap();
+        assert!(handed_out.set_len(0).is_err());
+        assert!(handed_out.set_len(1 << 22).is_err());
+        // Discarding goes on all the same.
+        memory.release(0, 512).unwrap();
+    }
+
+    #[test]
+    fn device_memory_that_the_guest_sees_is_found_among_its_memory() {
+        let device = DeviceMemory::new(1 << 21).unwrap();
+        let other = DeviceMemory::new(1 << 21).unwrap();
+        let guest = |parts: &[(u64, &DeviceMemory, u64, usize)]| {
+            let ranges = parts.iter().map(|&(address, memory, offset, bytes)| {
+                let file = memory.file().try_clone().unwrap();
+                (
+                    GuestAddress(address),
+                    bytes,
+                    Some(FileOffset::new(file, offset)),
+                )
+            });
+            let map = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
+            SystemMemory::new(Arc::new(map))
+        };
+        let (whole, part) = (1 << 21, 1 << 20);
+        let both = guest(&[(0, &other, 0, whole), (1 << 30, &device, 0, whole)]);
+        assert_eq!(both.address_of(&device), Some(1 << 30));
+        assert_eq!(both.address_of(&other), Some(0));
+        for wrong in [
+            guest(&[(0, &other, 0, whole)]),
+            guest(&[(0, &device, 0, part)]),
+            guest(&[(0, &device, 1 << 20, part)]),
+            SystemMemory::default(),
+        ] {
+            assert_eq!(wrong.address_of(&device), None);
+        }
     }
 
     #[test]

@@ -105,6 +105,21 @@ pub(crate) struct Ring {
 impl Guest {
     /// Connects and starts all rings.
     pub(crate) fn connect(daemon: &Daemon, event_idx: bool) -> Self {
+        let mut guest = Self::prepare(daemon, event_idx);
+        guest.start_rings();
+        guest
+    }
+
+    /// Tells the daemon of the guest's memory and of what else the guest sees as such.
+    pub(crate) fn list_memory(&mut self, others: &[VhostUserMemoryRegionInfo]) {
+        let region = self.memory.iter().next().unwrap();
+        let own = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
+        let all = [&[own], others].concat();
+        self.front_end.set_mem_table(&all).unwrap();
+    }
+
+    /// Connects.
+    pub(crate) fn prepare(daemon: &Daemon, event_idx: bool) -> Self {
         let mut front_end = Frontend::connect(&daemon.socket, QUEUE_COUNT as u64).unwrap();
         front_end.set_owner().unwrap();
         let mut features = front_end.get_features().unwrap();
@@ -125,9 +140,6 @@ impl Guest {
             Some(FileOffset::new(file, 0)),
         )])
         .unwrap();
-        let region = memory.iter().next().unwrap();
-        let info = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
-        front_end.set_mem_table(&[info]).unwrap();
         let ring = |queue| Ring {
             queue,
             kick: EventFd::new(0).unwrap(),
@@ -142,7 +154,7 @@ impl Guest {
             rings,
             event_idx,
         };
-        guest.start_rings();
+        guest.list_memory(&[]);
         guest
     }
 

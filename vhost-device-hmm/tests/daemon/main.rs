@@ -1,6 +1,7 @@
 //! The daemon as a process, with a front end that plays the guest.
 
 mod guest;
+mod region;
 
 use std::time::Duration;
 

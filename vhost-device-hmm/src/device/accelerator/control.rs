@@ -84,6 +84,9 @@ impl Accelerator {
                 log::error!("cannot release device memory: {error}");
                 Status::DeviceError
             })?;
+        if let Some(check) = &self.check {
+            check.cleared();
+        }
         self.counters.reset();
         self.schedule.open();
         self.ready.store(true, Ordering::Release);
