@@ -11,7 +11,7 @@ use crate::{
     job::Names,
     migrate::{self, Injection, Store},
     mm::{
-        pagemap::{Pagemap, UnusedFrames},
+        pagemap::{Kind, Pagemap, UnusedFrames},
         LARGE_PAGES, PAGE_SHIFT,
     },
     pages::{Frames, Run},
@@ -101,6 +101,11 @@ impl Limits {
             engines: config.engines.get(),
             address_bits: config.address_bits.get(),
         })
+    }
+
+    /// CPUs can have addresses for device memory.
+    pub(crate) fn is_coherent(&self) -> bool {
+        self.capabilities & capability::COHERENT != 0
     }
 
     /// Frames must be discarded as soon as they are free.
@@ -224,6 +229,22 @@ pub(crate) struct Device {
     removed: Atomic<bool>,
     #[pin]
     users: Srcu,
+    /// Takes the pages of memory that is gone away from their processes.
+    #[pin]
+    loss: Work<Device>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Device { self.loss }
+}
+
+impl WorkItem for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.core.frames.close();
+        migrate::evict_all(&this, &|| false);
+    }
 }
 
 /// Keeps a device from being removed.
@@ -241,10 +262,10 @@ impl core::ops::Deref for Using<'_> {
 }
 
 impl Device {
-    /// The device with this core, whose memory gets pages.
-    pub(crate) fn new(core: Arc<Core>) -> Result<Arc<Self>> {
+    /// The device with this core, whose memory, which is of this kind, gets pages.
+    pub(crate) fn new(core: Arc<Core>, kind: Kind) -> Result<Arc<Self>> {
         let store = Store::new(core.clone());
-        let pagemap = Pagemap::new(core.frames.total(), c"virtio-hmm", store)?;
+        let pagemap = Pagemap::new(core.frames.total(), kind, c"virtio-hmm", store)?;
         let spaces = Spaces::new(core.limits.max_spaces, core.limits.max_jobs)?;
         Arc::pin_init(
             try_pin_init!(Self {
@@ -254,6 +275,7 @@ impl Device {
                 files: Atomic::new(0),
                 removed: Atomic::new(false),
                 users <- kernel::new_srcu!("Device::users"),
+                loss <- new_work!("Device::loss"),
             }),
             GFP_KERNEL,
         )
@@ -290,6 +312,19 @@ impl Device {
         }
     }
 
+    /// The device has been given up. May be called in atomic context.
+    ///
+    /// Coherent memory has gone with it, but no fault stops the CPUs that go on using it:
+    /// its pages are taken away from them at once, and are lost to their owners.
+    pub(crate) fn given_up(self: &Arc<Self>) {
+        if self.pagemap.is_coherent() {
+            self.core.work.with(|queue| {
+                // If it is on its way already, that is as good.
+                let _ = queue.enqueue(self.clone());
+            });
+        }
+    }
+
     /// Ends all use of the device: takes the spaces away, waits until nobody is inside a
     /// call any more, and brings all pages home.
     pub(crate) fn remove(&self) {
@@ -301,6 +336,8 @@ impl Device {
         self.spaces.end_all();
         self.core.frames.close();
         migrate::evict_all(self, &|| false);
+        // Files may stay open, but the addresses of coherent memory are the bus's again.
+        self.pagemap.unmap();
     }
 
     /// Brings all pages home. Returns when there are none left in device memory, or when

@@ -6,11 +6,17 @@ use crate::{
     device::{Core, Device, Limits},
     dmirror,
     fault::{Dispatcher, Serving},
-    file, module_parameters,
+    file,
+    mm::pagemap::Kind,
+    module_parameters,
     node::{self, Node},
     virtio::{self, Queues, RunningQueues},
     wait::Workqueue,
-    wire::{self, config::Config, Queue},
+    wire::{
+        self,
+        config::{capability, Config, MEMORY_REGION},
+        Queue,
+    },
 };
 use core::pin::Pin;
 use kernel::{device, new_mutex, prelude::*, sync::Arc, sync::Mutex};
@@ -94,6 +100,7 @@ impl Parts {
             return Err(ENODEV);
         }
         let mut limits = Limits::new(&read_config(device))?;
+        let kind = memory_kind(device, &mut limits)?;
 
         let queues = Queues::new(wire::QUEUE_COUNT)?;
         let running = queues.clone().start(device, &QUEUES, &PIECES)?;
@@ -102,7 +109,7 @@ impl Parts {
         let core = Core::new(limits, queues, workqueue.link())?;
         core.reset()
             .inspect_err(|error| dev_err!(device, "the device cannot be started: {:?}\n", error))?;
-        let hmm = Device::new(core)
+        let hmm = Device::new(core, kind)
             .inspect_err(|error| dev_err!(device, "no pages for its memory: {:?}\n", error))?;
         let serving = Dispatcher::start(hmm.clone())?;
         let removal = Removal(hmm.clone());
@@ -114,9 +121,13 @@ impl Parts {
         };
         dev_info!(
             device,
-            "/dev/{}: {} MiB of device memory, {} engines\n",
+            "/dev/{}: {} MiB of {} device memory, {} engines\n",
             node.name(),
             limits.device_memory >> 20,
+            match kind {
+                Kind::Private => c"private",
+                Kind::Coherent { .. } => c"coherent",
+            },
             limits.engines,
         );
         Ok(Self {
@@ -138,6 +149,33 @@ fn node_for_tests(device: &Arc<Device>) -> Result<Option<Node<dmirror::Session>>
         Err(error) if error == ENOSPC => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether CPUs can have addresses for the device's memory. Takes it out of `limits` that
+/// they can if they cannot here.
+///
+/// # Errors
+///
+/// `ENODEV` if the device says that they can and shows something else.
+fn memory_kind(device: &virtio::Device<device::Core<'_>>, limits: &mut Limits) -> Result<Kind> {
+    if !limits.is_coherent() {
+        return Ok(Kind::Private);
+    }
+    let Some(region) = device.shared_memory(MEMORY_REGION) else {
+        dev_info!(
+            device,
+            "coherent memory out of reach is used as private memory\n"
+        );
+        limits.capabilities &= !capability::COHERENT;
+        return Ok(Kind::Private);
+    };
+    if region.end - region.start != limits.device_memory {
+        dev_err!(device, "its region is not as large as its memory\n");
+        return Err(ENODEV);
+    }
+    Ok(Kind::Coherent {
+        start: region.start,
+    })
 }
 
 /// Reads the configuration space in pieces of four bytes, the smallest width of its

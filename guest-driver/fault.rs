@@ -67,12 +67,13 @@ pub(crate) struct FaultHandler {
 
 impl Handler for FaultHandler {
     fn completed(&self, chain: Arc<Chain>) {
-        if chain.reply().is_none() {
-            // The device is given up: there are no more faults.
-            return;
-        }
         let dispatcher = self.dispatcher.lock().clone();
         if let Some(dispatcher) = dispatcher {
+            if chain.reply().is_none() {
+                // There are no more faults.
+                dispatcher.device.given_up();
+                return;
+            }
             // There is room for all chains that there are.
             let _ = dispatcher.returned.lock().push_within_capacity(chain);
             dispatcher.device.core.work.with(|queue| {

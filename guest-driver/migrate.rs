@@ -363,12 +363,11 @@ fn fill_device(device: &Device, collected: &mut Collected<'_>, slot: Slot) -> Re
             None
         }
     };
-    let whole = if core.injection.strikes() {
-        None
-    } else if slot.order == 0 {
-        frames.lend_one()
-    } else {
-        frames.lend_block()
+    let whole = match slot.order {
+        _ if core.injection.strikes() => None,
+        0 => frames.lend_one(),
+        _ if device.pagemap.takes_large() => frames.lend_block(),
+        _ => None,
     };
     if let Some(folio) = whole.and_then(folio) {
         collected.fill(slot, folio)?;

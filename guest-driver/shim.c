@@ -48,6 +48,18 @@ bool virtio_hmm_has_version_1(struct virtio_device *vdev)
 	return virtio_has_feature(vdev, VIRTIO_F_VERSION_1);
 }
 
+bool virtio_hmm_get_shm_region(struct virtio_device *vdev, u8 id, u64 *start,
+			       u64 *bytes)
+{
+	struct virtio_shm_region region;
+
+	if (!virtio_get_shm_region(vdev, &region, id))
+		return false;
+	*start = region.addr;
+	*bytes = region.len;
+	return true;
+}
+
 int virtio_hmm_find_queues(struct virtio_device *vdev, unsigned int count,
 			   struct virtqueue **queues, const char *const *names,
 			   void (*callback)(struct virtqueue *vq))
@@ -246,9 +258,15 @@ void virtio_hmm_init_device_folio(struct page *page, struct dev_pagemap *pagemap
 	zone_device_folio_init((struct folio *)page, pagemap, order);
 }
 
-struct resource *virtio_hmm_request_region(unsigned long bytes, const char *name)
+struct resource *virtio_hmm_request_free_region(unsigned long bytes,
+						const char *name)
 {
 	return request_free_mem_region(&iomem_resource, bytes, name);
+}
+
+struct resource *virtio_hmm_request_region(u64 start, u64 bytes, const char *name)
+{
+	return request_mem_region(start, bytes, name);
 }
 
 void virtio_hmm_release_region(struct resource *region)
@@ -257,15 +275,20 @@ void virtio_hmm_release_region(struct resource *region)
 }
 
 int virtio_hmm_memremap(struct dev_pagemap *pagemap, const struct resource *region,
-			void *owner)
+			bool coherent, void *owner)
 {
-	pagemap->type = MEMORY_DEVICE_PRIVATE;
+	pagemap->type = coherent ? MEMORY_DEVICE_COHERENT : MEMORY_DEVICE_PRIVATE;
 	pagemap->range.start = region->start;
 	pagemap->range.end = region->end;
 	pagemap->nr_range = 1;
 	pagemap->owner = owner;
-	/* Private memory has no address for the CPU: there is nothing to return. */
+	/* Nobody but the processes uses an address of it: there is nothing to return. */
 	return PTR_ERR_OR_ZERO(memremap_pages(pagemap, numa_mem_id()));
+}
+
+void virtio_hmm_put_pagemap(struct dev_pagemap *pagemap)
+{
+	put_dev_pagemap(pagemap);
 }
 
 struct vm_area_struct *virtio_hmm_fault_vma(struct vm_fault *vmf)

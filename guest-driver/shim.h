@@ -35,6 +35,8 @@ void virtio_hmm_set_priv(struct virtio_device *vdev, void *priv);
 unsigned int virtio_hmm_queue_index(struct virtqueue *vq);
 u32 virtio_hmm_read_config(struct virtio_device *vdev, unsigned int offset);
 bool virtio_hmm_has_version_1(struct virtio_device *vdev);
+bool virtio_hmm_get_shm_region(struct virtio_device *vdev, u8 id, u64 *start,
+			       u64 *bytes);
 int virtio_hmm_find_queues(struct virtio_device *vdev, unsigned int count,
 			   struct virtqueue **queues, const char *const *names,
 			   void (*callback)(struct virtqueue *vq));
@@ -73,10 +75,13 @@ struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 void virtio_hmm_clear_folio(struct page *page, unsigned int order);
 void virtio_hmm_init_device_folio(struct page *page, struct dev_pagemap *pagemap,
 				  unsigned int order);
-struct resource *virtio_hmm_request_region(unsigned long bytes, const char *name);
+struct resource *virtio_hmm_request_free_region(unsigned long bytes,
+						const char *name);
+struct resource *virtio_hmm_request_region(u64 start, u64 bytes, const char *name);
 void virtio_hmm_release_region(struct resource *region);
 int virtio_hmm_memremap(struct dev_pagemap *pagemap, const struct resource *region,
-			void *owner);
+			bool coherent, void *owner);
+void virtio_hmm_put_pagemap(struct dev_pagemap *pagemap);
 struct vm_area_struct *virtio_hmm_fault_vma(struct vm_fault *vmf);
 unsigned long virtio_hmm_fault_address(struct vm_fault *vmf);
 struct page *virtio_hmm_fault_page(struct vm_fault *vmf);

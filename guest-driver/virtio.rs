@@ -6,7 +6,7 @@
 //! Knows nothing of what a device does.
 
 use crate::sys as bindings;
-use core::{marker::PhantomData, mem::offset_of, pin::Pin};
+use core::{marker::PhantomData, mem::offset_of, ops::Range, pin::Pin};
 use kernel::{
     device,
     device_id::RawDeviceId,
@@ -150,6 +150,18 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
     pub(crate) fn read_config(&self, offset: u32) -> u32 {
         // SAFETY: By the invariants the device is valid.
         unsafe { bindings::virtio_hmm_read_config(self.as_raw(), offset) }
+    }
+
+    /// The physical addresses of a shared memory region, if the device has one of this id
+    /// and the transport can tell where it is.
+    pub(crate) fn shared_memory(&self, id: u8) -> Option<Range<u64>> {
+        let (mut start, mut bytes) = (0, 0);
+        // SAFETY: By the invariants the device is valid.
+        let found = unsafe {
+            bindings::virtio_hmm_get_shm_region(self.as_raw(), id, &mut start, &mut bytes)
+        };
+        let end = start.checked_add(bytes)?;
+        found.then_some(start..end)
     }
 
     /// Whether the device follows version 1 of virtio, not an earlier draft.

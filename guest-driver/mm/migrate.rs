@@ -118,8 +118,10 @@ impl Scratch {
 pub(crate) enum Select {
     /// Those in ordinary memory, and those that are not there yet.
     System,
-    /// Those in device memory of the owner.
-    Device,
+    /// Those in private device memory of the owner.
+    Private,
+    /// Those in coherent device memory of the owner.
+    Coherent,
 }
 
 /// What there is to move at one place.
@@ -217,7 +219,8 @@ impl<'a> Collected<'a> {
         }
         let select = match select {
             Select::System => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM,
-            Select::Device => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+            Select::Private => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+            Select::Coherent => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_COHERENT,
         };
         let compound = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND;
         let mut args = bindings::migrate_vma {

@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device memory that has `struct page`s, but no address that a CPU could use.
+//! Device memory that has `struct page`s.
 //!
 //! A [`Pagemap`] gives each frame of such memory a page, so that processes can have
-//! their pages there. It turns frames that nobody uses into folios, tells its
-//! [`DeviceMemory`] when one is free again, and when a CPU touches one.
+//! their pages there. It turns frames that nobody uses into folios, and tells its
+//! [`DeviceMemory`] when one is free again. The memory is of one of two kinds: private,
+//! without an address that a CPU could use, so that a CPU that touches a page there
+//! faults; or coherent, in which CPUs use pages as they are.
 //!
 //! C header: `include/linux/memremap.h`.
 
 use super::{
     migrate::{Collected, LockedFolio, Scratch, Select},
-    LockedVma, Owner, PAGE_SHIFT,
+    LockedVma, Owner, LARGE_SIZE, PAGE_SHIFT,
 };
 use crate::sys as bindings;
 use core::{marker::PhantomData, mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
-use kernel::{error::to_result, mm::virt::VmaRef, prelude::*, types::Opaque};
+use kernel::{
+    error::to_result, mm::virt::VmaRef, new_mutex, prelude::*, sync::Mutex, types::Opaque,
+};
 
 /// Frames of device memory that are not in use: 2 to the power of `order` of them, from
 /// `first` on, which is a multiple of their number.
@@ -57,13 +61,22 @@ pub(crate) enum Lost {
     NoMemory,
 }
 
+/// Whether CPUs have addresses for device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// They have none.
+    Private,
+    /// They have these, from the physical address `start` on.
+    Coherent { start: u64 },
+}
+
 /// Who manages the frames of a page map.
 pub(crate) trait DeviceMemory: Send + Sync + Sized + 'static {
     /// Called when the folio that was made of these frames, or of a larger run around
     /// them, is no longer used. May be called in atomic context.
     fn freed(&self, frames: UnusedFrames);
 
-    /// Called when a CPU touches a page in device memory; must bring it back.
+    /// Called when a CPU touches a page in private device memory; must bring it back.
     fn migrate_to_ram(&self, pagemap: &Pagemap<Self>, fault: CpuFault<'_>) -> Result<(), Lost>;
 }
 
@@ -71,13 +84,16 @@ pub(crate) trait DeviceMemory: Send + Sync + Sized + 'static {
 ///
 /// # Invariants
 ///
-/// - `raw` is mapped, with `region` as its only range, from initialisation to drop.
-/// - `region` is ours until drop.
+/// - `raw` is mapped, with `region` as its only range, as long as there is a `region`.
+/// - `first_pfn` is the first page frame number of that range.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Pagemap<T: DeviceMemory> {
     memory: T,
     frames: u64,
-    region: Region,
+    kind: Kind,
+    first_pfn: usize,
+    #[pin]
+    region: Mutex<Option<Region>>,
     #[pin]
     raw: Opaque<bindings::dev_pagemap>,
 }
@@ -90,13 +106,32 @@ unsafe impl<T: DeviceMemory> Sync for Pagemap<T> {}
 /// Physical addresses that nobody else uses.
 struct Region(NonNull<bindings::resource>);
 
+// SAFETY: A region may be released by any thread.
+unsafe impl Send for Region {}
+
 impl Region {
-    fn new(bytes: u64, name: &'static CStr) -> Result<Self> {
-        // SAFETY: The name is a string that lives for ever.
-        let raw =
-            unsafe { bindings::virtio_hmm_request_region(bytes.try_into()?, name.as_char_ptr()) };
-        let raw = kernel::error::from_err_ptr(raw)?;
-        NonNull::new(raw).map(Self).ok_or(ENOMEM)
+    fn new(kind: Kind, bytes: u64, name: &'static CStr) -> Result<Self> {
+        match kind {
+            Kind::Private => {
+                // SAFETY: The name is a string that lives for ever.
+                let raw = unsafe {
+                    bindings::virtio_hmm_request_free_region(bytes.try_into()?, name.as_char_ptr())
+                };
+                let raw = kernel::error::from_err_ptr(raw)?;
+                NonNull::new(raw).map(Self).ok_or(ENOMEM)
+            }
+            Kind::Coherent { start } => {
+                // The kernel makes pages for no smaller or unaligned pieces.
+                if start % LARGE_SIZE as u64 != 0 || start.checked_add(bytes).is_none() {
+                    return Err(EINVAL);
+                }
+                // SAFETY: As above.
+                let raw = unsafe {
+                    bindings::virtio_hmm_request_region(start, bytes, name.as_char_ptr())
+                };
+                NonNull::new(raw).map(Self).ok_or(EBUSY)
+            }
+        }
     }
 
     fn first_pfn(&self) -> usize {
@@ -123,19 +158,29 @@ impl<T: DeviceMemory> Pagemap<T> {
     };
 
     /// Makes pages for `frames` frames, which must not be zero.
+    ///
+    /// # Errors
+    ///
+    /// - `EBUSY` if somebody else uses the addresses of coherent memory, `EINVAL` if the
+    ///   kernel cannot have pages there.
+    /// - `ENOMEM` if there is no memory for the pages.
     pub(crate) fn new(
         frames: u64,
+        kind: Kind,
         name: &'static CStr,
         memory: T,
     ) -> Result<impl PinInit<Self, Error>> {
         let bytes = frames.checked_mul(1 << PAGE_SHIFT).ok_or(EINVAL)?;
-        let region = Region::new(bytes, name)?;
+        let region = Region::new(kind, bytes, name)?;
         let resource = region.0;
+        let coherent = kind != Kind::Private;
         // INVARIANT: `raw` is mapped below, or initialisation fails.
         Ok(try_pin_init!(Self {
             memory,
             frames,
-            region,
+            kind,
+            first_pfn: region.first_pfn(),
+            region <- new_mutex!(Some(region), "Pagemap::region"),
             raw <- Opaque::try_ffi_init(move |slot: *mut bindings::dev_pagemap| {
                 // SAFETY: `slot` is valid for writes, and all zeros is an empty page map.
                 unsafe { slot.write_bytes(0, 1) };
@@ -145,10 +190,47 @@ impl<T: DeviceMemory> Pagemap<T> {
                 // unmaps it; its other fields are initialised. The region is ours. The
                 // owner is an address that nobody else can have.
                 to_result(unsafe {
-                    bindings::virtio_hmm_memremap(slot, resource.as_ptr(), slot.cast())
+                    bindings::virtio_hmm_memremap(slot, resource.as_ptr(), coherent, slot.cast())
                 })
             }),
         }))
+    }
+
+    /// Takes the pages away, for ever. Waits until none of them is in use.
+    pub(crate) fn unmap(&self) {
+        let mut region = self.region.lock();
+        if region.is_some() {
+            // SAFETY: By the invariants it is mapped as long as there is a region.
+            unsafe { bindings::memunmap_pages(self.raw.get()) };
+        }
+        // INVARIANT: It is not mapped any more.
+        *region = None;
+    }
+
+    /// Keeps the pages from being taken away, if they have not been.
+    fn live(&self) -> Option<Live<'_>> {
+        // SAFETY: The function takes any page frame number.
+        let found = unsafe { bindings::get_dev_pagemap(self.first_pfn) };
+        // INVARIANT: The reference is ours.
+        let live = Live(NonNull::new(found)?, PhantomData);
+        // By now these may be somebody else's addresses.
+        (found == self.raw.get()).then_some(live)
+    }
+
+    /// Whether CPUs have addresses for this device memory.
+    pub(crate) fn is_coherent(&self) -> bool {
+        self.kind != Kind::Private
+    }
+
+    /// Whether large pages may be put into this device memory.
+    ///
+    /// Not into coherent memory. The kernel (7.3) would map one there, but it cannot part with
+    /// it: `migrate_vma_setup` passes over a large page that is present unless ordinary memory
+    /// is selected, pinning for a long time migrates pages of order zero only, and a split,
+    /// which any `munmap` of a part of it leads to sooner or later, puts the tail pages on
+    /// the LRU lists and leaves them without their page map.
+    pub(crate) fn takes_large(&self) -> bool {
+        !self.is_coherent()
     }
 
     /// What tells this device memory from that of others.
@@ -156,15 +238,9 @@ impl<T: DeviceMemory> Pagemap<T> {
         Owner::new(self.raw.get().cast())
     }
 
-    /// Whether CPUs can address this device memory.
-    pub(crate) fn is_coherent(&self) -> bool {
-        // SAFETY: By the invariants the page map is mapped; its type does not change.
-        unsafe { (*self.raw.get()).type_ == bindings::memory_type_MEMORY_DEVICE_COHERENT }
-    }
-
     /// The frame behind a page frame number, if it is one of this device memory.
     pub(crate) fn frame(&self, pfn: usize) -> Option<u64> {
-        let frame = pfn.checked_sub(self.region.first_pfn())? as u64;
+        let frame = pfn.checked_sub(self.first_pfn)? as u64;
         (frame < self.frames).then_some(frame)
     }
 
@@ -172,15 +248,19 @@ impl<T: DeviceMemory> Pagemap<T> {
     ///
     /// # Errors
     ///
-    /// Returns the frames if they are none of this device memory.
+    /// Returns the frames if they are none of this device memory, if it does not take large
+    /// pages and they are one, or if the pages have been taken away.
     pub(crate) fn folio(&self, frames: UnusedFrames) -> Result<LockedFolio, UnusedFrames> {
         let end = frames.first.checked_add(1 << frames.order);
-        if end.is_none_or(|end| end > self.frames) {
+        if end.is_none_or(|end| end > self.frames) || (frames.order > 0 && !self.takes_large()) {
             return Err(frames);
         }
-        let pfn = self.region.first_pfn() + frames.first as usize;
-        // SAFETY: By the invariants the page map is mapped, so that each frame in it has
-        // a page.
+        let Some(_live) = self.live() else {
+            return Err(frames);
+        };
+        let pfn = self.first_pfn + frames.first as usize;
+        // SAFETY: The page map is mapped, and is so as long as `_live` exists, so that each
+        // frame in it has a page.
         let page = unsafe { bindings::virtio_hmm_pfn_to_page(pfn) };
         // SAFETY: By the invariants of `UnusedFrames` there is no folio with any of these
         // pages, so that their reference counts are zero. They are pages of this map.
@@ -202,7 +282,11 @@ impl<T: DeviceMemory> Pagemap<T> {
         range: Range<usize>,
         scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>> {
-        Collected::addresses(vma, range, Select::Device, self.owner(), None, scratch)
+        let select = match self.kind {
+            Kind::Private => Select::Private,
+            Kind::Coherent { .. } => Select::Coherent,
+        };
+        Collected::addresses(vma, range, select, self.owner(), None, scratch)
     }
 
     /// Takes pages of ordinary memory away from the process at `range`, and places where
@@ -223,6 +307,11 @@ impl<T: DeviceMemory> Pagemap<T> {
 
     /// Takes the pages in `count` frames from `first` on away from whatever processes
     /// they belong to.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if there are no such frames or if there is not enough room; `ENODEV` if the
+    /// pages have been taken away.
     pub(crate) fn collect_frames<'a>(
         &self,
         first: u64,
@@ -233,8 +322,10 @@ impl<T: DeviceMemory> Pagemap<T> {
         if end > self.frames {
             return Err(EINVAL);
         }
-        let pfn = self.region.first_pfn() + first as usize;
-        // SAFETY: By the invariants these are frames of a page map that is mapped.
+        // Frames that are collected are in use, which keeps the page map mapped further on.
+        let _live = self.live().ok_or(ENODEV)?;
+        let pfn = self.first_pfn + first as usize;
+        // SAFETY: These are frames of a page map that is mapped as long as `_live` exists.
         unsafe { Collected::frames(pfn, count, scratch) }
     }
 
@@ -289,14 +380,25 @@ impl<T: DeviceMemory> Pagemap<T> {
 #[pinned_drop]
 impl<T: DeviceMemory> PinnedDrop for Pagemap<T> {
     fn drop(self: Pin<&mut Self>) {
-        // Waits for folios that are still in use. `region` is dropped after this.
-        //
-        // SAFETY: By the invariants it is mapped.
-        unsafe { bindings::memunmap_pages(self.raw.get()) };
+        self.unmap();
     }
 }
 
-/// A CPU has touched a page in device memory.
+/// Keeps a page map mapped.
+///
+/// # Invariants
+///
+/// It owns a reference to the page map, which is mapped as long as there is one.
+struct Live<'a>(NonNull<bindings::dev_pagemap>, PhantomData<&'a ()>);
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the invariants the reference is ours.
+        unsafe { bindings::virtio_hmm_put_pagemap(self.0.as_ptr()) };
+    }
+}
+
+/// A CPU has touched a page in private device memory.
 ///
 /// # Invariants
 ///
@@ -351,7 +453,7 @@ impl<'f> CpuFault<'f> {
         Collected::addresses(
             self.vma(),
             range,
-            Select::Device,
+            Select::Private,
             pagemap.owner(),
             Some(self.page),
             scratch,
