@@ -33,6 +33,8 @@ pub struct Settings {
     pub memory: u64,
     /// The number of engines; the daemon's own choice by default.
     pub engines: Option<u32>,
+    /// Whether the guest's CPUs can address the device's memory.
+    pub coherent: bool,
     /// Whether it looks for uses of stale translations and freed frames.
     pub check: bool,
     /// What goes wrong on purpose, as the daemon's `--inject` takes it.
@@ -46,6 +48,7 @@ impl Default for Settings {
         Self {
             memory: 256 << 20,
             engines: None,
+            coherent: false,
             check: false,
             mishaps: Vec::new(),
             log: "info".to_owned(),
@@ -84,6 +87,9 @@ impl Daemon {
             .stdout(Stdio::null());
         if let Some(engines) = settings.engines {
             command.args(["--engines", &engines.to_string()]);
+        }
+        if settings.coherent {
+            command.arg("--coherent");
         }
         if settings.check {
             command.arg("--check");

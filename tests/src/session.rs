@@ -19,8 +19,10 @@ pub struct Settings {
     pub memory: u64,
     /// The size of each device's memory in bytes.
     pub device_memory: u64,
-    /// The number of devices.
+    /// The number of devices with private memory.
     pub devices: usize,
+    /// The number of devices with coherent memory, which come after these.
+    pub coherent_devices: usize,
     /// Files for the guest's `/root`.
     pub files: Vec<PathBuf>,
     /// What the driver is loaded with, such as `dmirror=1`.
@@ -34,6 +36,7 @@ impl Default for Settings {
             memory: 2 * GIB,
             device_memory: 512 * MIB,
             devices: 1,
+            coherent_devices: 0,
             files: Vec::new(),
             module_parameters: Vec::new(),
         }
@@ -47,7 +50,8 @@ impl Settings {
             .kernel(&self.kernel)
             .memory(self.memory)
             .device_memory(self.device_memory)
-            .devices(self.devices);
+            .devices(self.devices)
+            .coherent_devices(self.coherent_devices);
         let machine = self.files.iter().fold(machine, Builder::file);
         self.module_parameters
             .iter()

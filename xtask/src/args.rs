@@ -67,9 +67,14 @@ pub(crate) struct VmArgs {
     #[arg(long = "file", value_name = "HOST_PATH")]
     pub(crate) files: Vec<PathBuf>,
 
-    /// The number of devices
+    /// The number of devices with private memory
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(..=8))]
     pub(crate) devices: u8,
+
+    /// The number of devices with memory that the guest's CPUs can address; they come after
+    /// the others, and their memory must have a size that is a power of two
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=8))]
+    pub(crate) coherent_devices: u8,
 
     /// The guest's memory, such as 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = size)]

@@ -19,6 +19,7 @@ pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
         memory: args.memory,
         device_memory: args.device_memory,
         devices: usize::from(args.devices),
+        coherent_devices: usize::from(args.coherent_devices),
         files: args.files.clone(),
         module_parameters: if args.dmirror {
             vec!["dmirror=1".to_owned()]

@@ -60,7 +60,7 @@ pub(crate) struct Run {
     #[arg(value_enum)]
     pub(crate) workload: Choice,
     /// How large, with K, M or G for powers of 1024: nodes (list, tree), rows (gemm),
-    /// elements (axpy, dot, sort), edges (bfs), bytes (migrate, oversubscribe), processes
+    /// elements (axpy, dot, sort), edges (bfs), bytes (migrate, oversubscribe, peers), processes
     /// (processes) or rounds (churn). Each workload has its own default.
     #[arg(long, value_parser = parse_size)]
     pub(crate) size: Option<usize>,
@@ -139,6 +139,8 @@ pub(crate) enum Choice {
     Migrate,
     /// Work on more memory than the device has.
     Oversubscribe,
+    /// Let the other devices work on memory that lies on this one.
+    Peers,
     /// Several processes and threads at once, one of which is killed.
     Processes,
     /// Change mappings while jobs use them.

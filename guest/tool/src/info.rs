@@ -17,6 +17,7 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
     };
     let info = device.info()?;
     let checking = info.capabilities & capability::CHECK != 0;
+    let coherent = info.capabilities & capability::COHERENT != 0;
     if json {
         println!(
             "{}",
@@ -26,6 +27,7 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
                 "engines": info.engines,
                 "device_memory": info.device_memory,
                 "free_memory": info.free_memory,
+                "coherent": coherent,
                 "checking": checking,
                 "max_jobs": info.max_jobs,
                 "max_spaces": info.max_spaces,
@@ -46,6 +48,12 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
         info.device_memory >> 20,
         info.free_memory >> 20
     );
+    let reach = if coherent {
+        "reaches"
+    } else {
+        "does not reach"
+    };
+    println!("  the CPU         {reach} device memory");
     println!("  addresses       {} bits", info.address_bits);
     println!(
         "  at a time       {} processes, {} jobs",

@@ -29,6 +29,7 @@ pub struct Builder<'a> {
     memory: u64,
     cpus: u32,
     devices: usize,
+    coherent_devices: usize,
     daemon: daemon::Settings,
     mishaps: Vec<(usize, String)>,
     files: Vec<PathBuf>,
@@ -49,6 +50,7 @@ impl<'a> Builder<'a> {
             memory: GIB,
             cpus: 2,
             devices: 1,
+            coherent_devices: 0,
             daemon: daemon::Settings::default(),
             mishaps: Vec::new(),
             files: Vec::new(),
@@ -96,10 +98,18 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Sets the number of accelerators; 1 by default.
+    /// Sets the number of accelerators with private memory; 1 by default.
     #[must_use]
     pub fn devices(mut self, devices: usize) -> Self {
         self.devices = devices;
+        self
+    }
+
+    /// Sets the number of accelerators with coherent memory, which the guest finds after
+    /// the others; none by default. They need PCI, and a size that is a power of two.
+    #[must_use]
+    pub fn coherent_devices(mut self, devices: usize) -> Self {
+        self.coherent_devices = devices;
         self
     }
 
@@ -207,7 +217,8 @@ impl<'a> Builder<'a> {
     }
 
     fn assemble(&self, kernel: &Kernel, logs: &Logs, pace: Pace, slot: Slot) -> Result<Vm> {
-        let driver = self.driver && self.devices > 0;
+        let devices = self.devices + self.coherent_devices;
+        let driver = self.driver && devices > 0;
         // Short, because the path of a socket has at most 107 bytes.
         let directory = tempfile::Builder::new()
             .prefix("hmm-")
@@ -218,13 +229,13 @@ impl<'a> Builder<'a> {
             agent: &self.artifacts.agent,
             busybox: &self.artifacts.busybox,
             // A machine without devices can do without what serves them.
-            hmm: Some(self.artifacts.hmm.as_path()).filter(|_| self.devices > 0),
+            hmm: Some(self.artifacts.hmm.as_path()).filter(|_| devices > 0),
             modules: &kernel.modules,
-            driver: Some(kernel.driver.as_path()).filter(|_| self.devices > 0),
+            driver: Some(kernel.driver.as_path()).filter(|_| devices > 0),
             files: &self.files,
         }
         .write(&initramfs)?;
-        let daemons = (0..self.devices)
+        let daemons = (0..devices)
             .map(|device| {
                 let settings = self.daemon_settings(device);
                 Daemon::start(
@@ -243,7 +254,7 @@ impl<'a> Builder<'a> {
             kvm: self.artifacts.kvm,
             cpus: self.cpus,
             memory: self.memory,
-            devices: self.devices,
+            devices,
             kernel: &kernel.image,
             initramfs: &initramfs,
             arguments: &self.kernel_arguments(pace)?,
@@ -282,6 +293,7 @@ impl<'a> Builder<'a> {
         let mine = self.mishaps.iter().filter(|(which, _)| *which == device);
         daemon::Settings {
             mishaps: mine.map(|(_, rule)| rule.clone()).collect(),
+            coherent: device >= self.devices,
             ..self.daemon.clone()
         }
     }

@@ -1,9 +1,10 @@
 //! Memory that moves to the device and back, and more of it than fits.
 
 use anyhow::{ensure, Result};
+use hmm::spec::wire::config::capability;
 use hmm::{page_size, work, Destination, Migration, PageRange, PageState, Place};
 
-use super::Trial;
+use super::{in_place, Trial};
 use crate::memory::{available, first_difference, pattern, write_pattern, Mapping};
 
 /// How often pages are asked to move that could not at first: the kernel may be holding
@@ -11,7 +12,11 @@ use crate::memory::{available, first_difference, pattern, write_pattern, Mapping
 const ATTEMPTS: usize = 3;
 
 /// Moves all pages that can be moved: all attempts together.
-fn move_all(trial: &mut Trial<'_>, range: PageRange, to: Destination) -> Result<Migration> {
+pub(super) fn move_all(
+    trial: &mut Trial<'_>,
+    range: PageRange,
+    to: Destination,
+) -> Result<Migration> {
     let mut all = Migration::default();
     let pages = range.pages() as u64;
     for _ in 0..ATTEMPTS {
@@ -28,11 +33,13 @@ fn move_all(trial: &mut Trial<'_>, range: PageRange, to: Destination) -> Result<
     Ok(all)
 }
 
-fn at(place: Place, states: &[PageState]) -> usize {
+/// How many of the pages are at a place.
+pub(super) fn at(place: Place, states: &[PageState]) -> usize {
     states.iter().filter(|state| state.place() == place).count()
 }
 
-fn sum(seed: u64, count: usize) -> u64 {
+/// The sum of the numbers of a pattern.
+pub(super) fn sum(seed: u64, count: usize) -> u64 {
     (0..count).fold(0, |sum: u64, index| sum.wrapping_add(pattern(seed, index)))
 }
 
@@ -72,7 +79,12 @@ pub(super) fn migrate(trial: &mut Trial<'_>) -> Result<()> {
         range.pages(),
     );
 
-    // Nothing but this reading brings them home.
+    if trial.space.device().info()?.capabilities & capability::COHERENT != 0 {
+        in_place::share(trial, &mut memory, seed)?;
+        let moved = move_all(trial, range, Destination::System)?;
+        trial.check_equal("pages moved home", moved.moved, range.pages() as u64);
+    }
+    // Where the CPU cannot use them there, nothing but this reading brings them home.
     let numbers = memory.numbers::<u64>();
     trial.check_equal("first difference", first_difference(seed, numbers), None);
     let home = trial.space.residency(range)?;

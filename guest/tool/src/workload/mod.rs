@@ -6,8 +6,10 @@ mod arrays;
 mod bad_input;
 mod churn;
 mod graph;
+mod in_place;
 mod matrix;
 mod migration;
+mod peers;
 mod pointers;
 pub(crate) mod processes;
 
@@ -57,6 +59,7 @@ workloads! {
     Bfs "bfs", 1_000_000, "edges", graph::bfs;
     Migrate "migrate", 256 << 20, "bytes", migration::migrate;
     Oversubscribe "oversubscribe", 0, "bytes", migration::oversubscribe;
+    Peers "peers", 16 << 20, "bytes", peers::run;
     Processes "processes", 3, "processes", processes::run;
     Churn "churn", 60, "rounds", churn::run;
     BadInput "bad-input", 0, "cases", bad_input::run;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use fastrand::Rng;
-use hmm::{work, Counters, Destination, Device, PageRange, Space};
+use hmm::{page_size, work, Counters, Destination, Device, PageRange, Space};
 
 use super::Trial;
 use crate::args::{Part, Worker};
@@ -99,9 +99,12 @@ pub(super) fn run(trial: &mut Trial<'_>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut now = device.counters()?;
     // The kernel may free the last of a dead process's memory a little after its death;
-    // nothing announces that.
+    // nothing announces that. Where the CPU uses device memory as it is, also pages of this
+    // process are still there that it has freed, but not given back to the kernel.
+    let own = PageRange::around(page_size()..1 << 47);
     while held(&now) != held(&before) && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(10));
+        trial.space.migrate(own, Destination::System)?;
         now = device.counters()?;
     }
     trial.check_equal(
