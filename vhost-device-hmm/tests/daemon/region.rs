@@ -241,7 +241,7 @@ fn device_memory_is_shown_anew_after_a_reset_and_stays_over_a_pause() {
     let daemon = coherent_daemon();
     let mut shown = Shown::connect(&daemon, false);
     let file = shown.map();
-    let view = shown.show(file);
+    shown.show(file);
     shown.guest.init();
 
     shown.guest.stop_rings();
