@@ -153,6 +153,23 @@ pub(crate) fn as_root_of_own_namespace() -> Command {
     command
 }
 
+/// Starts `program` as somebody who may install a Debian system: root. A normal user
+/// becomes root over the subordinate ids, with processes of its own, without which no
+/// procfs can be mounted.
+///
+/// mmdebstrap can do that by itself, but maps the ids differently: what it made would
+/// not be the user's outside.
+pub(crate) fn as_installer(program: &str) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("unshare");
+    command
+        .args(["--map-root-user", "--map-auto", "--mount", "--mount-proc"])
+        .args(["--pid", "--fork", "--kill-child", "--", program]);
+    command
+}
+
 /// Whether we may do what [`as_root_of_own_namespace`] needs.
 pub(crate) fn check_namespaces() -> Result<()> {
     let allowed = as_root_of_own_namespace()

@@ -4,8 +4,7 @@
 //! what built the stock kernel. It knows nothing of what is built inside.
 
 use std::ffi::OsStr;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -206,21 +205,14 @@ pub(crate) fn builds_in(entry: &Path) -> PathBuf {
 /// Makes the directory `root` in `entry` and returns the files that prove it whole.
 fn bootstrap(entry: &Path, log: &Path) -> Result<Vec<PathBuf>> {
     let root = entry.join("root");
-    let customize = entry.join("customize.sh");
-    fs::write(
-        &customize,
-        format!("#!/bin/sh\nseries={KERNEL_SERIES}\n{CUSTOMIZE}"),
-    )?;
-    fs::set_permissions(&customize, Permissions::from_mode(0o755))?;
-    let mode = if host::is_root() { "root" } else { "unshare" };
-    let mut command = Command::new("mmdebstrap");
+    let mut command = host::as_installer("mmdebstrap");
     command
         .args([
+            "--mode=root",
             "--variant=minbase",
             "--format=directory",
             "--architectures=amd64",
         ])
-        .arg(format!("--mode={mode}"))
         .arg(format!("--include={}", PACKAGES.join(",")))
         .arg(format!(
             "--customize-hook=series={KERNEL_SERIES}\n{CUSTOMIZE}"
