@@ -43,10 +43,15 @@ use kernel::{
     page::Page,
     prelude::*,
     sync::Arc,
+    time::{delay::fsleep, Delta},
 };
 
 /// log2 of the pages that an entry of a page upper directory maps.
 const HUGE_ORDER: u32 = 2 * LARGE_ORDER;
+
+/// How often pages are asked to move. Such as somebody else uses for a moment stay where they
+/// are, and nobody tells when they are let go.
+const ROUNDS: u32 = 10;
 
 /// An open file, bound to the process that has opened it.
 #[pin_data]
@@ -233,17 +238,22 @@ impl Access<'_> {
 
     fn migrate_to_device(&self) -> Result<Done> {
         self.check_areas()?;
-        let tally = migrate::to_device(self.device, self.mm, self.range.clone())?;
-        Self::check_kind(&tally)?;
-        let in_device = self.map(|wish, places| wish.welcome(places))?;
-        if in_device != self.pages() {
-            return Err(ENOENT);
+        for round in 0..ROUNDS {
+            if round > 0 {
+                fsleep(Delta::from_millis(1));
+            }
+            let tally = migrate::to_device(self.device, self.mm, self.range.clone())?;
+            Self::check_kind(&tally)?;
+            let in_device = self.map(|wish, places| wish.welcome(places))?;
+            if in_device == self.pages() {
+                self.copy_out()?;
+                return Ok(Done {
+                    pages: in_device,
+                    faults: 0,
+                });
+            }
         }
-        self.copy_out()?;
-        Ok(Done {
-            pages: in_device,
-            faults: 0,
-        })
+        Err(ENOENT)
     }
 
     fn migrate_to_system(&self) -> Result<Done> {

@@ -105,6 +105,13 @@ impl Tally {
     }
 }
 
+/// Where pages move on request.
+#[derive(Clone, Copy)]
+enum Way {
+    Out,
+    Home,
+}
+
 /// Moves the private anonymous pages of `range` to device memory, and places pages of
 /// zeros there where there are none yet.
 ///
@@ -113,27 +120,11 @@ impl Tally {
 /// `ENOMEM` if there is no memory for the move itself; `EIO` or `ENODEV` if the device is
 /// given up.
 pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
-    let core = &device.core;
-    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
-        if core.frames.is_short((step.len() >> PAGE_SHIFT) as u64) {
-            core.discard_stale()?;
-        }
-        let mut collected = device.pagemap.collect_to_device(vma, step, scratch)?;
-        let mut tally = Tally::default();
-        for_each_slot(&mut collected, |collected, slot| {
-            tally.offered += 1 << slot.order;
-            if !fill_device(device, collected, slot)? {
-                tally.no_memory += 1 << slot.order;
-            }
-            Ok(())
-        })?;
-        copy_or_stay(core, &device.pagemap, &mut collected)?;
-        tally.add(count(&collected.commit()));
-        Ok(tally)
-    })?;
-    core.counters.pages_to_device.add(tally.moved);
-    core.counters.large_to_device.add(tally.large);
-    core.counters.pages_refused.add(tally.offered - tally.moved);
+    let tally = move_range(device, mm, range, Way::Out)?;
+    let counters = &device.core.counters;
+    counters.pages_to_device.add(tally.moved);
+    counters.large_to_device.add(tally.large);
+    counters.pages_refused.add(tally.offered - tally.moved);
     Ok(tally)
 }
 
@@ -143,13 +134,34 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
 ///
 /// As for [`to_device`].
 pub(crate) fn to_system(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
+    let tally = move_range(device, mm, range, Way::Home)?;
+    let counters = &device.core.counters;
+    counters.pages_to_system.add(tally.moved);
+    counters.large_to_system.add(tally.large);
+    Ok(tally)
+}
+
+fn move_range(device: &Device, mm: &MmWithUser, range: Range<usize>, way: Way) -> Result<Tally> {
     let core = &device.core;
-    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
+    for_each_step(core, mm, range, |vma, step, scratch| {
         let start = step.start;
-        let mut collected = device.pagemap.collect_to_system(vma, step, scratch)?;
+        let mut collected = match way {
+            Way::Out => {
+                if core.frames.is_short((step.len() >> PAGE_SHIFT) as u64) {
+                    core.discard_stale()?;
+                }
+                device.pagemap.collect_to_device(vma, step, scratch)?
+            }
+            Way::Home => device.pagemap.collect_to_system(vma, step, scratch)?,
+        };
         let mut tally = Tally::default();
         for_each_slot(&mut collected, |collected, slot| {
-            if !fill_system(core, collected, slot, Some((vma, start)))? {
+            tally.offered += 1 << slot.order;
+            let filled = match way {
+                Way::Out => fill_device(device, collected, slot)?,
+                Way::Home => fill_system(core, collected, slot, Some((vma, start)))?,
+            };
+            if !filled {
                 tally.no_memory += 1 << slot.order;
             }
             Ok(())
@@ -157,10 +169,7 @@ pub(crate) fn to_system(device: &Device, mm: &MmWithUser, range: Range<usize>) -
         copy_or_stay(core, &device.pagemap, &mut collected)?;
         tally.add(count(&collected.commit()));
         Ok(tally)
-    })?;
-    core.counters.pages_to_system.add(tally.moved);
-    core.counters.large_to_system.add(tally.large);
-    Ok(tally)
+    })
 }
 
 /// Moves the pages of `range` back if they are in device memory, as far as that is

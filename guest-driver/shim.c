@@ -166,7 +166,15 @@ bool virtio_hmm_blockable(const struct mmu_notifier_range *range)
 
 void virtio_hmm_mark_dirty(unsigned long pfn)
 {
-	folio_mark_dirty(page_folio(pfn_to_page(pfn)));
+	struct folio *folio = page_folio(pfn_to_page(pfn));
+
+	/*
+	 * Some file systems sleep when a folio becomes dirty. Their folios are dirty
+	 * already as long as a process may write to them: they are protected before
+	 * they are cleaned. All others only set the flag here.
+	 */
+	if (!folio_test_dirty(folio))
+		folio_mark_dirty(folio);
 }
 
 bool virtio_hmm_is_zero_page(unsigned long pfn)
