@@ -1,0 +1,221 @@
+//! The kernel's own tests of HMM, unchanged, on our device; and in the same boot on
+//! the kernel's own test driver, so that a difference is seen.
+//!
+//! Which tests there are the program says; what became of each is `outcome`'s, and
+//! what people read is `table`'s.
+
+mod outcome;
+mod table;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use hmm_tests::artifacts::{Artifacts, Kernel};
+use hmm_tests::guest::{Command, Error, Status};
+use hmm_tests::kselftest::{self, Reader};
+use hmm_tests::pace::DRIVER;
+use hmm_tests::vm::{default_kernel, Vm, DRIVER_NAME, GIB, MIB};
+
+use crate::outcome::{Exception, Half};
+use crate::table::Table;
+
+/// The program in the guest.
+const PROGRAM: &str = "hmm-tests";
+
+/// The one test that measures. It runs last and by itself: it has a limit of its own
+/// of 120 s, which emulation together with KASAN and lock checking can exceed with
+/// any driver.
+const BENCHMARK: &str = "benchmark_thp_migration";
+
+/// What the program says when a test exceeds its own limit.
+const TOO_SLOW: &str = "Test terminated by timeout";
+
+/// What the program exits with when it has only listed its tests (`KSFT_SKIP`).
+const LISTED: Status = Status::Exited(4);
+
+/// All tests but one. On the stock kernel they take a minute when emulated; each has a
+/// limit of its own of 30 s.
+const SUITE: Duration = Duration::from_secs(300);
+
+/// The benchmark, for two kinds of memory.
+const MEASURING: Duration = Duration::from_secs(270);
+
+/// The tests map up to 256 MiB of huge pages, twice.
+const MEMORY: u64 = 3 * GIB;
+
+/// Twice the benchmark's largest buffer, of which each half may be on its way.
+const DEVICE_MEMORY: u64 = 512 * MIB;
+
+/// Devices of each kind: the nodes 0 and 1 have private memory, 2 and 3 such that
+/// processors can address.
+const DEVICES: usize = 2;
+
+/// Our driver offers the nodes of the kernel's test driver.
+const COMPATIBLE: &str = "dmirror=1";
+
+/// The kernel's test driver among the guest's modules.
+const TEST_HMM: &str = "test_hmm";
+
+#[test]
+fn every_test_of_the_kernel_passes_on_our_device() {
+    let artifacts = Artifacts::required();
+    let name = default_kernel();
+    let kernel = &artifacts.kernels[&name];
+    let mut vm = start(&artifacts, kernel);
+    let tests = listed(&vm);
+
+    vm.load_driver(COMPATIBLE).unwrap();
+    let ours = half(&vm, &tests);
+    let mut problems = ours.problems(&exceptions(&name, artifacts.kvm));
+    let unloaded = until_unused(&vm, DRIVER_NAME).and_then(|()| vm.unload_driver());
+    problems.extend(unloaded.err().map(|error| error.to_string()));
+
+    let judged = vm.judge();
+    let (theirs, said) = match judged {
+        Ok(judged) => {
+            let theirs = half_of_test_hmm(&vm, kernel, &tests);
+            (Some(theirs), vm.finish_after(judged).unwrap())
+        }
+        Err(error) => {
+            problems.push(format!("{error:#}"));
+            (None, Vec::new())
+        }
+    };
+
+    let table = Table {
+        kernel: &name,
+        release: &kernel.release,
+        source_sha256: &artifacts.kernel_tests.source_sha256,
+        emulated: !artifacts.kvm,
+        tests: &tests,
+        ours: &ours,
+        theirs: theirs.as_ref(),
+        said: &said,
+    };
+    let report = artifacts.reports.join(format!("kernel-suite-{name}.md"));
+    fs::write(&report, table.to_string()).unwrap();
+    println!("{table}\nkept in {}", report.display());
+    assert!(
+        problems.is_empty(),
+        "{}\nthe table: {}",
+        problems.join("\n"),
+        report.display()
+    );
+}
+
+/// What may fail on our device, and why. Nothing may be skipped.
+fn exceptions(kernel: &str, kvm: bool) -> Vec<Exception> {
+    if kernel == "debug" && !kvm {
+        vec![Exception {
+            test: BENCHMARK,
+            note: TOO_SLOW,
+        }]
+    } else {
+        Vec::new()
+    }
+}
+
+/// A machine with all that the tests look for.
+fn start(artifacts: &Artifacts, kernel: &Kernel) -> Vm {
+    let files = [&artifacts.kernel_tests.program, &kernel.test_hmm];
+    let vm = files
+        .into_iter()
+        .chain(&kernel.test_helpers)
+        .fold(Vm::builder(artifacts), |builder, file| builder.file(file))
+        .devices(DEVICES)
+        .coherent_devices(DEVICES)
+        .check()
+        .memory(MEMORY)
+        .device_memory(DEVICE_MEMORY)
+        // The program asks for one when it starts, which fails if memory is in pieces.
+        .kernel_argument("hugepages=2")
+        .without_driver()
+        .start()
+        .unwrap();
+    if !kernel.test_helpers.is_empty() {
+        // What a module cannot ask the kernel it takes for granted.
+        let memory = vm.run(["grep", "CmaTotal", "/proc/meminfo"]).unwrap();
+        let words = memory.text();
+        assert_eq!(words.split_whitespace().nth(1), Some("0"), "{words}");
+    }
+    for helper in &kernel.test_helpers {
+        let name = helper.file_name().unwrap().to_string_lossy();
+        vm.guest()
+            .load_module(&format!("/root/{name}"), "", DRIVER)
+            .unwrap();
+    }
+    vm
+}
+
+/// The tests that there are, by the program's own list.
+fn listed(vm: &Vm) -> Vec<String> {
+    let output = vm.run([PROGRAM, "-l"]).unwrap();
+    assert_eq!(output.status, LISTED, "{}", output.text());
+    let list = String::from_utf8(output.stderr).unwrap();
+    let tests = kselftest::listed(&list).unwrap_or_else(|error| panic!("{error}:\n{list}"));
+    assert!(
+        tests.iter().any(|test| test.ends_with(BENCHMARK)),
+        "what runs by itself is among them: {tests:#?}"
+    );
+    tests
+}
+
+/// Runs every test on the driver that is loaded.
+fn half(vm: &Vm, tests: &[String]) -> Half {
+    let begun = Instant::now();
+    let mut half = Half::new(tests);
+    if run(vm, &mut half, ["-T", BENCHMARK], SUITE) {
+        run(vm, &mut half, ["-t", BENCHMARK], MEASURING);
+    }
+    half.took = begun.elapsed();
+    half
+}
+
+/// Runs some of the tests; whether it came to its end.
+fn run(vm: &Vm, half: &mut Half, choice: [&str; 2], limit: Duration) -> bool {
+    // Both streams in one, or nobody knew which test a message belongs to.
+    let together = format!("exec {PROGRAM} \"$@\" 2>&1");
+    let command = Command::new("sh")
+        .arguments(["-c", &together, PROGRAM])
+        .arguments(choice)
+        .limit(limit);
+    let mut reader = Reader::default();
+    let mut unreadable = None;
+    let status = vm.spawn(command).and_then(|running| {
+        running.stream(|_, bytes| {
+            if unreadable.is_none() {
+                unreadable = reader.read(bytes).err();
+            }
+        })
+    });
+    half.add(reader, unreadable, status)
+}
+
+/// The same on the kernel's own driver. What it does wrong is no failure of ours.
+fn half_of_test_hmm(vm: &Vm, kernel: &Kernel, tests: &[String]) -> Half {
+    let guest = vm.guest();
+    guest
+        .write_file("/dev/kmsg", "kernel_suite: test_hmm from here on\n")
+        .unwrap();
+    let file = kernel.test_hmm.file_name().unwrap().to_string_lossy();
+    guest
+        .load_module(&format!("/root/{file}"), "", DRIVER)
+        .unwrap();
+    let mut half = half(vm, tests);
+    // Where it broke the kernel there is nobody left to ask.
+    if half.broken.is_none() {
+        let unloaded =
+            until_unused(vm, TEST_HMM).and_then(|()| guest.unload_module(TEST_HMM, DRIVER));
+        half.broken = unloaded.err().map(|error| error.to_string());
+    }
+    half
+}
+
+/// Waits until nobody uses a module: a test that exceeded its limit was killed, and
+/// may still be on its way out.
+fn until_unused(vm: &Vm, module: &str) -> Result<(), Error> {
+    let wait = format!("until [ \"$(cat /sys/module/{module}/refcnt)\" = 0 ]; do sleep 0.1; done");
+    let output = vm.run(["sh", "-c", &wait])?;
+    assert!(output.success(), "{module} is loaded");
+    Ok(())
+}
