@@ -3,6 +3,8 @@
 #include <linux/gfp.h>
 #include <linux/highmem.h>
 #include <linux/ioport.h>
+#include <linux/ksm.h>
+#include <linux/memcontrol.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
 #include <linux/mm.h>
@@ -195,6 +197,25 @@ struct page *virtio_hmm_pfn_to_page(unsigned long pfn)
 unsigned long virtio_hmm_page_to_pfn(struct page *page)
 {
 	return page_to_pfn(page);
+}
+
+bool virtio_hmm_may_move(unsigned long pfn)
+{
+	struct folio *folio = page_folio(pfn_to_page(pfn));
+
+	/*
+	 * A page that KSM has merged would move for all who share it, and ksmd would
+	 * then compare others with it: by CPU, in memory that no CPU can read.
+	 */
+	if (folio_test_ksm(folio))
+		return false;
+	/*
+	 * A page that has moved away already, but that somebody still holds, has given
+	 * its charge to its successor. Another one would have none, and whoever puts it
+	 * on an LRU list would look for its lruvec for ever (folio_lruvec_lock()).
+	 */
+	return mem_cgroup_disabled() || !folio_is_zone_device(folio) ||
+	       folio_memcg_charged(folio);
 }
 
 unsigned long virtio_hmm_folio_pfn(struct folio *folio)

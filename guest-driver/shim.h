@@ -63,6 +63,7 @@ bool virtio_hmm_is_coherent_page(unsigned long pfn);
 /* mm/migrate.rs, mm/pagemap.rs, mm/exclusive.rs */
 struct page *virtio_hmm_pfn_to_page(unsigned long pfn);
 unsigned long virtio_hmm_page_to_pfn(struct page *page);
+bool virtio_hmm_may_move(unsigned long pfn);
 unsigned long virtio_hmm_folio_pfn(struct folio *folio);
 unsigned int virtio_hmm_folio_order(struct folio *folio);
 struct folio *virtio_hmm_page_folio(struct page *page);

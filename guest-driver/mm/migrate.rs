@@ -295,6 +295,10 @@ impl<'a> Collected<'a> {
         let source = if src & VALID == 0 {
             Source::Hole
         } else {
+            // SAFETY: The kernel has locked the page for us.
+            if unsafe { !bindings::virtio_hmm_may_move(src >> PFN_SHIFT) } {
+                return None;
+            }
             Source::Folio(src >> PFN_SHIFT)
         };
         (index + (1 << order) <= self.pages).then_some(Slot {
