@@ -15,7 +15,7 @@ use super::{
     LockedVma, Owner, LARGE_SIZE, PAGE_SHIFT,
 };
 use crate::sys as bindings;
-use core::{marker::PhantomData, mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
+use core::{ffi::c_int, marker::PhantomData, mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
 use kernel::{
     error::to_result, mm::virt::VmaRef, new_mutex, prelude::*, sync::Mutex, types::Opaque,
 };
@@ -152,7 +152,8 @@ impl<T: DeviceMemory> Pagemap<T> {
     const OPS: &'static bindings::dev_pagemap_ops = &bindings::dev_pagemap_ops {
         folio_free: Some(Self::folio_free),
         migrate_to_ram: Some(Self::migrate_to_ram),
-        memory_failure: None,
+        // Without an answer of ours the kernel would take each page for one of DAX.
+        memory_failure: Some(Self::memory_failure),
         // Nothing is kept for each page, so there is nothing to split.
         folio_split: None,
     };
@@ -351,6 +352,17 @@ impl<T: DeviceMemory> Pagemap<T> {
             // frames that nobody else uses.
             this.memory.freed(UnusedFrames { first, order });
         }
+    }
+
+    /// The kernel was told that frames of the device have failed. Only the device itself
+    /// could know that; what it cannot give back is dealt with when it is asked for.
+    extern "C" fn memory_failure(
+        _pagemap: *mut bindings::dev_pagemap,
+        _first: usize,
+        _frames: usize,
+        _flags: c_int,
+    ) -> c_int {
+        ENXIO.to_errno()
     }
 
     extern "C" fn migrate_to_ram(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
