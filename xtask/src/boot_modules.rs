@@ -1,4 +1,4 @@
-//! The stock kernel's modules that a virtual machine needs before ours.
+//! The stock kernel's modules that a virtual machine needs before ours and for its tests.
 //!
 //! It knows how Debian packs modules and what `modules.dep` says, no more.
 
@@ -11,8 +11,16 @@ use crate::cache::Recipe;
 use crate::progress;
 use crate::toolbox::Toolbox;
 
-/// Transports of the device, and the port through which the guest is driven.
-const WANTED: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_console"];
+/// Transports of the device, the port through which the guest is driven, and what tests
+/// of memory management need: block devices in memory, for swap, and a file system that
+/// writes back.
+const WANTED: &[&str] = &[
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_console",
+    "zram",
+    "ext4",
+];
 
 const UNPACK: &str = include_str!("scripts/unpack-modules.sh");
 

@@ -82,6 +82,8 @@ impl Checkout {
                 "hmm-tool",
                 "--package",
                 "hmm-hostile",
+                "--package",
+                "hmm-contract",
             ])
             .env("RUSTFLAGS", flags);
         let mut guest = build(&mut guest)?;

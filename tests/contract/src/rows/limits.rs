@@ -1,0 +1,203 @@
+//! Limits: pages on the device count for their process and its control group, and the
+//! killer of processes that take too much finds its way.
+
+use anyhow::{ensure, Result};
+use hmm::{Destination, Place};
+
+use crate::area::{Area, PAGE};
+use crate::bound::{add, Bound};
+use crate::child::Child;
+use crate::kernel::Group;
+use crate::row::{Chapter, Row};
+use crate::sys::End;
+
+pub(crate) const CHAPTER: Chapter = Chapter {
+    title: "Limits",
+    rows: &[
+        Row {
+            name: "a-control-group-pays-as-before",
+            duty: "a page on the device is charged to its control group as it was at home, and \
+                   uncharged when it is freed there",
+            source: "hmm.rst: Memory cgroup (memcg) and rss accounting; mm/memcontrol.c: \
+                     mem_cgroup_migrate",
+            run: a_control_group_pays_as_before,
+        },
+        Row {
+            name: "holes-on-the-device-are-charged",
+            duty: "pages that begin their life on the device are charged too",
+            source: "mm/migrate_device.c: migrate_vma_insert_page (mem_cgroup_charge)",
+            run: holes_on_the_device_are_charged,
+        },
+        Row {
+            name: "pages-on-the-device-count-for-the-limit",
+            duty: "who has used up its limit on the device gets no more at home, and is killed if \
+                   it insists; its frames come free, and nobody else is disturbed",
+            source: "mm/oom_kill.c: oom_reap_task_mm (non-blockable notifiers); mm/memcontrol.c",
+            run: pages_on_the_device_count_for_the_limit,
+        },
+        Row {
+            name: "killed-for-memory-in-the-middle-of-jobs",
+            duty: "the same while the device's engines write the victim's memory",
+            source: "mm/oom_kill.c: __oom_reap_task_mm; include/linux/mmu_notifier.h: \
+                     mmu_notifier_range_blockable",
+            run: killed_for_memory_in_the_middle_of_jobs,
+        },
+        Row {
+            name: "pages-come-home-at-the-limit",
+            duty: "a group at its limit can bring its pages home: they are charged already",
+            source: "mm/memcontrol.c: mem_cgroup_migrate (no new charge)",
+            run: pages_come_home_at_the_limit,
+        },
+    ],
+};
+
+const MIB: usize = (1 << 20) / PAGE;
+
+/// What the kernel's own batches and page tables may make of a difference.
+const SLACK: u64 = 1 << 20;
+
+/// Does it in a process of a control group of its own.
+fn in_group(group: &Group, body: impl FnOnce(&Group) -> Result<()>) -> Result<()> {
+    Child::fork(|_| {
+        group.join()?;
+        body(group)
+    })?
+    .end()
+}
+
+fn a_control_group_pays_as_before() -> Result<()> {
+    let group = Group::new()?;
+    in_group(&group, |group| {
+        let bound = Bound::new()?;
+        for area in [Area::small(8 * MIB)?, Area::large(4)?] {
+            let before = group.number("memory.current")?;
+            area.write(area.all(), 1);
+            let home = group.number("memory.current")?;
+            ensure!(
+                home >= before + (8 << 20) - SLACK,
+                "8 MiB: {before}, then {home}"
+            );
+            bound.move_there(&area, area.all())?;
+            let there = group.number("memory.current")?;
+            ensure!(
+                home.abs_diff(there) <= SLACK,
+                "{home} at home, {there} on the device"
+            );
+            bound.move_home(&area, area.all())?;
+            let back = group.number("memory.current")?;
+            ensure!(
+                home.abs_diff(back) <= SLACK,
+                "{home} at first, {back} when back"
+            );
+            bound.move_there(&area, area.all())?;
+            area.unmap(area.all())?;
+            let gone = group.number("memory.current")?;
+            ensure!(gone <= before + SLACK, "{before} before, {gone} when freed");
+        }
+        Ok(())
+    })
+}
+
+fn holes_on_the_device_are_charged() -> Result<()> {
+    let group = Group::new()?;
+    in_group(&group, |group| {
+        let bound = Bound::new()?;
+        for area in [Area::small(8 * MIB)?, Area::large(4)?] {
+            let before = group.number("memory.current")?;
+            bound.move_there(&area, area.all())?;
+            let there = group.number("memory.current")?;
+            ensure!(
+                there >= before + (8 << 20) - SLACK,
+                "{before}, then {there}"
+            );
+            area.unmap(area.all())?;
+            let gone = group.number("memory.current")?;
+            ensure!(gone <= before + SLACK, "{before} before, {gone} when freed");
+        }
+        Ok(())
+    })
+}
+
+/// A group with a limit and without swap.
+fn limited(mib: usize) -> Result<Group> {
+    let group = Group::new()?;
+    group.set("memory.max", &(mib << 20).to_string())?;
+    // A kernel without swap has no limit of it, and needs none.
+    let _ = group.set("memory.swap.max", "0");
+    Ok(group)
+}
+
+/// A child of a group with a limit, which insists on more.
+fn insists(group: &Group, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    let bystander = Area::small(16)?;
+    bystander.write(bystander.all(), 1);
+    let bound = Bound::new()?;
+    bound.move_there(&bystander, 0..8)?;
+    let child = Child::fork(|_| {
+        group.join()?;
+        body()
+    })?;
+    let end = child.status()?;
+    ensure!(
+        end == End::Signalled(libc::SIGKILL),
+        "it was killed: {end:?}"
+    );
+    let kills = group.counter("memory.events", "oom_kill")?;
+    ensure!(kills >= 1, "by the kernel, for its memory");
+    bound.expect_place(&bystander, 0..8, Place::Device)?;
+    bound.expect(&bystander, bystander.all(), 1)?;
+    bystander.expect(bystander.all(), 1)
+}
+
+fn pages_on_the_device_count_for_the_limit() -> Result<()> {
+    let group = limited(16)?;
+    insists(&group, || {
+        let bound = Bound::new()?;
+        let there = Area::small(12 * MIB)?;
+        there.write(there.all(), 1);
+        bound.move_there(&there, there.all())?;
+        let here = Area::small(12 * MIB)?;
+        here.write(here.all(), 1);
+        Ok(())
+    })
+}
+
+fn killed_for_memory_in_the_middle_of_jobs() -> Result<()> {
+    let group = limited(16)?;
+    insists(&group, || {
+        let bound = Bound::new()?;
+        let (there, here) = (Area::small(6 * MIB)?, Area::small(6 * MIB)?);
+        there.write(there.all(), 1);
+        bound.move_there(&there, there.all())?;
+        let endless = |area: &Area, page| bound.start(add(area, page, 0, 1, 1 << 40));
+        let jobs = [endless(&there, 7)?, endless(&here, 9)?];
+        here.write(here.all(), 1);
+        let more = Area::small(12 * MIB)?;
+        more.write(more.all(), 1);
+        // Not reached, and not to be waited for.
+        std::mem::forget(jobs);
+        Ok(())
+    })
+}
+
+fn pages_come_home_at_the_limit() -> Result<()> {
+    let group = Group::new()?;
+    in_group(&group, |group| {
+        let bound = Bound::new()?;
+        let area = Area::small(8 * MIB)?;
+        area.write(area.all(), 1);
+        bound.move_there(&area, area.all())?;
+        let now = group.number("memory.current")?;
+        // The faults of jobs and of this program itself need a little.
+        group.set("memory.max", &(now + SLACK).to_string())?;
+        area.expect(0..4 * MIB, 1)?;
+        bound.migrate(&area, 4 * MIB..8 * MIB, Destination::System)?;
+        for first in area.all().step_by(32) {
+            bound.expect(&area, first..first + 32, 1)?;
+        }
+        area.expect(area.all(), 1)
+    })?;
+    let kills = group.counter("memory.events", "oom_kill")?;
+    ensure!(kills == 0, "nobody was killed");
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! The rows, by chapter.
+//!
+//! A row begins with a process that has nothing on any device, and may leave behind
+//! whatever its process's end takes away.
+
+mod access;
+mod areas;
+mod concurrency;
+mod dirty;
+mod ends;
+mod exclusive;
+mod failures;
+mod fork;
+mod limits;
+mod migration;
+mod mirroring;
+mod poison;
+mod two_devices;
+
+use crate::row::Chapter;
+
+/// All chapters.
+pub(crate) const CHAPTERS: &[Chapter] = &[
+    mirroring::CHAPTER,
+    migration::CHAPTER,
+    fork::CHAPTER,
+    dirty::CHAPTER,
+    exclusive::CHAPTER,
+    areas::CHAPTER,
+    access::CHAPTER,
+    limits::CHAPTER,
+    ends::CHAPTER,
+    poison::CHAPTER,
+    failures::CHAPTER,
+    two_devices::CHAPTER,
+    concurrency::CHAPTER,
+];

@@ -1,0 +1,224 @@
+//! Two devices: each follows the process, and leaves the other one's pages alone.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{bail, ensure, Result};
+use hmm::{Destination, Place, Reason};
+
+use crate::area::{Area, ZERO};
+use crate::bound::{add, ended, Bound};
+use crate::child::Child;
+use crate::row::{Chapter, Row};
+use crate::sys;
+
+pub(crate) const CHAPTER: Chapter = Chapter {
+    title: "Two devices",
+    rows: &[
+        Row {
+            name: "two-devices-see-the-same",
+            duty: "what one device or the CPU writes, the other device reads; mprotect and munmap \
+                   hold for both when they return",
+            source: "mm/mmu_notifier.c: mn_itree_invalidate (all intervals, then all waits)",
+            run: two_devices_see_the_same,
+        },
+        Row {
+            name: "two-devices-count-together",
+            duty: "atomics of two devices and of CPUs on one word add up",
+            source: "mm/rmap.c: make_device_exclusive (owner); MMU_NOTIFY_EXCLUSIVE",
+            run: two_devices_count_together,
+        },
+        Row {
+            name: "a-page-on-the-other-device",
+            duty: "a device that needs a page of another device's memory finds it at home with \
+                   what it held",
+            source: "mm/hmm.c: hmm_vma_handle_pte (device-private of another owner is faulted in)",
+            run: a_page_on_the_other_device,
+        },
+        Row {
+            name: "the-owner-moves-its-pages-only",
+            duty: "a request to one device moves no page that is on another one",
+            source: "include/linux/migrate.h: pgmap_owner",
+            run: the_owner_moves_its_pages_only,
+        },
+        Row {
+            name: "fork-between-two-devices",
+            duty: "parent and child, each on a device of its own, write pages that were on the \
+                   first one: neither sees the other's",
+            source: "mm/memory.c: copy_nonpresent_pte; mm/hmm.c",
+            run: fork_between_two_devices,
+        },
+        Row {
+            name: "a-storm-on-two-devices",
+            duty: "mappings that change all the time stop neither of two devices that write them, \
+                   and what they write is right",
+            source: "include/linux/mmu_notifier.h: invalidate_start, invalidate_finish",
+            run: a_storm_on_two_devices,
+        },
+    ],
+};
+
+fn two_devices_see_the_same() -> Result<()> {
+    let (one, two) = Bound::two()?;
+    for area in [Area::small(32)?, Area::large(1)?] {
+        let pages = 0..32;
+        for tag in 1..6 {
+            one.write(&area, pages.clone(), 10 + tag)?;
+            two.expect(&area, pages.clone(), 10 + tag)?;
+            two.write(&area, pages.clone(), 20 + tag)?;
+            one.expect(&area, pages.clone(), 20 + tag)?;
+            area.write(pages.clone(), 30 + tag);
+            one.expect(&area, pages.clone(), 30 + tag)?;
+            two.expect(&area, pages.clone(), 30 + tag)?;
+        }
+        area.protect(0..8, sys::READ)?;
+        one.refuse_write(&area, 3, Reason::Denied)?;
+        two.refuse_write(&area, 3, Reason::Denied)?;
+        area.unmap(8..16)?;
+        one.refuse_read(&area, 9, Reason::Unmapped)?;
+        two.refuse_read(&area, 9, Reason::Unmapped)?;
+        area.renew(8..16)?;
+        one.expect(&area, 8..16, ZERO)?;
+        two.expect(&area, 8..16, ZERO)?;
+        two.expect(&area, 16..32, 35)?;
+    }
+    Ok(())
+}
+
+fn two_devices_count_together() -> Result<()> {
+    const ADDITIONS: u64 = 500;
+    let (one, two) = Bound::two()?;
+    let area = Area::small(1)?;
+    area.write(0..1, ZERO);
+    let counter = area.counter(0, 5);
+    let jobs = [&one, &two, &one, &two]
+        .into_iter()
+        .map(|bound| bound.start(add(&area, 0, 5, 1, ADDITIONS)))
+        .collect::<Result<Vec<_>>>()?;
+    for _ in 0..ADDITIONS {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+    for job in jobs {
+        if let Err(failure) = ended(job)? {
+            bail!("{failure}");
+        }
+    }
+    let found = counter.load(Ordering::Relaxed);
+    ensure!(found == 5 * ADDITIONS, "{found} of {}", 5 * ADDITIONS);
+    Ok(())
+}
+
+fn a_page_on_the_other_device() -> Result<()> {
+    let (one, two) = Bound::two()?;
+    for area in [Area::small(32)?, Area::large(1)?] {
+        area.write(area.all(), 1);
+        for tag in 2..6 {
+            one.move_there(&area, area.all())?;
+            let states = two.states(&area, area.all())?;
+            let reachable = |place| matches!(place, Place::System | Place::Device);
+            ensure!(
+                !states.iter().any(|state| reachable(state.place())),
+                "they are out of the second one's reach"
+            );
+            one.expect_place(&area, area.all(), Place::Device)?;
+            two.expect(&area, 0..8, tag - 1)?;
+            two.write(&area, 8..16, tag)?;
+            one.expect(&area, 8..16, tag)?;
+            one.expect(&area, 0..8, tag - 1)?;
+            area.expect(16..area.pages(), tag - 1)?;
+            area.write(area.all(), tag);
+        }
+    }
+    Ok(())
+}
+
+fn the_owner_moves_its_pages_only() -> Result<()> {
+    let (one, two) = Bound::two()?;
+    for area in [Area::small(32)?, Area::large(1)?] {
+        area.write(area.all(), 1);
+        one.move_there(&area, area.all())?;
+        for destination in [Destination::System, Destination::Device] {
+            let moved = two.migrate(&area, area.all(), destination)?;
+            ensure!(moved.moved == 0, "{destination:?}: {moved:?}");
+            one.expect_place(&area, area.all(), Place::Device)?;
+        }
+        one.expect(&area, area.all(), 1)?;
+        one.move_home(&area, area.all())?;
+        two.move_there(&area, area.all())?;
+        two.expect(&area, area.all(), 1)?;
+        area.expect(area.all(), 1)?;
+    }
+    Ok(())
+}
+
+fn fork_between_two_devices() -> Result<()> {
+    let (one, two) = Bound::two()?;
+    for area in [Area::small(32)?, Area::large(1)?] {
+        area.write(area.all(), 1);
+        one.move_there(&area, area.all())?;
+        let mut child = Child::fork(|turns| {
+            let (one, two) = Bound::two()?;
+            turns.wait()?;
+            two.expect(&area, 0..8, 1)?;
+            two.write(&area, 0..8, 2)?;
+            one.expect(&area, 8..16, 1)?;
+            turns.pass_and_wait()?;
+            area.expect(0..8, 2)?;
+            area.expect(8..32, 1)
+        })?;
+        one.write(&area, 0..4, 3)?;
+        two.write(&area, 8..12, 3)?;
+        child.pass_and_wait()?;
+        one.expect(&area, 0..4, 3)?;
+        two.expect(&area, 4..8, 1)?;
+        child.pass_and_end()?;
+        area.expect(0..4, 3)?;
+        area.expect(4..8, 1)?;
+        area.expect(8..12, 3)?;
+        area.expect(12..area.pages(), 1)?;
+    }
+    Ok(())
+}
+
+fn a_storm_on_two_devices() -> Result<()> {
+    let (one, two) = Bound::two()?;
+    let area = Area::small(32)?;
+    area.write(area.all(), 1);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let storm = scope.spawn(|| -> Result<()> {
+            let mut home = true;
+            while !stop.load(Ordering::Relaxed) {
+                area.protect(0..32, sys::READ)?;
+                area.protect(0..32, sys::READ_WRITE)?;
+                let to = if home {
+                    Destination::Device
+                } else {
+                    Destination::System
+                };
+                one.migrate(&area, 0..32, to)?;
+                home = !home;
+            }
+            Ok(())
+        });
+        let work = || -> Result<()> {
+            for tag in 2..12 {
+                for (bound, pages) in [(&one, 0..16), (&two, 16..32)] {
+                    for page in pages.clone() {
+                        // Written while it may only be read, it is refused.
+                        while bound.try_write(&area, page, tag)?.is_err() {}
+                    }
+                    bound.expect(&area, pages, tag)?;
+                }
+                area.expect(0..32, tag)?;
+            }
+            Ok(())
+        };
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        match storm.join() {
+            Ok(storm) => storm.and(result),
+            Err(_) => bail!("the storm broke down"),
+        }
+    })
+}

@@ -1,0 +1,146 @@
+//! The whole contract of HMM, row by row, on devices that check each translation.
+//!
+//! What a row asks and how it is tried is the guest program's (`tests/contract`). Here it
+//! is asked that every row was run and kept, and that those which this kernel has no
+//! means for are exactly the ones that are known, so that none is lost unnoticed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hmm_tests::artifacts::Artifacts;
+use hmm_tests::guest::Command;
+use hmm_tests::vm::{Vm, GIB, KERNEL_VARIABLE, MIB};
+use serde::Deserialize;
+
+/// All rows take about 40 s with KVM.
+const ROWS: Duration = Duration::from_secs(150);
+
+/// Most rows take less than one second, none more than a few.
+const ROW: Duration = Duration::from_secs(20);
+
+/// How long the random steps go on, unless [`SECONDS`] says otherwise.
+const MODEL: u64 = 20;
+
+/// For how many seconds the random steps go on.
+const SECONDS: &str = "VIRTIO_HMM_MODEL_SECONDS";
+
+/// The seed of the random steps: that of a run that failed.
+const SEED: &str = "VIRTIO_HMM_MODEL_SEED";
+
+/// Rows that need what a kernel does not have, by kernel. Each runs on the other one.
+const NOT_HERE: &[(&str, &[&str])] = &[
+    (
+        "stock",
+        // Memory is refused on demand by kernels that were built for that.
+        &[
+            "no-large-page-for-the-last-file",
+            "no-large-page-to-come-home-to",
+            "no-memory-for-a-touched-page",
+            "no-memory-for-the-move-itself",
+            "no-memory-to-bind",
+            "no-memory-to-come-home-to",
+        ],
+    ),
+    (
+        "debug",
+        // It has no file system that writes back.
+        &[
+            "a-write-to-a-file-is-written-back",
+            "a-write-to-a-file-outlives-the-process",
+        ],
+    ),
+];
+
+/// What the guest program says of a row.
+#[derive(Debug, Deserialize)]
+struct Verdict {
+    row: String,
+    verdict: String,
+    reason: Option<String>,
+}
+
+fn machine(artifacts: &Artifacts) -> Vm {
+    Vm::builder(artifacts)
+        .devices(2)
+        .check()
+        .memory(GIB)
+        .device_memory(64 * MIB)
+        // It is built together with the agent.
+        .file(artifacts.agent.with_file_name("hmm-contract"))
+        .start()
+        .unwrap()
+}
+
+fn kernel() -> String {
+    std::env::var(KERNEL_VARIABLE).unwrap_or_else(|_| "stock".to_owned())
+}
+
+#[test]
+fn every_row_of_the_contract_is_kept() {
+    let artifacts = Artifacts::required();
+    let vm = machine(&artifacts);
+    let list = vm.run(["hmm-contract", "list"]).unwrap();
+    let list = list.succeeded().unwrap();
+    let rows: BTreeSet<&str> = list
+        .lines()
+        .filter_map(|line| Some(line.split_once(": ")?.0))
+        .collect();
+    assert!(rows.len() > 80, "there are {} rows", rows.len());
+
+    let each = vm.pace().scale(ROW).as_secs().to_string();
+    let command = Command::new("hmm-contract")
+        .arguments(["run", "all", "--json", "--limit", &each])
+        .limit(ROWS);
+    let output = vm.run(command).unwrap();
+    let mut by_verdict: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for line in output.text().lines() {
+        let verdict: Verdict = serde_json::from_str(line).unwrap();
+        by_verdict
+            .entry(verdict.verdict)
+            .or_default()
+            .insert(verdict.row, verdict.reason.unwrap_or_default());
+    }
+    let with = |verdict: &str| by_verdict.get(verdict).cloned().unwrap_or_default();
+    assert_eq!(with("broken"), BTreeMap::new(), "no row is broken");
+    let elsewhere = with("cannot-run");
+    println!(
+        "kept: {}; cannot run on this kernel: {elsewhere:#?}",
+        with("kept").len()
+    );
+    let kernel = kernel();
+    let (_, expected) = NOT_HERE.iter().find(|(name, _)| *name == kernel).unwrap();
+    assert_eq!(
+        elsewhere
+            .keys()
+            .map(String::as_str)
+            .collect::<BTreeSet<_>>(),
+        expected.iter().copied().collect::<BTreeSet<_>>(),
+        "{elsewhere:#?}"
+    );
+    let kept = with("kept");
+    let run: BTreeSet<&str> = kept
+        .keys()
+        .chain(elsewhere.keys())
+        .map(String::as_str)
+        .collect();
+    assert_eq!(run, rows, "every row has a verdict");
+    assert!(output.success());
+    vm.finish().unwrap();
+}
+
+#[test]
+fn whatever_is_done_at_random_every_byte_is_what_it_may_be() {
+    let artifacts = Artifacts::required();
+    let vm = machine(&artifacts);
+    let seconds = std::env::var(SECONDS).map_or(MODEL, |text| text.parse().unwrap());
+    let mut command = Command::new("hmm-contract").arguments(["model", "--seconds"]);
+    command = command.argument(seconds.to_string());
+    if let Ok(seed) = std::env::var(SEED) {
+        command = command.arguments(["--seed", &seed]);
+    }
+    let limit = Duration::from_secs(seconds + 60);
+    let text = vm.run(command.limit(limit)).unwrap().succeeded().unwrap();
+    // The seed, for the record.
+    println!("{text}");
+    vm.finish().unwrap();
+}
