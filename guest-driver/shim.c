@@ -251,6 +251,21 @@ void virtio_hmm_unlock_and_put(struct page *page)
 	folio_put(folio);
 }
 
+void virtio_hmm_get_page(struct page *page)
+{
+	get_page(page);
+}
+
+void virtio_hmm_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+int virtio_hmm_poison(unsigned long pfn, bool referenced)
+{
+	return memory_failure(pfn, referenced ? MF_COUNT_INCREASED : 0);
+}
+
 struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 				     struct vm_area_struct *vma,
 				     unsigned long address)

@@ -70,6 +70,9 @@ struct folio *virtio_hmm_page_folio(struct page *page);
 struct dev_pagemap *virtio_hmm_folio_pagemap(struct folio *folio);
 struct dev_pagemap *virtio_hmm_page_pagemap(struct page *page);
 void virtio_hmm_unlock_and_put(struct page *page);
+void virtio_hmm_get_page(struct page *page);
+void virtio_hmm_put_page(struct page *page);
+int virtio_hmm_poison(unsigned long pfn, bool referenced);
 struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 				     struct vm_area_struct *vma,
 				     unsigned long address);

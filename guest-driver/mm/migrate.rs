@@ -154,10 +154,18 @@ fn entry_order(entry: usize) -> u32 {
 }
 
 /// Pages whose contents are lost.
+///
+/// # Invariants
+///
+/// `page` is the first page of what was a folio of this order when this was made, and we own
+/// a reference to it, so that it does not become somebody else's.
 pub(crate) struct LostPages {
-    pfn: usize,
+    page: NonNull<bindings::page>,
     order: u32,
 }
+
+// SAFETY: A reference to a page may be given back by any thread.
+unsafe impl Send for LostPages {}
 
 impl LostPages {
     /// How many.
@@ -168,11 +176,25 @@ impl LostPages {
     /// Takes the pages away from all processes that have them, which get a SIGBUS when
     /// they touch them, as after a failure of the memory itself.
     pub(crate) fn poison(self) {
+        // SAFETY: By the invariants the page is valid.
+        let pfn = unsafe { bindings::virtio_hmm_page_to_pfn(self.page.as_ptr()) };
         for page in 0..1 << self.order {
-            // SAFETY: The function takes any frame number and may sleep, as we may. That
-            // the page may have been freed meanwhile costs a page of memory at most.
-            unsafe { bindings::memory_failure(self.pfn + page, 0) };
+            // The reference goes over to the kernel with the first page. It splits a large
+            // page there, for which it must be the only reference, so that there can be none
+            // for the others.
+            //
+            // SAFETY: The function takes any frame number and may sleep, as we may; by the
+            // invariants the reference to the first page is ours.
+            unsafe { bindings::virtio_hmm_poison(pfn + page, page == 0) };
         }
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for LostPages {
+    fn drop(&mut self) {
+        // SAFETY: By the invariants the reference is ours.
+        unsafe { bindings::virtio_hmm_put_page(self.page.as_ptr()) };
     }
 }
 
@@ -331,8 +353,11 @@ impl<'a> Collected<'a> {
     pub(crate) fn clear_new(&mut self, slot: Slot) -> Option<LostPages> {
         let mut folio = self.take(slot.index)?;
         folio.clear();
+        // SAFETY: By the invariants the folio is valid and referenced.
+        unsafe { bindings::virtio_hmm_get_page(folio.page.as_ptr()) };
+        // INVARIANT: The reference was just taken.
         let lost = LostPages {
-            pfn: folio.pfn(),
+            page: folio.page,
             order: folio.order(),
         };
         self.put(slot.index, folio).ok()?;
