@@ -207,3 +207,28 @@ fn where_no_region_can_be_shown_the_memory_is_private() {
     run(&vm, 0, &["migrate", "--size", "8M"]);
     vm.finish().unwrap();
 }
+
+#[test]
+fn a_coherent_device_that_is_given_up_loses_its_pages_and_nothing_else() {
+    let artifacts = Artifacts::required();
+    let vm = builder(&artifacts)
+        .coherent_devices(1)
+        .mishap(1, "short-reply@dma=4")
+        .start()
+        .unwrap();
+    let victim = endless_job(&vm, 1);
+    let unlucky = Command::new("hmm").arguments(["--device", "/dev/hmm1", "run", "migrate"]);
+    let output = vm.run(unlucky.arguments(["--size", "32M"])).unwrap();
+    assert!(!output.success(), "{}", output.text());
+    assert!(
+        !victim.wait().unwrap().success(),
+        "its job and its pages are lost"
+    );
+    let records = vm.kernel_log().unwrap();
+    let told = |what: &str| records.iter().any(|record| record.text.contains(what));
+    assert!(told("the device is given up"));
+    run(&vm, 0, &["migrate", "--size", "8M"]);
+    run(&vm, 0, &["list", "--size", "1000"]);
+    // The driver can be unloaded: none of the pages is left.
+    vm.finish().unwrap();
+}

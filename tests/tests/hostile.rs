@@ -10,7 +10,7 @@ use std::time::Duration;
 use hmm_tests::artifacts::Artifacts;
 use hmm_tests::daemon::Daemon;
 use hmm_tests::guest::Command;
-use hmm_tests::vm::{Vm, MIB};
+use hmm_tests::vm::{Builder, Vm, MIB};
 use serde::Deserialize;
 
 /// How often each attack is carried out, each time with other random numbers.
@@ -67,9 +67,23 @@ impl Footprint {
 #[test]
 fn a_hostile_guest_gets_answers_and_breaks_nothing() {
     let artifacts = Artifacts::required();
+    attack(Vm::builder(&artifacts), &artifacts);
+}
+
+#[test]
+fn a_hostile_guest_that_can_address_device_memory_breaks_nothing_either() {
+    let artifacts = Artifacts::required();
+    attack(
+        Vm::builder(&artifacts).devices(0).coherent_devices(1),
+        &artifacts,
+    );
+}
+
+/// Lets the hostile program loose on the only device of a machine.
+fn attack(machine: Builder<'_>, artifacts: &Artifacts) {
     // It is built together with the agent.
     let hostile = artifacts.agent.with_file_name("hmm-hostile");
-    let mut vm = Vm::builder(&artifacts)
+    let mut vm = machine
         .check()
         .memory(GUEST_MEMORY)
         .device_memory(DEVICE_MEMORY)
@@ -123,8 +137,9 @@ fn a_hostile_guest_gets_answers_and_breaks_nothing() {
         after.private < before.private + TABLE_MEMORY + EVERYTHING_ELSE,
         "what the guest made it allocate is bounded: {before:?}, then {after:?}"
     );
+    // Coherent device memory counts twice: it is the guest's memory as well.
     assert!(
-        after.peak < GUEST_MEMORY + DEVICE_MEMORY + TABLE_MEMORY + EVERYTHING_ELSE,
+        after.peak < GUEST_MEMORY + 2 * DEVICE_MEMORY + TABLE_MEMORY + EVERYTHING_ELSE,
         "and so it was all the time: {after:?}"
     );
 
