@@ -102,10 +102,10 @@ impl Parts {
         let mut limits = Limits::new(&read_config(device))?;
         let kind = memory_kind(device, &mut limits)?;
 
-        let queues = Queues::new(wire::QUEUE_COUNT)?;
+        let workqueue = Workqueue::new(c"virtio_hmm")?;
+        let queues = Queues::new(wire::QUEUE_COUNT, workqueue.link())?;
         let running = queues.clone().start(device, &QUEUES, &PIECES)?;
         limits.max_jobs = limits.max_jobs.min(queues.capacity(Queue::Submit.raw()));
-        let workqueue = Workqueue::new(c"virtio_hmm")?;
         let core = Core::new(limits, queues, workqueue.link())?;
         core.reset()
             .inspect_err(|error| dev_err!(device, "the device cannot be started: {:?}\n", error))?;

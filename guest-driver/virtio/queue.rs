@@ -15,7 +15,7 @@
 use super::Device;
 use crate::{
     sys as bindings,
-    wait::{Event, Places},
+    wait::{Event, Places, WorkLink},
 };
 use core::{
     pin::Pin,
@@ -25,12 +25,13 @@ use kernel::{
     alloc::Flags,
     device::{Bound, Core},
     error::to_result,
-    new_mutex, new_spinlock_irq,
+    impl_has_work, new_mutex, new_spinlock_irq, new_work,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Relaxed, Release},
-        Arc, Mutex, SpinLockIrq, UniqueArc,
+        Arc, ArcBorrow, Mutex, SpinLockIrq, UniqueArc,
     },
+    workqueue::{Work, WorkItem},
 };
 
 /// How long the device may take to answer a request, and a place in a ring to become
@@ -237,12 +238,17 @@ impl Ring {
         chain.complete(written);
     }
 
-    /// Completes the chains that the device has returned.
-    fn interrupt(&self) {
+    /// Completes the chains that the device has returned; says whether the ring is of
+    /// use still.
+    fn interrupt(&self) -> bool {
         self.interrupts.fetch_add(1, Relaxed);
         while let Some((chain, written)) = self.next_used() {
             self.finish(chain, written);
         }
+        let ring = self.raw.lock();
+        // SAFETY: By the invariants `vq` is valid.
+        ring.0
+            .is_none_or(|vq| !unsafe { bindings::virtqueue_is_broken(vq.as_ptr()) })
     }
 
     fn next_used(&self) -> Option<(Arc<Chain>, usize)> {
@@ -330,6 +336,21 @@ pub(crate) struct Queues {
     /// A [`State`]. Written with `device` locked.
     state: Atomic<u32>,
     rings: KVec<Pin<KBox<Ring>>>,
+    work: Arc<WorkLink>,
+    #[pin]
+    broken: Work<Queues>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Queues { self.broken }
+}
+
+impl WorkItem for Queues {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.give_up(c"a ring makes no sense");
+    }
 }
 
 /// # Invariants
@@ -342,8 +363,8 @@ struct RawDevice(*mut bindings::virtio_device);
 unsafe impl Send for RawDevice {}
 
 impl Queues {
-    /// `count` queues of a device that does not run yet.
-    pub(crate) fn new(count: usize) -> Result<Arc<Self>> {
+    /// `count` queues of a device that does not run yet. What may sleep is done by `work`.
+    pub(crate) fn new(count: usize, work: Arc<WorkLink>) -> Result<Arc<Self>> {
         let mut rings = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
             rings.push(KBox::pin_init(Ring::new(), GFP_KERNEL)?, GFP_KERNEL)?;
@@ -353,6 +374,8 @@ impl Queues {
                 device <- new_mutex!(None, "Queues::device"),
                 state: Atomic::new(State::Gone as u32),
                 rings,
+                work,
+                broken <- new_work!("Queues::broken"),
             }),
             GFP_KERNEL,
         )
@@ -547,12 +570,19 @@ impl Queues {
     }
 
     extern "C" fn interrupt(vq: *mut bindings::virtqueue) {
-        // SAFETY: `start` has set this to the `Queues`, which live as long as the queues.
-        let queues = unsafe { &*bindings::virtio_hmm_priv(vq).cast::<Self>() };
+        // SAFETY: `start` has set this to what an `Arc` of the `Queues` points to, which
+        // live as long as the queues.
+        let queues = unsafe { ArcBorrow::from_raw(bindings::virtio_hmm_priv(vq).cast::<Self>()) };
         // SAFETY: The bus calls with a valid queue.
         let index = unsafe { bindings::virtio_hmm_queue_index(vq) };
-        if let Some(ring) = queues.rings.get(index as usize) {
-            ring.interrupt();
+        let Some(ring) = queues.rings.get(index as usize) else {
+            return;
+        };
+        if !ring.interrupt() {
+            queues.work.with(|queue| {
+                // If it is on its way already, that is as good.
+                let _ = queue.enqueue(Arc::from(queues));
+            });
         }
     }
 }

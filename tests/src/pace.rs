@@ -38,6 +38,14 @@ pub const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 /// How many seconds a guest task may be stuck before the kernel says so.
 pub const HUNG_TASK_SECONDS: u32 = 30;
 
+/// How many seconds an RCU grace period may take before the kernel says so; more is not
+/// possible (`rcu_jiffies_till_stall_check`, `kernel/rcu/tree_stall.h`). The kernel's own
+/// limit of 21 is too little for a processor that shares its host's with others.
+pub const STALL_SECONDS: u32 = 60;
+
+/// The most that the kernel accepts for it.
+const MAX_STALL_SECONDS: u32 = 300;
+
 /// How slow a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace(u32);
@@ -58,6 +66,17 @@ impl Pace {
     #[must_use]
     pub const fn scale(self, limit: Duration) -> Duration {
         limit.saturating_mul(self.0)
+    }
+
+    /// The limit for grace periods at this pace.
+    #[must_use]
+    pub const fn stall_seconds(self) -> u32 {
+        let seconds = STALL_SECONDS.saturating_mul(self.0);
+        if seconds < MAX_STALL_SECONDS {
+            seconds
+        } else {
+            MAX_STALL_SECONDS
+        }
     }
 
     /// The limit for stuck tasks at this pace.

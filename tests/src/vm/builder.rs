@@ -309,8 +309,9 @@ impl<'a> Builder<'a> {
             // printk.devkmsg=on: what the agent logs is not rate limited.
             // log_buf_len: nothing is overwritten before it is read.
             "{console} panic=-1 printk.devkmsg=on log_buf_len=4M \
-             sysctl.kernel.hung_task_timeout_secs={}{}{}{}",
+             sysctl.kernel.hung_task_timeout_secs={} rcupdate.rcu_cpu_stall_timeout={}{}{}{}",
             pace.hung_task_seconds(),
+            pace.stall_seconds(),
             if self.kernel == DEBUG && !self.leak_check {
                 " kmemleak=off"
             } else {
