@@ -11,7 +11,7 @@ const QUEUES: [&str; 4] = ["control", "dma", "submit", "fault"];
 /// that the device forgot loses patience some day.
 const WORK: &str = "status=0; \
     for work in 'list --size 5000' 'migrate --size 4M' 'churn --size 10'; do \
-    timeout 150 hmm --device $0 run $work || status=1; \
+    timeout 100 hmm --device $0 run $work || status=1; \
     done; \
     exit $status";
 
