@@ -10,7 +10,12 @@ const EEXIST: i32 = 17;
 #[test]
 fn the_driver_loads_serves_and_unloads_as_often_as_one_likes() {
     let artifacts = Artifacts::required();
-    let mut vm = Vm::builder(&artifacts).devices(2).check().start().unwrap();
+    let mut vm = Vm::builder(&artifacts)
+        .devices(2)
+        .check()
+        .leak_check()
+        .start()
+        .unwrap();
     let again = vm.load_driver("");
     assert!(
         matches!(&again, Err(Error::Refused { errno, .. }) if *errno == Some(EEXIST)),
