@@ -87,11 +87,11 @@ impl Refusals {
         // The probability comes last: with it, it begins.
         all.sort_by_key(|(name, _)| *name == "probability");
         let mut made = Vec::new();
-        if mine_only {
-            made.push(Setting::change("/proc/self/make-it-fail", "1")?);
-        }
         for (name, value) in all {
             made.push(Setting::change(directory.join(name), value)?);
+        }
+        if mine_only {
+            made.push(Setting::change("/proc/self/make-it-fail", "1")?);
         }
         // And ends with it.
         made.reverse();
@@ -157,7 +157,8 @@ fn no_large_page_to_come_home_to() -> Result<()> {
     let area = Area::large(2)?;
     area.write(area.all(), 1);
     bound.move_there(&area, area.all())?;
-    let refusals = Refusals::pages(1, "-1", true)?;
+    // Lists for the request itself need pages too, but no large one.
+    let refusals = Refusals::pages(9, "-1", true)?;
     bound.move_home(&area, 0..LARGE_PAGES)?;
     let page = LARGE_PAGES + 100;
     let found = area.read_word(page, 3);
