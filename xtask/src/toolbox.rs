@@ -167,8 +167,9 @@ impl Toolbox {
     /// Compilers want /dev and objtool /proc; they are the host's, and vanish with
     /// the command's own mount namespace.
     fn enter(&self) -> Command {
-        const BIND_AND_ENTER: &str = "for each in dev proc sys; do \
-             mount --rbind /$each \"$1/$each\"; done; exec chroot \"$@\"";
+        // Debian lets a normal user look for programs where chroot is not.
+        const BIND_AND_ENTER: &str = "PATH=$PATH:/usr/sbin:/sbin; \
+             for each in dev proc sys; do mount --rbind /$each \"$1/$each\"; done; exec chroot \"$@\"";
         let mut command = host::as_root_of_own_namespace();
         command
             .args(["sh", "-eu", "-c", BIND_AND_ENTER, "sh"])
