@@ -246,9 +246,11 @@ impl Ring {
             self.finish(chain, written);
         }
         let ring = self.raw.lock();
+        let Some(vq) = ring.0 else {
+            return true;
+        };
         // SAFETY: By the invariants `vq` is valid.
-        ring.0
-            .is_none_or(|vq| !unsafe { bindings::virtqueue_is_broken(vq.as_ptr()) })
+        !unsafe { bindings::virtqueue_is_broken(vq.as_ptr()) }
     }
 
     fn next_used(&self) -> Option<(Arc<Chain>, usize)> {

@@ -1,6 +1,6 @@
 //! Everything at random: many processes and threads on a few pages, on all devices.
 //!
-//! Each process has a [`World`](world::World) of its own: pages, a model of what each
+//! Each process has a world (see [`world`]) of its own: pages, a model of what each
 //! word of them may be, and threads that do to them whatever a program may do. What one
 //! step is and how it is judged is in `world`; here is how many there are, for how long,
 //! and which seed it was.
