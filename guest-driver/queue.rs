@@ -234,6 +234,7 @@ impl<C: Command> Sent<C> {
     /// request ready to be written again, without entries. Does not allocate.
     ///
     /// A device that refuses is given up, unless the space is gone, which forbids all.
+    /// Returns `None` only if the device is given up.
     pub(crate) fn wait_and_reuse(self, link: &Link) -> Option<Message<C>> {
         // With an error the device has been reset and does nothing at all.
         let reply = link.queues.wait(&self.chain).ok()?;
@@ -243,7 +244,11 @@ impl<C: Command> Sent<C> {
                 link.violated();
             }
         }
-        let mut draft = Draft::again(self.chain)?;
+        let Some(mut draft) = Draft::again(self.chain) else {
+            // Nobody else holds it; but rather no device than one that cannot be told.
+            link.violated();
+            return None;
+        };
         draft.request().truncate(size_of::<RequestHeader>());
         // INVARIANT: The header is left and no entry.
         Some(Message {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* See shim.h. */
+#include <linux/completion.h>
 #include <linux/gfp.h>
 #include <linux/highmem.h>
 #include <linux/ioport.h>
@@ -138,6 +139,11 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 		sgs[outs + ins++] = sg + used;
 	}
 	return virtqueue_add_sgs(vq, sgs, outs, ins, token, GFP_ATOMIC);
+}
+
+void virtio_hmm_reinit_completion(struct completion *completion)
+{
+	reinit_completion(completion);
 }
 
 void virtio_hmm_init_semaphore(struct semaphore *semaphore, int value)

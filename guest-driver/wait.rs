@@ -6,7 +6,7 @@
 //! Knows nothing of devices.
 
 use crate::sys as bindings;
-use core::{ops::Deref, pin::Pin};
+use core::ops::Deref;
 use kernel::{
     error::to_result,
     new_spinlock_irq,
@@ -61,11 +61,11 @@ impl Event {
         })
     }
 
-    /// Lets it not have happened.
-    pub(crate) fn reset(self: Pin<&mut Self>) {
-        // SAFETY: By construction the completion is initialised, and nobody else uses
-        // it. It is initialised in place.
-        unsafe { bindings::init_completion(self.raw.get()) };
+    /// Lets it not have happened. Must not be called before it has, nor while anybody waits.
+    pub(crate) fn reset(&self) {
+        // SAFETY: By construction the completion is initialised. To call this too early
+        // would lead to an event that is missed or happens twice, but to nothing unsafe.
+        unsafe { bindings::virtio_hmm_reinit_completion(self.raw.get()) };
     }
 
     /// Lets it happen; wakes all who wait. May be called in interrupt context.

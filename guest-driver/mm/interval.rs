@@ -63,7 +63,8 @@ pub(crate) trait Mirror: Send + Sync + Sized + 'static {
     fn ask(&self, means: Self::Means, range: &Range<usize>) -> Self::Promise;
 
     /// Waits until what was asked for is done. May sleep, but not for memory. Returns
-    /// the means if they can be used again.
+    /// the means, to be used again; `None` means that nothing is mirrored from now on, so
+    /// that nothing needs to be asked for any more.
     fn wait(&self, promise: Self::Promise) -> Option<Self::Means>;
 
     /// Called when the range has been forgotten.
@@ -350,6 +351,7 @@ impl<T: Mirror> Interval<T> {
     /// mirror while waiting for those of another.
     fn invalidate_alone(&self, range: &Range<usize>) {
         let mut last = self.last.lock();
+        // Without them nothing is mirrored any more; see `Mirror::wait`.
         if let Some(means) = last.take() {
             *last = self.mirror.wait(self.mirror.ask(means, range));
         }

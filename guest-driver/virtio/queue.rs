@@ -62,11 +62,11 @@ impl Draft {
         let inn = KVVec::from_elem(0, room, flags)?;
         UniqueArc::pin_init(
             // INVARIANT: The chain has not been posted.
-            pin_init!(Chain {
+            try_pin_init!(Chain {
                 out,
                 inn,
                 written: Atomic::new(Chain::PENDING),
-                done <- Event::new(),
+                done: Arc::pin_init(Event::new(), flags)?,
                 handler,
             }),
             flags,
@@ -74,20 +74,18 @@ impl Draft {
         .map(Self)
     }
 
-    /// A chain that has completed, to be used once more. Its request is as it was.
+    /// A chain that was posted, to be used once more. Its request is as it was. Waits until
+    /// it completes.
     ///
-    /// Returns `None` if somebody else still holds the chain.
+    /// Returns `None` if somebody else still holds the chain; the ring does not.
     pub(crate) fn again(chain: Arc<Chain>) -> Option<Self> {
-        let mut chain = Arc::into_unique_or_drop(chain)?;
-        let this = chain.as_mut().project();
-        if this.written.load(Relaxed) == Chain::PENDING {
-            // Nobody could hold it alone: the ring does until it completes.
-            return None;
-        }
+        // Even if it is known to have completed: only then has the ring let go of it.
+        chain.done.wait();
+        let chain = Arc::into_unique_or_drop(chain)?;
         // INVARIANT: The chain is not posted: it has completed, and by `post` a draft
         // was made of it only once.
-        this.written.store(Chain::PENDING, Relaxed);
-        this.done.reset();
+        chain.written.store(Chain::PENDING, Relaxed);
+        chain.done.reset();
         Some(Self(chain))
     }
 
@@ -112,8 +110,8 @@ pub(crate) struct Chain {
     inn: KVVec<u8>,
     /// Bytes of `inn` that the device has written, or one of the two values below.
     written: Atomic<usize>,
-    #[pin]
-    done: Event,
+    /// Happens when the ring has let go of the chain, which this must outlive for that.
+    done: Arc<Event>,
     handler: Option<Arc<dyn Handler>>,
 }
 
@@ -146,11 +144,15 @@ impl Chain {
     }
 
     fn complete(self: Arc<Self>, written: usize) {
+        let done = self.done.clone();
         self.written.store(written, Release);
-        self.done.set();
         if let Some(handler) = self.handler.clone() {
             handler.completed(self);
+        } else {
+            drop(self);
         }
+        // Last of all: whoever waits may use the chain again, if nobody else holds it.
+        done.set();
     }
 }
 
