@@ -197,6 +197,9 @@ pub(crate) fn send_home(device: &Device, space: &Space) {
 
 /// Brings back the page that a CPU has touched.
 fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Result<(), Lost> {
+    if fault.is_within_folio() {
+        return fault.split(pagemap).map_err(|_| Lost::NoMemory);
+    }
     let vma = fault.vma();
     let address = fault.address() & !(PAGE_SIZE - 1);
     let large = large_range(address);

@@ -11,7 +11,7 @@
 //! C header: `include/linux/memremap.h`.
 
 use super::{
-    migrate::{Collected, LockedFolio, Scratch, Select},
+    migrate::{page_range, Collected, LockedFolio, Scratch, Select},
     LockedVma, Owner, LARGE_SIZE, PAGE_SHIFT,
 };
 use crate::sys as bindings;
@@ -447,13 +447,57 @@ impl<'f> CpuFault<'f> {
         unsafe { bindings::virtio_hmm_folio_order(folio) }
     }
 
+    /// Whether another page of a folio was touched than its first one, so that it cannot be
+    /// collected before [`Self::split`].
+    ///
+    /// The kernel (7.3) splits such a folio when it collects the page, and from then on takes
+    /// the first page for the one that is locked for this fault. That one would be moved
+    /// without being locked, while others move it too.
+    pub(crate) fn is_within_folio(&self) -> bool {
+        // SAFETY: As in `order`.
+        let folio = unsafe { bindings::virtio_hmm_page_folio(self.page.as_ptr()) };
+        // SAFETY: As above.
+        let first = unsafe { bindings::virtio_hmm_folio_pfn(folio) };
+        // SAFETY: By the invariants the page is valid.
+        let touched = unsafe { bindings::virtio_hmm_page_to_pfn(self.page.as_ptr()) };
+        touched != first
+    }
+
+    /// Splits the folio that was touched, if [`Self::is_within_folio`]. Nothing is moved: the
+    /// page will be touched again, and be a small one.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory for that.
+    pub(crate) fn split<T: DeviceMemory>(&self, pagemap: &Pagemap<T>) -> Result {
+        let mut scratch = Scratch::new(1)?;
+        // Of the one page it would only be known after the split that it is locked for us.
+        self.take(pagemap, page_range(self.address()), &mut scratch)
+            .map(drop)
+    }
+
     /// Takes pages of this device memory away from the process at `range`, which must
     /// contain the address.
     ///
     /// # Errors
     ///
-    /// As [`Pagemap::collect_to_system`].
+    /// As [`Pagemap::collect_to_system`], and `EINVAL` if [`Self::is_within_folio`].
     pub(crate) fn collect<'a, T: DeviceMemory>(
+        &self,
+        pagemap: &Pagemap<T>,
+        range: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> Result<Collected<'a>>
+    where
+        'f: 'a,
+    {
+        if self.is_within_folio() {
+            return Err(EINVAL);
+        }
+        self.take(pagemap, range, scratch)
+    }
+
+    fn take<'a, T: DeviceMemory>(
         &self,
         pagemap: &Pagemap<T>,
         range: Range<usize>,
