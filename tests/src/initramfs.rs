@@ -3,7 +3,7 @@
 //! It knows where things lie in the guest and nothing of how the guest is run.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,6 +30,11 @@ const DIRECTORIES: [&str; 10] = [
     "/tmp",
     "/var",
 ];
+
+/// QEMU puts the archive at the end of a microvm's memory, from the beginning of a page on.
+/// Were the last page not left free by that, the machine's ACPI tables, which are there
+/// already, would be overwritten.
+const PAGE: u64 = 4096;
 
 /// What goes into the archive.
 #[derive(Clone, Debug)]
@@ -184,8 +189,12 @@ impl Archive {
         Ok(())
     }
 
+    /// Ends the archive, at a multiple of [`PAGE`].
     fn finish(mut self) -> Result<()> {
         trailer(&mut self.0)?;
+        let length = self.0.stream_position()?;
+        let padding = length.next_multiple_of(PAGE) - length;
+        io::copy(&mut io::repeat(0).take(padding), &mut self.0)?;
         self.0.flush()?;
         Ok(())
     }
