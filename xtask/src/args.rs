@@ -38,7 +38,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetupArgs {
-    /// Prepare the debug kernel too (about 20 minutes on 2 cores)
+    /// Prepare the debug kernel too (about 8 minutes on 2 cores)
     #[arg(long)]
     pub(crate) debug_kernel: bool,
 
@@ -123,8 +123,8 @@ pub(crate) enum BenchPart {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
-    /// The kernels to run the virtual machine tests on
-    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
+    /// The kernels to run the virtual machine tests on; both, if none is named
+    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock, KernelChoice::Debug])]
     pub(crate) kernels: Vec<KernelChoice>,
 }
 

@@ -106,7 +106,7 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
     let tree = toolbox.builds()?.entry(&recipe, |partial| {
         progress::announce(
             "building the debug kernel",
-            "KASAN, lockdep and others see what the stock kernel hides (about 20 minutes on 2 cores)",
+            "KASAN, lockdep and others see what the stock kernel hides (about 8 minutes on 2 cores)",
         );
         fs::write(partial.join("debug.config"), &options)?;
         let jobs = host::parallelism().to_string();

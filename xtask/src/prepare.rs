@@ -1,7 +1,7 @@
 //! Brings the parts together into the manifest that the fixture reads.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -15,11 +15,11 @@ use crate::kernel_tests;
 use crate::toolbox::Toolbox;
 use crate::{driver, kvm};
 
-/// Everything that a virtual machine needs, and the manifest that says where.
+/// Everything that a virtual machine needs.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) artifacts: Artifacts,
-    pub(crate) manifest: PathBuf,
+    manifest: PathBuf,
 }
 
 /// What does not come from the checkout.
@@ -51,7 +51,7 @@ impl Foundation {
 }
 
 impl Prepared {
-    /// Prepares what is missing, builds what changed and writes the manifest.
+    /// Prepares what is missing and builds what changed.
     pub(crate) fn for_kernels(checkout: &Checkout, kernels: &[KernelChoice]) -> Result<Self> {
         let foundation = Foundation::prepare(checkout, kernels)?;
         Self::on(&foundation, checkout)
@@ -93,12 +93,16 @@ impl Prepared {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("creating {}", directory.display()))?;
         }
-        let manifest = checkout.output.join("artifacts.json");
-        artifacts.write(&manifest)?;
         Ok(Self {
             artifacts,
-            manifest,
+            manifest: checkout.output.join("artifacts.json"),
         })
+    }
+
+    /// Writes the manifest by which tests find all this, and says where it is.
+    pub(crate) fn write_manifest(&self) -> Result<&Path> {
+        self.artifacts.write(&self.manifest)?;
+        Ok(&self.manifest)
     }
 }
 
@@ -137,6 +141,6 @@ pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
         );
     }
     println!("guest   {}", prepared.artifacts.hmm.display());
-    println!("list    {}", prepared.manifest.display());
+    println!("list    {}", prepared.write_manifest()?.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -115,7 +115,7 @@ impl Suite {
         let mut command = self.checkout.cargo();
         command
             .args(["test", "--release", "--package", VM_TESTS, "--no-fail-fast"])
-            .env(MANIFEST_VARIABLE, &prepared.manifest)
+            .env(MANIFEST_VARIABLE, prepared.write_manifest()?)
             .env(KERNEL_VARIABLE, kernel.name());
         self.harness(&format!("VM tests, {} kernel", kernel.name()), &mut command)
     }
