@@ -16,7 +16,7 @@ use crate::{
     },
     pages::{Frames, Run},
     queue::{Link, Message, Watch},
-    space::Spaces,
+    space::{Space, Spaces},
     uapi::DriverStatistics,
     virtio::Queues,
     wait::WorkLink,
@@ -114,7 +114,7 @@ impl Limits {
     }
 }
 
-/// The way to the device and what is known of its memory.
+/// The way to the device, what is known of its memory, and the processes that use it.
 #[pin_data]
 pub(crate) struct Core {
     pub(crate) limits: Limits,
@@ -124,6 +124,7 @@ pub(crate) struct Core {
     pub(crate) watch: Arc<Watch>,
     pub(crate) jobs: Names,
     pub(crate) injection: Injection,
+    pub(crate) spaces: Spaces,
     #[pin]
     pub(crate) frames: Frames,
     /// Held while frames are being discarded, so that whoever wants some can wait.
@@ -166,6 +167,7 @@ impl Core {
                 watch: Arc::new(Watch, GFP_KERNEL)?,
                 jobs: Names::new(),
                 injection: Injection::new(),
+                spaces: Spaces::new(limits.max_spaces, limits.max_jobs)?,
                 frames <- list,
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),
@@ -221,7 +223,6 @@ impl Core {
 #[pin_data]
 pub(crate) struct Device {
     pub(crate) core: Arc<Core>,
-    pub(crate) spaces: Spaces,
     #[pin]
     pub(crate) pagemap: Pagemap<Store>,
     /// How many files are open.
@@ -266,11 +267,9 @@ impl Device {
     pub(crate) fn new(core: Arc<Core>, kind: Kind) -> Result<Arc<Self>> {
         let store = Store::new(core.clone());
         let pagemap = Pagemap::new(core.frames.total(), kind, c"virtio-hmm", store)?;
-        let spaces = Spaces::new(core.limits.max_spaces, core.limits.max_jobs)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 core,
-                spaces,
                 pagemap <- pagemap,
                 files: Atomic::new(0),
                 removed: Atomic::new(false),
@@ -302,8 +301,19 @@ impl Device {
         self.files.fetch_add(1, Relaxed);
     }
 
+    /// The space of a file that is being closed will end. With the last file, its pages come
+    /// back: while it is known whose they are, large ones can, too.
+    pub(crate) fn leaving(self: &Arc<Self>, space: &Space) {
+        if self.files.load(Relaxed) == 1 {
+            if let Ok(_device) = self.enter() {
+                migrate::send_home(space);
+            }
+        }
+    }
+
     /// A file has been closed. With the last one, the pages that are still in device
-    /// memory come back: nobody is left who would use them there.
+    /// memory come back: nobody is left who would use them there. Large ones may stay until
+    /// somebody touches them.
     pub(crate) fn closed(self: &Arc<Self>) {
         if self.files.fetch_sub(1, Relaxed) == 1 {
             if let Ok(device) = self.enter() {
@@ -330,10 +340,10 @@ impl Device {
     pub(crate) fn remove(&self) {
         self.removed.store(true, Release);
         self.send_home();
-        self.spaces.end_all();
+        self.core.spaces.end_all();
         self.users.synchronize();
         // Somebody may have bound meanwhile.
-        self.spaces.end_all();
+        self.core.spaces.end_all();
         self.core.frames.close();
         migrate::evict_all(self, &|| false);
         // Files may stay open, but the addresses of coherent memory are the bus's again.
@@ -350,10 +360,8 @@ impl Device {
     /// Brings the pages of all spaces home, as far as that is possible at the moment. While
     /// it is known whose they are, large pages can come back in pieces.
     fn send_home(&self) {
-        match self.spaces.all() {
-            Ok(spaces) => spaces
-                .iter()
-                .for_each(|space| migrate::send_home(self, space)),
+        match self.core.spaces.all() {
+            Ok(spaces) => spaces.iter().for_each(|space| migrate::send_home(space)),
             Err(error) => pr_debug!("large pages may have to stay large: {:?}\n", error),
         }
     }
@@ -363,7 +371,7 @@ impl Device {
         let counters = &self.core.counters;
         let (control_requests, dma_requests) = self.core.link.requests();
         DriverStatistics {
-            spaces: self.spaces.count(),
+            spaces: self.core.spaces.count(),
             used_frames: self.core.frames.used(),
             total_frames: self.core.frames.total(),
             faults: counters.faults.get(),

@@ -258,14 +258,14 @@ impl Access<'_> {
 
     fn migrate_to_system(&self) -> Result<Done> {
         self.check_areas()?;
-        let mut tally = migrate::to_system(self.device, self.mm, self.range.clone())?;
+        let mut tally = migrate::to_system(self.space(), self.mm, self.range.clone())?;
         Self::check_kind(&tally)?;
         let mut pages = tally.moved;
         if tally.no_memory > 0 {
             // A large page comes home in pieces when there is no large page for it. A small
             // one, which is all that coherent memory holds, has no such way out: it gets a
             // second chance.
-            tally = migrate::to_system(self.device, self.mm, self.range.clone())?;
+            tally = migrate::to_system(self.space(), self.mm, self.range.clone())?;
             pages += tally.moved;
         }
         if tally.no_memory > 0 {

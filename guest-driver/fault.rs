@@ -149,7 +149,7 @@ impl Dispatcher {
             let Ok(record) = FaultRecord::read_from_bytes(bytes) else {
                 return;
             };
-            let reason = match self.device.spaces.by_id(record.space.get()) {
+            let reason = match self.device.core.spaces.by_id(record.space.get()) {
                 None => Reason::Gone,
                 Some(space) => match space.inbox.put(record, core.limits.max_jobs) {
                     Ok(()) => {

@@ -71,6 +71,7 @@ impl MiscDevice for Session {
     fn release(session: Self::Ptr, _file: &File) {
         let bound = session.bound.lock().take();
         if let Some(bound) = bound {
+            session.device.leaving(&bound.space);
             bound.space.end();
         }
         session.device.closed();
@@ -177,7 +178,7 @@ impl Session {
         let pages = (range.len() >> PAGE_SHIFT) as u64;
         let tally = match destination {
             Destination::Device => migrate::to_device(device, &mm, range)?,
-            Destination::System => migrate::to_system(device, &mm, range)?,
+            Destination::System => migrate::to_system(&bound.space, &mm, range)?,
         };
         migrate.moved = tally.moved;
         migrate.skipped = pages - tally.moved;
@@ -208,7 +209,7 @@ impl Session {
                 if pid != current!().tgid() && !process::may_trace_others() {
                     return Err(EACCES);
                 }
-                device.spaces.by_pid(pid).ok_or(ESRCH)
+                device.core.spaces.by_pid(pid).ok_or(ESRCH)
             }
         }
     }

@@ -30,10 +30,39 @@ use crate::{
     wire::rights,
 };
 use core::ops::Range;
-use kernel::{mm::MmWithUser, prelude::*, sync::Arc};
+use kernel::{
+    mm::MmWithUser,
+    prelude::*,
+    sync::Arc,
+    time::{delay::fsleep, Delta, Instant, Monotonic},
+};
 
-/// How often it is tried anew because the process changed its mappings.
+/// How often at least it is tried anew because the process changed its mappings.
 const ATTEMPTS: u32 = 64;
+
+/// How long at least, in milliseconds: where others have pages on the move, attempts end at once.
+const PERSISTENCE: i64 = 2000;
+
+/// Counts attempts.
+struct Attempts {
+    left: u32,
+    begun: Instant<Monotonic>,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self {
+            left: ATTEMPTS,
+            begun: Instant::now(),
+        }
+    }
+
+    /// Whether it makes sense to try once more.
+    fn go_on(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        self.left > 0 || self.begun.elapsed().as_millis() < PERSISTENCE
+    }
+}
 
 /// How long the kernel may wait for changes by others in one attempt, in milliseconds.
 const PATIENCE: u32 = 1000;
@@ -262,7 +291,8 @@ impl<'a> Installer<'a> {
         address: usize,
         answers: &mut Option<Message<Answer>>,
     ) -> Result<Installed> {
-        for _ in 0..ATTEMPTS {
+        let mut attempts = Attempts::new();
+        while attempts.go_on() {
             match self.attempt_exclusive(address, answers)? {
                 Some(installed) => return Ok(installed),
                 None => self.count_retry(),
@@ -283,7 +313,8 @@ impl<'a> Installer<'a> {
             map: self.map_message(LARGE_PAGES)?,
             region: Region::around(address)?,
         });
-        for _ in 0..ATTEMPTS {
+        let mut attempts = Attempts::new();
+        while attempts.go_on() {
             let mut wish = Wish::around(self.mm, address).ok_or(EFAULT)?;
             describe(&mut wish)?;
             match self.attempt(&wish, &mut means, answers) {
@@ -294,7 +325,11 @@ impl<'a> Installer<'a> {
                 Ok(Attempt::Shared(range)) => {
                     // A write needs a copy of its own, which only the kernel makes, and
                     // only of ordinary memory.
-                    migrate::bring_home(&self.space.device, self.mm, range)?;
+                    let tally = migrate::to_system(self.space, self.mm, range)?;
+                    if tally.moved == 0 {
+                        // Somebody else has them on the move, which takes a moment.
+                        fsleep(Delta::from_micros(100));
+                    }
                 }
                 Err(error) if error == EBUSY => self.count_retry(),
                 Err(error) => return Err(error),

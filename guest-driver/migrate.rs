@@ -14,13 +14,15 @@ use crate::{
     command::Copy,
     device::{Core, Device},
     mm::{
-        migrate::{large_range, Collected, Committed, LockedFolio, Scratch, Slot, Source},
+        hmm::Pages,
+        migrate::{large_range, Collected, Committed, LockedFolio, Scratch, Size, Slot, Source},
         pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
-        LockedMm, LockedVma, LARGE_ORDER, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
+        LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::Lent,
     queue::{Message, Reply},
     space::Space,
+    wait::Event,
     wire::{command::Status, dma::DmaItem, dma::Kind},
 };
 use core::ops::Range;
@@ -105,13 +107,6 @@ impl Tally {
     }
 }
 
-/// Where pages move on request.
-#[derive(Clone, Copy)]
-enum Way {
-    Out,
-    Home,
-}
-
 /// Moves the private anonymous pages of `range` to device memory, and places pages of
 /// zeros there where there are none yet.
 ///
@@ -120,76 +115,142 @@ enum Way {
 /// `ENOMEM` if there is no memory for the move itself; `EIO` or `ENODEV` if the device is
 /// given up.
 pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
-    let tally = move_range(device, mm, range, Way::Out)?;
-    let counters = &device.core.counters;
+    let core = &device.core;
+    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
+        if core.frames.is_short((step.len() >> PAGE_SHIFT) as u64) {
+            core.discard_stale()?;
+        }
+        let collected = device.pagemap.collect_to_device(vma, step, scratch)?;
+        exchange(device, collected, |collected, slot| {
+            fill_device(device, collected, slot)
+        })
+    })?;
+    let counters = &core.counters;
     counters.pages_to_device.add(tally.moved);
     counters.large_to_device.add(tally.large);
-    counters.pages_refused.add(tally.offered - tally.moved);
+    counters
+        .pages_refused
+        .add(tally.offered.saturating_sub(tally.moved));
     Ok(tally)
 }
 
-/// Moves the pages of `range` that are in device memory back.
+/// Moves the pages of `range` of a space's process, whose memory is `mm`, back if they are in
+/// device memory, as far as that is possible at the moment.
 ///
 /// # Errors
 ///
 /// As for [`to_device`].
-pub(crate) fn to_system(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
-    let tally = move_range(device, mm, range, Way::Home)?;
-    let counters = &device.core.counters;
+pub(crate) fn to_system(space: &Space, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
+    let device = &*space.device;
+    let core = &device.core;
+    let pages = range.len().min(core.limits.max_move << PAGE_SHIFT) >> PAGE_SHIFT;
+    let mut pages = Pages::new(if device.pagemap.takes_large() {
+        pages
+    } else {
+        0
+    })?;
+    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
+        let mut tally = whole_home(space, vma, step.clone(), scratch, &mut pages)?;
+        let start = step.start;
+        let small = device
+            .pagemap
+            .collect_to_system(vma, step, Size::Small, scratch)?;
+        tally.add(exchange(device, small, |collected, slot| {
+            fill_system(core, collected, slot, Some((vma, start)))
+        })?);
+        Ok(tally)
+    })?;
+    let counters = &core.counters;
     counters.pages_to_system.add(tally.moved);
     counters.large_to_system.add(tally.large);
     Ok(tally)
 }
 
-fn move_range(device: &Device, mm: &MmWithUser, range: Range<usize>, way: Way) -> Result<Tally> {
+/// Moves large pages of `range` back that no other process has, so that they stay large.
+fn whole_home(
+    space: &Space,
+    vma: LockedVma<'_>,
+    range: Range<usize>,
+    scratch: &mut Scratch,
+    pages: &mut Pages,
+) -> Result<Tally> {
+    let device = &*space.device;
     let core = &device.core;
-    for_each_step(core, mm, range, |vma, step, scratch| {
-        let start = step.start;
-        let mut collected = match way {
-            Way::Out => {
-                if core.frames.is_short((step.len() >> PAGE_SHIFT) as u64) {
-                    core.discard_stale()?;
-                }
-                device.pagemap.collect_to_device(vma, step, scratch)?
-            }
-            Way::Home => device.pagemap.collect_to_system(vma, step, scratch)?,
-        };
-        let mut tally = Tally::default();
-        for_each_slot(&mut collected, |collected, slot| {
-            tally.offered += 1 << slot.order;
-            let filled = match way {
-                Way::Out => fill_device(device, collected, slot)?,
-                Way::Home => fill_system(core, collected, slot, Some((vma, start)))?,
-            };
-            if !filled {
-                tally.no_memory += 1 << slot.order;
-            }
-            Ok(())
-        })?;
-        copy_or_stay(core, &device.pagemap, &mut collected)?;
-        tally.add(count(&collected.commit()));
-        Ok(tally)
-    })
+    let range = range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1);
+    let mut tally = Tally::default();
+    if range.is_empty() || !device.pagemap.takes_large() || core.frames.used() == 0 {
+        return Ok(tally);
+    }
+    let still = space
+        .interval
+        .keep_still(Arc::pin_init(Event::new(), GFP_KERNEL)?);
+    let owner = device.pagemap.owner();
+    let found = match space
+        .interval
+        .look(&still, vma, range.clone(), owner, pages)
+    {
+        Ok(found) => found,
+        // All of them can come in pieces.
+        Err(error) if error == EBUSY => return Ok(tally),
+        Err(error) => return Err(error),
+    };
+    let is_whole = |address: usize| {
+        let page = found.page((address - range.start) >> PAGE_SHIFT);
+        page.is_some_and(|page| {
+            // Since a fork it could not be written.
+            let is_ours = |pfn| device.pagemap.frame(pfn).is_some();
+            page.is_writable() && page.order() >= LARGE_ORDER && page.pfn().is_some_and(is_ours)
+        })
+    };
+    let mut start = range.start;
+    while start < range.end {
+        let mut end = start;
+        while end < range.end && is_whole(end) {
+            end += LARGE_SIZE;
+        }
+        if start < end {
+            let collected =
+                device
+                    .pagemap
+                    .collect_to_system(vma, start..end, Size::Whole, scratch)?;
+            tally.add(exchange(device, collected, |collected, slot| {
+                fill_whole(core, collected, slot, (vma, start))
+            })?);
+        }
+        start = end.max(start + LARGE_SIZE);
+    }
+    // What lacked memory gets another chance, in pieces.
+    tally.no_memory = 0;
+    Ok(tally)
 }
 
-/// Moves the pages of `range` back if they are in device memory, as far as that is
-/// possible at the moment.
-///
-/// # Errors
-///
-/// As for [`to_device`].
-pub(crate) fn bring_home(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result {
-    to_system(device, mm, range)?;
-    Ok(())
+/// Lends new memory to what has been collected, by `fill`, which says whether there was any;
+/// copies it, and commits what has been copied.
+fn exchange(
+    device: &Device,
+    mut collected: Collected<'_>,
+    mut fill: impl FnMut(&mut Collected<'_>, Slot) -> Result<bool>,
+) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for_each_slot(&mut collected, |collected, slot| {
+        tally.offered += 1 << slot.order;
+        if !fill(collected, slot)? {
+            tally.no_memory += 1 << slot.order;
+        }
+        Ok(())
+    })?;
+    copy_or_stay(&device.core, &device.pagemap, &mut collected)?;
+    tally.add(count(&collected.commit()));
+    Ok(tally)
 }
 
 /// Brings back all pages of the process of a space, as far as that is possible at the
 /// moment. Where there is no large page for a large page, it comes back in pieces.
-pub(crate) fn send_home(device: &Device, space: &Space) {
+pub(crate) fn send_home(space: &Space) {
     let Some(mm) = space.mm().mmget_not_zero() else {
         return;
     };
-    if let Err(error) = to_system(device, &mm, 0..usize::MAX & !(PAGE_SIZE - 1)) {
+    if let Err(error) = to_system(space, &mm, 0..usize::MAX & !(PAGE_SIZE - 1)) {
         // `evict_all` follows, and has other means.
         pr_debug!("pages not sent home: {:?}\n", error);
     }
@@ -202,20 +263,40 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     }
     let vma = fault.vma();
     let address = fault.address() & !(PAGE_SIZE - 1);
-    let large = large_range(address);
-    let range = if fault.order() == LARGE_ORDER && vma.clip(&large) == large {
-        large
-    } else {
+    if !fault.is_large() {
         let start = address & !(TOUCH_WINDOW - 1);
-        vma.clip(&(start..start + TOUCH_WINDOW))
+        let around = vma.clip(&(start..start + TOUCH_WINDOW));
+        return fetch(core, pagemap, fault, around, Size::Small);
+    }
+    // Of a page that another process has, too, only that one's notifier could keep it still, if
+    // it has any. But it is held by who touches it: see `Committed::keep_taken`.
+    let space = core.spaces.of(vma.address_space());
+    let _still = match space.as_ref().filter(|_| fault.is_exclusive()) {
+        Some(space) => {
+            let over = Arc::pin_init(Event::new(), GFP_KERNEL).map_err(|_| Lost::NoMemory)?;
+            Some(space.interval.keep_still(over))
+        }
+        None => None,
     };
-    let mut scratch = Scratch::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
+    fetch(core, pagemap, fault, large_range(address), Size::Whole)
+}
+
+/// Brings back the page that a CPU has touched, and what else is in device memory of `range`.
+fn fetch(
+    core: &Core,
+    pagemap: &Pagemap<Store>,
+    fault: &CpuFault<'_>,
+    range: Range<usize>,
+    size: Size,
+) -> Result<(), Lost> {
+    let vma = fault.vma();
     let start = range.start;
-    let Ok(mut collected) = fault.collect(pagemap, range, &mut scratch) else {
+    let mut scratch = Scratch::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
+    let Ok(mut collected) = fault.collect(pagemap, range, size, &mut scratch) else {
         return Err(Lost::Contents);
     };
 
-    let index = (address - start) >> PAGE_SHIFT;
+    let index = (fault.address() - start) >> PAGE_SHIFT;
     let is_touched = |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);
     let mut wanted = None;
     let mut lacking = false;
@@ -237,7 +318,12 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     }
     // If the page could not be collected or committed, somebody else has to do with it at
     // the moment: it will be touched again.
-    let tally = count(&collected.commit());
+    let committed = collected.commit();
+    if size == Size::Whole {
+        committed.keep_taken(fault);
+    }
+    let tally = count(&committed);
+    drop(committed);
     core.counters.pages_touched.add(tally.moved);
     core.counters.large_to_system.add(tally.large);
     Ok(())
@@ -276,8 +362,17 @@ fn evict_once(device: &Device) -> Result<Tally> {
     let mut sum = Tally::default();
     let mut next = 0;
     // Whole blocks: a large page must not be cut.
+    // Where a large page belongs to nobody who could keep it still while it moves, it can do no
+    // harm, unless the device goes.
+    let whole = core.frames.is_closed();
     while let Some(first) = core.frames.next_in_use(next) {
-        let frames = (core.frames.total() - first).min(scratch.pages() as u64);
+        let block = LARGE_PAGES as u64;
+        if !whole && device.pagemap.is_large(first) {
+            next = first + block;
+            continue;
+        }
+        let most = if whole { scratch.pages() as u64 } else { block };
+        let frames = (core.frames.total() - first).min(most);
         let mut collected = device
             .pagemap
             .collect_frames(first, frames as usize, &mut scratch)?;
@@ -421,6 +516,24 @@ fn fill_system(
             near.map(|(vma, start)| (vma, start + (page << PAGE_SHIFT))),
         )
     })
+}
+
+/// Lends an ordinary large page to a slot, if it is one of a large page and there is any; says
+/// whether there was.
+fn fill_whole(
+    core: &Core,
+    collected: &mut Collected<'_>,
+    slot: Slot,
+    (vma, start): (LockedVma<'_>, usize),
+) -> Result<bool> {
+    if slot.order != LARGE_ORDER || slot.source == Source::Hole || core.injection.strikes() {
+        return Ok(false);
+    }
+    let address = start + (slot.index << PAGE_SHIFT);
+    match LockedFolio::system(slot.order, Some((vma, address))) {
+        Some(folio) => collected.fill(slot, folio).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// Copies what has been lent memory; what cannot be copied stays where it is.

@@ -97,6 +97,13 @@ impl<'g> LockedVma<'g> {
         self.0
     }
 
+    /// The address space that it belongs to, to be compared.
+    pub(crate) fn address_space(self) -> *const sys::mm_struct {
+        // SAFETY: By the invariants the area is valid, and its lock held, so that this does
+        // not change.
+        unsafe { (*self.0.as_ptr()).vm_mm }
+    }
+
     /// Whether the process may read it.
     pub(crate) fn is_readable(self) -> bool {
         self.0.flags() & flags::READ != 0

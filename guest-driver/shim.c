@@ -234,6 +234,26 @@ unsigned int virtio_hmm_folio_order(struct folio *folio)
 	return folio_order(folio);
 }
 
+int virtio_hmm_folio_mapcount(struct folio *folio)
+{
+	return folio_mapcount(folio);
+}
+
+bool virtio_hmm_is_large(unsigned long pfn)
+{
+	return PageHead(pfn_to_page(pfn));
+}
+
+void virtio_hmm_give_back_taken(unsigned long pfn)
+{
+	struct folio *folio = page_folio(pfn_to_page(pfn));
+	int entries = folio_entire_mapcount(folio);
+
+	/* One reference for each entry too many that was taken off the count. */
+	if (entries < 0)
+		folio_ref_add(folio, -entries);
+}
+
 struct folio *virtio_hmm_page_folio(struct page *page)
 {
 	return page_folio(page);
@@ -349,6 +369,11 @@ struct vm_area_struct *virtio_hmm_fault_vma(struct vm_fault *vmf)
 unsigned long virtio_hmm_fault_address(struct vm_fault *vmf)
 {
 	return vmf->address;
+}
+
+bool virtio_hmm_fault_by_page(struct vm_fault *vmf)
+{
+	return vmf->pte;
 }
 
 struct page *virtio_hmm_fault_page(struct vm_fault *vmf)

@@ -67,6 +67,9 @@ unsigned long virtio_hmm_page_to_pfn(struct page *page);
 bool virtio_hmm_may_move(unsigned long pfn);
 unsigned long virtio_hmm_folio_pfn(struct folio *folio);
 unsigned int virtio_hmm_folio_order(struct folio *folio);
+int virtio_hmm_folio_mapcount(struct folio *folio);
+bool virtio_hmm_is_large(unsigned long pfn);
+void virtio_hmm_give_back_taken(unsigned long pfn);
 struct folio *virtio_hmm_page_folio(struct page *page);
 struct dev_pagemap *virtio_hmm_folio_pagemap(struct folio *folio);
 struct dev_pagemap *virtio_hmm_page_pagemap(struct page *page);
@@ -90,5 +93,6 @@ void virtio_hmm_put_pagemap(struct dev_pagemap *pagemap);
 struct vm_area_struct *virtio_hmm_fault_vma(struct vm_fault *vmf);
 unsigned long virtio_hmm_fault_address(struct vm_fault *vmf);
 struct page *virtio_hmm_fault_page(struct vm_fault *vmf);
+bool virtio_hmm_fault_by_page(struct vm_fault *vmf);
 
 #endif

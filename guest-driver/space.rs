@@ -23,6 +23,7 @@ use crate::{
         Owner,
     },
     queue::{Message, Sent},
+    sys::mm_struct,
     virtio::{Chain, Handler},
 };
 use core::ops::Range;
@@ -85,6 +86,11 @@ impl Spaces {
     /// The space of the process with this id.
     pub(crate) fn by_pid(&self, pid: Pid) -> Option<Arc<Space>> {
         self.find(|space| space.pid == pid)
+    }
+
+    /// The space of an address space.
+    pub(crate) fn of(&self, mm: *const mm_struct) -> Option<Arc<Space>> {
+        self.find(|space| space.interval.is_for(mm))
     }
 
     fn find(&self, wanted: impl Fn(&Space) -> bool) -> Option<Arc<Space>> {
@@ -242,12 +248,12 @@ impl Space {
     /// `ENOSPC` if the device has no space left, `ENOMEM` if there is no memory, `EIO` or
     /// `ENODEV` if the device is given up.
     pub(crate) fn new(device: Arc<Device>, mm: &MmWithUser, pid: Pid) -> Result<Arc<Self>> {
-        let id = device.spaces.ids.take().ok_or(ENOSPC)?;
+        let id = device.core.spaces.ids.take().ok_or(ENOSPC)?;
         let number = id.number;
         let jobs = Arc::new(
             Jobs {
                 id,
-                places: device.spaces.jobs.clone(),
+                places: device.core.spaces.jobs.clone(),
             },
             GFP_KERNEL,
         )?;
@@ -272,7 +278,7 @@ impl Space {
             GFP_KERNEL,
         );
         let inserted = match &space {
-            Ok(space) => space.device.spaces.insert(space.clone()),
+            Ok(space) => space.device.core.spaces.insert(space.clone()),
             Err(error) => Err(*error),
         };
         if let Err(error) = inserted {
@@ -308,7 +314,7 @@ impl Space {
         }
         // Nothing is mapped from here on, so that nothing gets into the next space with
         // this number.
-        self.device.spaces.remove(self);
+        self.device.core.spaces.remove(self);
         let link = &self.device.core.link;
         let destroyed = Message::<SpaceDestroy>::new(self.id(), 0, 0)
             .map_err(crate::queue::Failure::Device)

@@ -11,8 +11,8 @@
 //! C header: `include/linux/hmm.h`.
 
 use super::{
-    interval::{Interval, Mirror, StateGuard},
-    Owner, PAGE_SHIFT,
+    interval::{Interval, Mirror, StateGuard, Still},
+    LockedVma, Owner, PAGE_SHIFT,
 };
 use crate::sys as bindings;
 use core::{marker::PhantomData, ops::Range};
@@ -51,6 +51,23 @@ pub(crate) struct Changed;
 pub(crate) struct Committed<'a, T: Mirror> {
     state: StateGuard<'a, T>,
     pages: &'a [usize],
+}
+
+/// What was found while the address space is kept still.
+pub(crate) struct Found<'a>(&'a [usize]);
+
+impl Found<'_> {
+    /// The page with this index within the range.
+    pub(crate) fn page(&self, index: usize) -> Option<HmmPage<'_>> {
+        page(self.0, index)
+    }
+}
+
+fn page(pages: &[usize], index: usize) -> Option<HmmPage<'_>> {
+    pages.get(index).map(|&raw| HmmPage {
+        raw,
+        _committed: PhantomData,
+    })
 }
 
 /// What is true of one page.
@@ -124,6 +141,49 @@ impl<T: Mirror> Interval<T> {
         })
     }
 
+    /// Looks where the pages of `range` are, which lies in `vma`, while the address space is
+    /// kept still. Only moves of pages can change that meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL` if the area is not of the address space that the interval covers, or if there
+    ///   is not enough room.
+    /// - `EBUSY` if pages are on the move.
+    pub(crate) fn look<'a>(
+        &self,
+        _still: &'a Still<'_, T>,
+        vma: LockedVma<'_>,
+        range: Range<usize>,
+        owner: Owner,
+        pages: &'a mut Pages,
+    ) -> Result<Found<'a>> {
+        if vma.clip(&range) != range || !self.is_for(vma.address_space()) {
+            return Err(EINVAL);
+        }
+        let count = range.len() >> PAGE_SHIFT;
+        let pages = pages.0.get_mut(..count).ok_or(EINVAL)?;
+        pages.fill(0);
+        // SAFETY: The notifier is inserted.
+        let notifier_seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
+        let mut raw = bindings::hmm_range {
+            notifier: self.as_raw(),
+            notifier_seq,
+            start: range.start,
+            end: range.end,
+            hmm_pfns: pages.as_mut_ptr(),
+            default_flags: 0,
+            pfn_flags_mask: 0,
+            dev_private_owner: owner.as_ptr(),
+        };
+        // SAFETY:
+        // - The notifier is inserted and covers every address.
+        // - It is that of the area's address space, whose mmap lock is held by the invariants
+        //   of `LockedVma`.
+        // - `hmm_pfns` has an element for each page of the range.
+        to_result(unsafe { bindings::hmm_range_fault(&mut raw) })?;
+        Ok(Found(pages))
+    }
+
     /// The sequence, and what has been found.
     fn range_fault<'p>(
         &self,
@@ -179,10 +239,7 @@ impl<'a, T: Mirror> Snapshot<'a, T> {
 impl<'a, T: Mirror> Committed<'a, T> {
     /// The page with this index within the range.
     pub(crate) fn page(&self, index: usize) -> Option<HmmPage<'_>> {
-        self.pages.get(index).map(|&raw| HmmPage {
-            raw,
-            _committed: PhantomData,
-        })
+        page(self.pages, index)
     }
 
     /// How many pages there are.

@@ -15,27 +15,33 @@
 //! while the kernel may be reclaiming memory: nothing may be allocated with them held.
 
 use super::Owner;
-use crate::sys as bindings;
+use crate::{sys as bindings, wait::Event};
 use core::{
     mem::offset_of,
     ops::{Deref, DerefMut, Range},
     pin::Pin,
 };
 use kernel::{
+    current,
     error::to_result,
     mm::MmWithUser,
     new_mutex, new_spinlock,
     prelude::*,
     sync::{
         lock::{mutex::MutexBackend, Guard},
-        Mutex, SpinLock,
+        Arc, Mutex, SpinLock,
     },
+    task::Task,
     types::Opaque,
 };
 
 /// How many changes to one address space can be waited for at the same time in two
 /// passes. More take one pass each, one after the other.
 const SPARES: usize = 4;
+
+/// How long a change waits for who keeps the address space still, in milliseconds; see
+/// [`Interval::keep_still`]. Longer than it ever takes, as long as the device answers.
+const STILL_PATIENCE: u32 = 5000;
 
 /// Mirrors an address space.
 pub(crate) trait Mirror: Send + Sync + Sized + 'static {
@@ -124,6 +130,38 @@ struct State<T: Mirror> {
     /// What `changes` was when the mirror last got exclusive access, unless another change
     /// went on at that moment.
     at_exclusive: Option<usize>,
+    /// Who keeps the address space still.
+    still: Option<Stillness>,
+}
+
+/// Somebody keeps an address space still.
+struct Stillness {
+    /// The thread, which is not to wait for itself. It is only compared.
+    task: *const Task,
+    /// Happens when it is over.
+    over: Arc<Event>,
+}
+
+// SAFETY: The pointer is only compared.
+unsafe impl Send for Stillness {}
+
+/// The thread that calls, to be compared.
+fn caller() -> *const Task {
+    let caller = current!();
+    let task: &Task = caller;
+    task
+}
+
+/// As long as it exists, changes of the address space wait before they begin.
+pub(crate) struct Still<'a, T: Mirror>(&'a Interval<T>);
+
+impl<T: Mirror> Drop for Still<'_, T> {
+    fn drop(&mut self) {
+        let still = self.0.state.lock().still.take();
+        if let Some(still) = still {
+            still.over.set();
+        }
+    }
 }
 
 /// The lock of the mirrored state, and the proof that the mirror may be changed by
@@ -192,6 +230,7 @@ impl<T: Mirror> Interval<T> {
                     mirrored: state,
                     changes: 0,
                     at_exclusive: None,
+                    still: None,
                 },
                 "Interval::state"
             ),
@@ -226,8 +265,13 @@ impl<T: Mirror> Interval<T> {
 
     /// Whether it is this address space whose changes are followed.
     pub(super) fn covers(&self, mm: &MmWithUser) -> bool {
+        self.is_for(mm.as_raw())
+    }
+
+    /// The same of an address space that need not exist any more.
+    pub(crate) fn is_for(&self, mm: *const bindings::mm_struct) -> bool {
         // SAFETY: By the invariants the notifier is inserted; its `mm` does not change.
-        unsafe { (*self.raw.get()).mm == mm.as_raw() }
+        unsafe { core::ptr::eq((*self.raw.get()).mm, mm) }
     }
 
     /// Whether the address space has changed, or is changing, since this sequence was read.
@@ -235,6 +279,33 @@ impl<T: Mirror> Interval<T> {
         // SAFETY: By the invariants the notifier is inserted. The lock is the one under
         // which its callbacks set the sequence.
         unsafe { bindings::virtio_hmm_read_retry(self.raw.get(), seq) }
+    }
+
+    /// Lets changes of the address space wait, but for those by the caller itself, once those
+    /// that go on are over. One caller at a time. Does not allocate.
+    ///
+    /// Needed while large pages in device memory are on the move. When the kernel (7.3) takes
+    /// memory away from a process and finds the entry of such a move in its page table, it
+    /// takes it for one of a page that is still there, and gives back a reference which that
+    /// entry does not have (`zap_huge_pmd_folio`): the folio would be freed under the move.
+    ///
+    /// A change that comes from reclaim may wait here with locks held that the caller needs
+    /// sooner or later; hence there is a bound for it.
+    pub(crate) fn keep_still(&self, over: Arc<Event>) -> Still<'_, T> {
+        loop {
+            // SAFETY: By the invariants the notifier is inserted.
+            let seq = unsafe { bindings::mmu_interval_read_begin(self.raw.get()) };
+            let mut guard = self.lock();
+            let other = guard.0.still.as_ref().map(|still| still.over.clone());
+            if let Some(other) = other {
+                drop(guard);
+                other.wait();
+            } else if !self.has_changed(&guard, seq) {
+                let task = caller();
+                guard.0.still = Some(Stillness { task, over });
+                return Still(self);
+            }
+        }
     }
 
     /// Waits until no change goes on that the mirror has been told of.
@@ -292,14 +363,24 @@ impl<T: Mirror> Interval<T> {
         }
         state.changes = state.changes.wrapping_add(1);
         let concerned = this.mirror.concerned(&state.mirrored, &(start..end));
+        // SAFETY: The kernel calls with a valid range.
+        let moves = unsafe { (*range).event } == bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE;
+        let task = caller();
+        // Moves do not take memory away; that of another device may need this one to go on.
+        let still = state.still.as_ref();
+        let still = still.filter(|still| !moves && still.task != task);
+        let over = still.map(|still| still.over.clone());
         drop(state);
+        if !blockable && (over.is_some() || concerned.is_some()) {
+            // Neither who moves pages nor the mirror can be waited for.
+            return false;
+        }
+        if let Some(over) = over {
+            over.wait_timeout(STILL_PATIENCE);
+        }
         let Some(range) = concerned else {
             return true;
         };
-        if !blockable {
-            // The mirror cannot be waited for.
-            return false;
-        }
 
         // From here on nothing is mirrored anew before this change is over: the sequence
         // tells all who want to that they have to wait.

@@ -11,7 +11,10 @@
 //!
 //! C header: `include/linux/migrate.h`.
 
-use super::{LockedVma, Owner, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use super::{
+    pagemap::CpuFault, LockedVma, Owner, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT,
+    PAGE_SIZE,
+};
 use crate::sys as bindings;
 use core::{marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{error::to_result, prelude::*};
@@ -124,6 +127,15 @@ pub(crate) enum Select {
     Coherent,
 }
 
+/// Whether large pages of a range are collected as such.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// A large page stays whole.
+    Whole,
+    /// Large pages are split first.
+    Small,
+}
+
 /// What there is to move at one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -230,7 +242,7 @@ impl<'a> Collected<'a> {
     pub(super) fn addresses(
         vma: LockedVma<'a>,
         range: Range<usize>,
-        select: Select,
+        (select, size): (Select, Size),
         owner: Owner,
         fault: Option<NonNull<bindings::page>>,
         scratch: &'a mut Scratch,
@@ -244,7 +256,10 @@ impl<'a> Collected<'a> {
             Select::Private => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
             Select::Coherent => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_COHERENT,
         };
-        let compound = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND;
+        let compound = match size {
+            Size::Whole => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND,
+            Size::Small => 0,
+        };
         let mut args = bindings::migrate_vma {
             vma: vma.vma().as_ptr(),
             dst: scratch.dst.as_mut_ptr(),
@@ -489,6 +504,16 @@ impl Committed<'_> {
     /// How many pages the range has.
     pub(crate) fn pages(&self) -> usize {
         self.pages
+    }
+
+    /// Makes good for references to the page of a fault that were given back for nothing: if
+    /// another process lost its entry of the page while that was on the move, the kernel (7.3)
+    /// has taken it for one of a page that is there, see
+    /// [`keep_still`](super::interval::Interval::keep_still). The reference of the fault has
+    /// kept the folio alive so far.
+    pub(crate) fn keep_taken(&self, fault: &CpuFault<'_>) {
+        // SAFETY: By the invariants of `CpuFault` the page is referenced and its folio locked.
+        unsafe { bindings::virtio_hmm_give_back_taken(fault.pfn()) };
     }
 
     /// log2 of the pages that have got new memory together at a place; `None` if none

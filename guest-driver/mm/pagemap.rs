@@ -11,8 +11,8 @@
 //! C header: `include/linux/memremap.h`.
 
 use super::{
-    migrate::{page_range, Collected, LockedFolio, Scratch, Select},
-    LockedVma, Owner, LARGE_SIZE, PAGE_SHIFT,
+    migrate::{page_range, Collected, LockedFolio, Scratch, Select, Size},
+    LockedVma, Owner, LARGE_ORDER, LARGE_SIZE, PAGE_SHIFT,
 };
 use crate::sys as bindings;
 use core::{ffi::c_int, marker::PhantomData, mem::offset_of, ops::Range, pin::Pin, ptr::NonNull};
@@ -245,6 +245,17 @@ impl<T: DeviceMemory> Pagemap<T> {
         (frame < self.frames).then_some(frame)
     }
 
+    /// Whether a frame is the first one of a large page now.
+    pub(crate) fn is_large(&self, frame: u64) -> bool {
+        let Some(_live) = self.live().filter(|_| frame < self.frames) else {
+            return false;
+        };
+        let pfn = self.first_pfn + frame as usize;
+        // SAFETY: The page map is mapped as long as `_live` exists, so that each frame in it
+        // has a page.
+        unsafe { bindings::virtio_hmm_is_large(pfn) }
+    }
+
     /// Makes a folio of frames. They come back by [`DeviceMemory::freed`].
     ///
     /// # Errors
@@ -274,6 +285,9 @@ impl<T: DeviceMemory> Pagemap<T> {
 
     /// Takes pages of this device memory away from the process at `range`.
     ///
+    /// Large pages may only be taken as such if nobody takes them away from any process
+    /// meanwhile, for which see [`Interval::keep_still`](super::interval::Interval::keep_still).
+    ///
     /// # Errors
     ///
     /// As [`Self::collect_to_device`].
@@ -281,13 +295,14 @@ impl<T: DeviceMemory> Pagemap<T> {
         &self,
         vma: LockedVma<'a>,
         range: Range<usize>,
+        size: Size,
         scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>> {
         let select = match self.kind {
             Kind::Private => Select::Private,
             Kind::Coherent { .. } => Select::Coherent,
         };
-        Collected::addresses(vma, range, select, self.owner(), None, scratch)
+        Collected::addresses(vma, range, (select, size), self.owner(), None, scratch)
     }
 
     /// Takes pages of ordinary memory away from the process at `range`, and places where
@@ -303,7 +318,8 @@ impl<T: DeviceMemory> Pagemap<T> {
         range: Range<usize>,
         scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>> {
-        Collected::addresses(vma, range, Select::System, self.owner(), None, scratch)
+        let what = (Select::System, Size::Whole);
+        Collected::addresses(vma, range, what, self.owner(), None, scratch)
     }
 
     /// Takes the pages in `count` frames from `first` on away from whatever processes
@@ -438,13 +454,37 @@ impl<'f> CpuFault<'f> {
         unsafe { bindings::virtio_hmm_fault_address(self.vmf) }
     }
 
+    /// The frame number of the page that the fault holds.
+    pub(super) fn pfn(&self) -> usize {
+        // SAFETY: By the invariants the page is valid.
+        unsafe { bindings::virtio_hmm_page_to_pfn(self.page.as_ptr()) }
+    }
+
     /// log2 of the pages of the folio that was touched.
-    pub(crate) fn order(&self) -> u32 {
+    fn order(&self) -> u32 {
         // SAFETY: By the invariants the page is valid, and locked, so that its folio is
         // not split meanwhile.
         let folio = unsafe { bindings::virtio_hmm_page_folio(self.page.as_ptr()) };
         // SAFETY: As above.
         unsafe { bindings::virtio_hmm_folio_order(folio) }
+    }
+
+    /// Whether the folio that was touched is mapped there as a large page.
+    pub(crate) fn is_large(&self) -> bool {
+        // SAFETY: By the invariants the fault is valid.
+        let by_page = unsafe { bindings::virtio_hmm_fault_by_page(self.vmf) };
+        !by_page && self.order() == LARGE_ORDER
+    }
+
+    /// Whether no other address space has the folio that was touched; stays so until the call
+    /// returns.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        // SAFETY: As in `order`.
+        let folio = unsafe { bindings::virtio_hmm_page_folio(self.page.as_ptr()) };
+        // Only a fork could change that, for which it takes the mmap lock.
+        //
+        // SAFETY: As above.
+        unsafe { bindings::virtio_hmm_folio_mapcount(folio) == 1 }
     }
 
     /// Whether another page of a folio was touched than its first one, so that it cannot be
@@ -458,9 +498,7 @@ impl<'f> CpuFault<'f> {
         let folio = unsafe { bindings::virtio_hmm_page_folio(self.page.as_ptr()) };
         // SAFETY: As above.
         let first = unsafe { bindings::virtio_hmm_folio_pfn(folio) };
-        // SAFETY: By the invariants the page is valid.
-        let touched = unsafe { bindings::virtio_hmm_page_to_pfn(self.page.as_ptr()) };
-        touched != first
+        self.pfn() != first
     }
 
     /// Splits the folio that was touched, if [`Self::is_within_folio`]. Nothing is moved: the
@@ -472,7 +510,8 @@ impl<'f> CpuFault<'f> {
     pub(crate) fn split<T: DeviceMemory>(&self, pagemap: &Pagemap<T>) -> Result {
         let mut scratch = Scratch::new(1)?;
         // Of the one page it would only be known after the split that it is locked for us.
-        self.take(pagemap, page_range(self.address()), &mut scratch)
+        let range = page_range(self.address());
+        self.take(pagemap, range, Size::Small, &mut scratch)
             .map(drop)
     }
 
@@ -486,6 +525,7 @@ impl<'f> CpuFault<'f> {
         &self,
         pagemap: &Pagemap<T>,
         range: Range<usize>,
+        size: Size,
         scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>>
     where
@@ -494,13 +534,14 @@ impl<'f> CpuFault<'f> {
         if self.is_within_folio() {
             return Err(EINVAL);
         }
-        self.take(pagemap, range, scratch)
+        self.take(pagemap, range, size, scratch)
     }
 
     fn take<'a, T: DeviceMemory>(
         &self,
         pagemap: &Pagemap<T>,
         range: Range<usize>,
+        size: Size,
         scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>>
     where
@@ -509,7 +550,7 @@ impl<'f> CpuFault<'f> {
         Collected::addresses(
             self.vma(),
             range,
-            Select::Private,
+            (Select::Private, size),
             pagemap.owner(),
             Some(self.page),
             scratch,

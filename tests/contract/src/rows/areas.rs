@@ -137,10 +137,11 @@ fn userfaultfd_fills_for_the_device() -> Result<()> {
             while served.load(Ordering::Relaxed) < 16 {
                 let address = handler.next_fault().context("waiting for a fault")?;
                 let page = (address - area.address(0)) / PAGE;
+                // Before, because the device may go on before this thread does.
+                served.fetch_add(1, Ordering::Relaxed);
                 handler
                     .copy(area.address(page), source.address(page), PAGE)
                     .context("serving a fault")?;
-                served.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
         });
