@@ -20,7 +20,9 @@ use hmm::{
     Status,
 };
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::process::{waitpid, Pid, WaitOptions};
+use rustix::process::{
+    kill_process, set_parent_process_death_signal, waitpid, Pid, Signal, WaitOptions,
+};
 
 use super::{Trial, MAX_MISTAKES};
 use crate::arena::{Arena, Slot};
@@ -522,7 +524,8 @@ enum Seen {
 /// A forked child that looks at its copy of the memory twice: at once, and when the jobs of
 /// its parent have ended.
 struct Child {
-    pid: Pid,
+    /// `None` when it has been waited for.
+    pid: Option<Pid>,
     release: OwnedFd,
     // Kept open, so that writing to a child that has died is no SIGPIPE.
     _wait: OwnedFd,
@@ -531,7 +534,14 @@ struct Child {
 impl Child {
     fn fork(arena: &Arena, words: usize) -> Result<Self> {
         let (wait, release) = rustix::pipe::pipe().context("making a pipe")?;
+        let parent = rustix::process::getpid();
         let body = || {
+            // It has the device open, and must not keep it so when nobody waits any more.
+            let orphaned = set_parent_process_death_signal(Some(Signal::KILL)).is_err()
+                || rustix::process::getppid() != Some(parent);
+            if orphaned {
+                return 2;
+            }
             let before: u64 = arena.words(Slot::Home, words).fold(0, u64::wrapping_add);
             let mut released = [PollFd::new(&wait, PollFlags::IN)];
             if poll(&mut released, Some(&PATIENCE)) != Ok(1) {
@@ -540,25 +550,43 @@ impl Child {
             let after: u64 = arena.words(Slot::Home, words).fold(0, u64::wrapping_add);
             u8::from(before != after)
         };
-        // SAFETY: the child reads memory and polls; neither allocates nor takes a lock.
+        // SAFETY: the child makes system calls and reads memory; neither allocates nor takes a
+        // lock.
         let pid = unsafe { sys::fork(body) }.context("forking")?;
         Ok(Self {
-            pid,
+            pid: Some(pid),
             release,
             _wait: wait,
         })
     }
 
     /// Lets the child look again: its exit status.
-    fn end(self) -> Result<Option<i32>> {
+    fn end(mut self) -> Result<Option<i32>> {
         rustix::io::write(&self.release, &[1]).context("releasing the child")?;
+        self.reap()
+    }
+
+    fn reap(&mut self) -> Result<Option<i32>> {
+        let Some(pid) = self.pid.take() else {
+            return Ok(None);
+        };
         let ended = loop {
-            match waitpid(Some(self.pid), WaitOptions::empty()) {
+            match waitpid(Some(pid), WaitOptions::empty()) {
                 Err(rustix::io::Errno::INTR) => {}
                 other => break other.context("waiting for the child")?,
             }
         };
         Ok(ended.and_then(|(_, status)| status.exit_status()))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid {
+            // It may have ended by itself.
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = self.reap();
+        }
     }
 }
 
