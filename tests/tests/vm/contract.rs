@@ -41,14 +41,7 @@ const NOT_HERE: &[(&str, &[&str])] = &[
             "no-memory-to-come-home-to",
         ],
     ),
-    (
-        "debug",
-        // It has no file system that writes back.
-        &[
-            "a-write-to-a-file-is-written-back",
-            "a-write-to-a-file-outlives-the-process",
-        ],
-    ),
+    ("debug", &[]),
 ];
 
 /// What the guest program says of a row.

@@ -16,8 +16,8 @@ use hmm_tests::kselftest::{self, Reader};
 use hmm_tests::pace::DRIVER;
 use hmm_tests::vm::{default_kernel, Vm, DRIVER_NAME, GIB, MIB};
 
-use crate::outcome::{Exception, Half};
-use crate::table::Table;
+use self::outcome::{Exception, Half};
+use self::table::Table;
 
 /// The program in the guest.
 const PROGRAM: &str = "hmm-tests";

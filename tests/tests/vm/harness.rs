@@ -42,7 +42,7 @@ fn a_test_without_artifacts_fails_and_says_how_to_get_them() {
     let output = HostCommand::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "a_machine_that_cannot_exist_is_refused_with_qemus_words",
+            "harness::a_machine_that_cannot_exist_is_refused_with_qemus_words",
         ])
         .env_remove(MANIFEST_VARIABLE)
         .output()

@@ -7,8 +7,8 @@ use std::fmt;
 
 use hmm_tests::kselftest::Verdict;
 
-use crate::outcome::{Half, Outcome};
-use crate::BENCHMARK;
+use super::outcome::{Half, Outcome};
+use super::BENCHMARK;
 
 /// All that was found on one kernel.
 #[derive(Debug)]
