@@ -120,9 +120,26 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
         if core.frames.is_short((step.len() >> PAGE_SHIFT) as u64) {
             core.discard_stale()?;
         }
-        let collected = device.pagemap.collect_to_device(vma, step, scratch)?;
-        exchange(device, collected, |collected, slot| {
-            fill_device(device, collected, slot)
+        let mut out = |step, size| {
+            let collected = device.pagemap.collect_to_device(vma, step, size, scratch)?;
+            exchange(device, collected, |collected, slot| {
+                fill_device(device, collected, slot)
+            })
+        };
+        if !device.pagemap.takes_large() {
+            return out(step, Size::Small);
+        }
+        let whole = out(step.clone(), Size::Whole)?;
+        if whole.no_memory == 0 || core.frames.used() == core.frames.total() {
+            return Ok(whole);
+        }
+        // Where there is no block of frames for a large page, there may be single ones.
+        let small = out(step, Size::Small)?;
+        Ok(Tally {
+            offered: whole.moved + small.offered,
+            moved: whole.moved + small.moved,
+            large: whole.large,
+            ..small
         })
     })?;
     let counters = &core.counters;
@@ -214,7 +231,7 @@ fn whole_home(
                     .pagemap
                     .collect_to_system(vma, start..end, Size::Whole, scratch)?;
             tally.add(exchange(device, collected, |collected, slot| {
-                fill_whole(core, collected, slot, (vma, start))
+                fill_system(core, collected, slot, Some((vma, start)))
             })?);
         }
         start = end.max(start + LARGE_SIZE);
@@ -266,19 +283,31 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     if !fault.is_large() {
         let start = address & !(TOUCH_WINDOW - 1);
         let around = vma.clip(&(start..start + TOUCH_WINDOW));
-        return fetch(core, pagemap, fault, around, Size::Small);
+        return fetch(core, pagemap, fault, around, Fetch::Small);
     }
     // Of a page that another process has, too, only that one's notifier could keep it still, if
     // it has any. But it is held by who touches it: see `Committed::keep_taken`.
     let space = core.spaces.of(vma.address_space());
-    let _still = match space.as_ref().filter(|_| fault.is_exclusive()) {
+    let exclusive = fault.is_exclusive();
+    let _still = match space.as_ref().filter(|_| exclusive) {
         Some(space) => {
             let over = Arc::pin_init(Event::new(), GFP_KERNEL).map_err(|_| Lost::NoMemory)?;
             Some(space.interval.keep_still(over))
         }
         None => None,
     };
-    fetch(core, pagemap, fault, large_range(address), Size::Whole)
+    let size = Fetch::Whole { exclusive };
+    fetch(core, pagemap, fault, large_range(address), size)
+}
+
+/// How pages are fetched that a CPU has touched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fetch {
+    Small,
+    /// A large page, which no other process has if it is `exclusive`.
+    Whole {
+        exclusive: bool,
+    },
 }
 
 /// Brings back the page that a CPU has touched, and what else is in device memory of `range`.
@@ -287,11 +316,15 @@ fn fetch(
     pagemap: &Pagemap<Store>,
     fault: &CpuFault<'_>,
     range: Range<usize>,
-    size: Size,
+    how: Fetch,
 ) -> Result<(), Lost> {
     let vma = fault.vma();
     let start = range.start;
     let mut scratch = Scratch::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
+    let (size, exclusive) = match how {
+        Fetch::Small => (Size::Small, false),
+        Fetch::Whole { exclusive } => (Size::Whole, exclusive),
+    };
     let Ok(mut collected) = fault.collect(pagemap, range, size, &mut scratch) else {
         return Err(Lost::Contents);
     };
@@ -301,7 +334,7 @@ fn fetch(
     let mut wanted = None;
     let mut lacking = false;
     for_each_slot(&mut collected, |collected, slot| {
-        let filled = fill_system(core, collected, slot, Some((vma, start)))?;
+        let filled = fill_touched(core, collected, slot, (vma, start), exclusive)?;
         if is_touched(slot) && slot.source != Source::Hole {
             wanted = Some(slot);
             lacking = !filled;
@@ -470,20 +503,15 @@ fn fill_device(device: &Device, collected: &mut Collected<'_>, slot: Slot) -> Re
             None
         }
     };
-    let whole = match slot.order {
+    let lent = match slot.order {
         _ if core.injection.strikes() => None,
         0 => frames.lend_one(),
-        _ if device.pagemap.takes_large() => frames.lend_block(),
-        _ => None,
+        _ => frames.lend_block(),
     };
-    if let Some(folio) = whole.and_then(folio) {
-        collected.fill(slot, folio)?;
-        return Ok(true);
+    match lent.and_then(folio) {
+        Some(folio) => collected.fill(slot, folio).map(|()| true),
+        None => Ok(false),
     }
-    if slot.order == 0 {
-        return Ok(false);
-    }
-    collected.fill_split(slot, |_| frames.lend_one().and_then(folio))
 }
 
 /// Lends ordinary memory to a slot; says whether there was any. `near` is the area that
@@ -497,43 +525,38 @@ fn fill_system(
     if slot.source == Source::Hole {
         return Ok(true);
     }
-    let near = near.map(|(vma, start)| (vma, start + (slot.index << PAGE_SHIFT)));
-    let whole = if core.injection.strikes() {
-        None
-    } else {
-        LockedFolio::system(slot.order, near)
-    };
-    if let Some(folio) = whole {
-        collected.fill(slot, folio)?;
-        return Ok(true);
-    }
-    if slot.order == 0 || collected.is_indivisible() {
+    if core.injection.strikes() {
         return Ok(false);
     }
-    collected.fill_split(slot, |page| {
-        LockedFolio::system(
-            0,
-            near.map(|(vma, start)| (vma, start + (page << PAGE_SHIFT))),
-        )
-    })
+    let near = near.map(|(vma, start)| (vma, start + (slot.index << PAGE_SHIFT)));
+    match LockedFolio::system(slot.order, near) {
+        Some(folio) => collected.fill(slot, folio).map(|()| true),
+        None => Ok(false),
+    }
 }
 
-/// Lends an ordinary large page to a slot, if it is one of a large page and there is any; says
-/// whether there was.
-fn fill_whole(
+/// The same for a page that a CPU waits for, which must come, as a whole or in pieces. In
+/// pieces only if it is `exclusive`; see [`Collected::fill_split`].
+fn fill_touched(
     core: &Core,
     collected: &mut Collected<'_>,
     slot: Slot,
     (vma, start): (LockedVma<'_>, usize),
+    exclusive: bool,
 ) -> Result<bool> {
-    if slot.order != LARGE_ORDER || slot.source == Source::Hole || core.injection.strikes() {
+    if fill_system(core, collected, slot, Some((vma, start)))? {
+        return Ok(true);
+    }
+    if slot.order == 0 {
         return Ok(false);
     }
-    let address = start + (slot.index << PAGE_SHIFT);
-    match LockedFolio::system(slot.order, Some((vma, address))) {
-        Some(folio) => collected.fill(slot, folio).map(|()| true),
-        None => Ok(false),
+    if !exclusive {
+        return fill_system(core, collected, slot, None);
     }
+    let first = start + (slot.index << PAGE_SHIFT);
+    collected.fill_split(slot, |page| {
+        LockedFolio::system(0, Some((vma, first + (page << PAGE_SHIFT))))
+    })
 }
 
 /// Copies what has been lent memory; what cannot be copied stays where it is.

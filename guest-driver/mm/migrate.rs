@@ -390,6 +390,12 @@ impl<'a> Collected<'a> {
     /// Lends new memory to a large slot, page by page; `next` is called with the index of
     /// each page within the slot.
     ///
+    /// Only for a page that no other process has. The kernel (7.3) splits it when the memory is
+    /// exchanged, with its entry in this process's page table only. Another process would be
+    /// given the first small page where its entry says that there is a large one, and the page
+    /// behind would be spoilt (`migrate_vma_split_unmapped_folio`). Others are collected as
+    /// small pages from the start.
+    ///
     /// Does nothing and returns `false` if `next` fails for one of them: the kernel
     /// splits a large page as a whole.
     pub(crate) fn fill_split(

@@ -316,9 +316,10 @@ impl<T: DeviceMemory> Pagemap<T> {
         &self,
         vma: LockedVma<'a>,
         range: Range<usize>,
+        size: Size,
         scratch: &'a mut Scratch,
     ) -> Result<Collected<'a>> {
-        let what = (Select::System, Size::Whole);
+        let what = (Select::System, size);
         Collected::addresses(vma, range, what, self.owner(), None, scratch)
     }
 
