@@ -416,7 +416,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
         // The memory must become free in any case. What the device does not give back is
         // lost to its owners, who are told when they touch it.
         copy(core, &device.pagemap, &mut collected, |collected, slot| {
-            if let Some(page) = collected.clear_new(slot) {
+            if let Some(page) = collected.efface_new(slot) {
                 lost.push(page, GFP_KERNEL)?;
             }
             Ok(())

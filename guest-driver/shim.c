@@ -314,12 +314,12 @@ struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 	return folio_page(folio, 0);
 }
 
-void virtio_hmm_clear_folio(struct page *page, unsigned int order)
+void virtio_hmm_efface_folio(struct page *page, unsigned int order)
 {
 	unsigned int i;
 
 	for (i = 0; i < 1U << order; i++)
-		clear_highpage(page + i);
+		memset_page(page + i, 0, 0xff, PAGE_SIZE);
 }
 
 void virtio_hmm_init_device_folio(struct page *page, struct dev_pagemap *pagemap,

@@ -80,7 +80,7 @@ int virtio_hmm_poison(unsigned long pfn, bool referenced);
 struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 				     struct vm_area_struct *vma,
 				     unsigned long address);
-void virtio_hmm_clear_folio(struct page *page, unsigned int order);
+void virtio_hmm_efface_folio(struct page *page, unsigned int order);
 void virtio_hmm_init_device_folio(struct page *page, struct dev_pagemap *pagemap,
 				  unsigned int order);
 struct resource *virtio_hmm_request_free_region(unsigned long bytes,

@@ -74,10 +74,10 @@ impl LockedFolio {
         self.order
     }
 
-    /// Fills it with zeros. It must be ordinary memory.
-    pub(crate) fn clear(&mut self) {
+    /// Fills it with ones. It must be ordinary memory.
+    pub(crate) fn efface(&mut self) {
         // SAFETY: By the invariants the folio has this many pages and nobody uses it.
-        unsafe { bindings::virtio_hmm_clear_folio(self.page.as_ptr(), self.order) };
+        unsafe { bindings::virtio_hmm_efface_folio(self.page.as_ptr(), self.order) };
     }
 
     fn into_entry(self) -> usize {
@@ -364,10 +364,13 @@ impl<'a> Collected<'a> {
     }
 
     /// Fills the new memory of a slot, which must be one folio of ordinary memory, with
-    /// zeros, and tells which it is.
-    pub(crate) fn clear_new(&mut self, slot: Slot) -> Option<LostPages> {
+    /// ones, and tells which it is.
+    ///
+    /// Not with zeros: when the kernel splits a large page, it replaces pages of zeros by
+    /// the page of zeros that all share, and they would be no more there to be poisoned.
+    pub(crate) fn efface_new(&mut self, slot: Slot) -> Option<LostPages> {
         let mut folio = self.take(slot.index)?;
-        folio.clear();
+        folio.efface();
         // SAFETY: By the invariants the folio is valid and referenced.
         unsafe { bindings::virtio_hmm_get_page(folio.page.as_ptr()) };
         // INVARIANT: The reference was just taken.
