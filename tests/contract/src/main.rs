@@ -12,6 +12,7 @@ mod area;
 mod bound;
 mod child;
 mod kernel;
+mod machine;
 mod model;
 mod row;
 mod rows;
@@ -28,7 +29,9 @@ use crate::row::Outcome;
 /// Hold the accelerator and its driver against the contract of HMM.
 ///
 /// It must run as root in a guest with at least one device. The exit status is 0 only
-/// if no row was broken; rows that cannot run on this kernel are named with the reason.
+/// if no row was broken; rows that cannot run on this kernel or machine are named with the
+/// reason. HMM_CONTRACT_DEVICES names devices whose copies fail on purpose, for the rows that
+/// need such: to-device=2,to-system=3,nothing-back=4.
 #[derive(Debug, Parser)]
 #[command(name = "hmm-contract", version)]
 struct Arguments {

@@ -180,6 +180,13 @@ pub(crate) fn signal(id: i32, number: c_int) -> io::Result<()> {
     check(unsafe { libc::kill(id, number) }).map(drop)
 }
 
+/// From now on this signal ends the process at once. The handlers that Rust installs for
+/// some of them return if they do not know the address, and the access is tried again.
+pub(crate) fn die_of(number: c_int) {
+    // SAFETY: no handler is set, so that nothing of ours runs when the signal comes.
+    unsafe { libc::signal(number, libc::SIG_DFL) };
+}
+
 /// A pipe: the end to read and the end to write.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];

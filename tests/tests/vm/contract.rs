@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hmm_tests::artifacts::Artifacts;
 use hmm_tests::guest::Command;
-use hmm_tests::vm::{Vm, GIB, KERNEL_VARIABLE, MIB};
+use hmm_tests::vm::{Builder, Vm, GIB, KERNEL_VARIABLE, MIB};
 use serde::Deserialize;
 
 /// All rows take about 40 s with KVM.
@@ -52,14 +52,40 @@ struct Verdict {
     reason: Option<String>,
 }
 
-fn machine(artifacts: &Artifacts) -> Vm {
+/// Devices whose copies fail, by number, and how: see `tests/contract/src/machine.rs`.
+const MISHAPS: [(usize, &str); 3] = [
+    (2, "copy-failure@to-device=5"),
+    (3, "copy-failure@to-system=5"),
+    (4, "copy-failure@to-system=1"),
+];
+
+/// The same for the guest program, in the variable that it reads.
+const FAULTY: (&str, &str) = (
+    "HMM_CONTRACT_DEVICES",
+    "to-device=2,to-system=3,nothing-back=4",
+);
+
+fn builder(artifacts: &Artifacts) -> Builder<'_> {
     Vm::builder(artifacts)
-        .devices(2)
         .check()
         .memory(GIB)
         .device_memory(64 * MIB)
         // It is built together with the agent.
         .file(artifacts.agent.with_file_name("hmm-contract"))
+}
+
+/// A machine for the random steps, which know nothing of devices that fail.
+fn machine(artifacts: &Artifacts) -> Vm {
+    builder(artifacts).devices(2).start().unwrap()
+}
+
+/// A machine with everything that rows look for.
+fn complete_machine(artifacts: &Artifacts) -> Vm {
+    MISHAPS
+        .into_iter()
+        .fold(builder(artifacts).devices(5), |builder, (device, rule)| {
+            builder.mishap(device, rule)
+        })
         .start()
         .unwrap()
 }
@@ -71,7 +97,7 @@ fn kernel() -> String {
 #[test]
 fn every_row_of_the_contract_is_kept() {
     let artifacts = Artifacts::required();
-    let vm = machine(&artifacts);
+    let vm = complete_machine(&artifacts);
     let list = vm.run(["hmm-contract", "list"]).unwrap();
     let list = list.succeeded().unwrap();
     let rows: BTreeSet<&str> = list
@@ -83,6 +109,7 @@ fn every_row_of_the_contract_is_kept() {
     let each = vm.pace().scale(ROW).as_secs().to_string();
     let command = Command::new("hmm-contract")
         .arguments(["run", "all", "--json", "--limit", &each])
+        .variable(FAULTY.0, FAULTY.1)
         .limit(ROWS);
     let output = vm.run(command).unwrap();
     let mut by_verdict: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();

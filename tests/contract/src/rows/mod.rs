@@ -6,6 +6,7 @@
 mod access;
 mod areas;
 mod concurrency;
+mod copies;
 mod dirty;
 mod ends;
 mod exclusive;
@@ -32,6 +33,7 @@ pub(crate) const CHAPTERS: &[Chapter] = &[
     ends::CHAPTER,
     poison::CHAPTER,
     failures::CHAPTER,
+    copies::CHAPTER,
     two_devices::CHAPTER,
     concurrency::CHAPTER,
 ];
