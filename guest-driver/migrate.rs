@@ -158,6 +158,19 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
 ///
 /// As for [`to_device`].
 pub(crate) fn to_system(space: &Space, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
+    home(space, mm, range, Failed::Stays)
+}
+
+/// What becomes of a large page that the device could not copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failed {
+    /// It stays as it is.
+    Stays,
+    /// It is split, and its pages are tried one by one.
+    IsSplit,
+}
+
+fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> Result<Tally> {
     let device = &*space.device;
     let core = &device.core;
     let pages = range.len().min(core.limits.max_move << PAGE_SHIFT) >> PAGE_SHIFT;
@@ -167,14 +180,29 @@ pub(crate) fn to_system(space: &Space, mm: &MmWithUser, range: Range<usize>) -> 
         0
     })?;
     let tally = for_each_step(core, mm, range, |vma, step, scratch| {
-        let mut tally = whole_home(space, vma, step.clone(), scratch, &mut pages)?;
-        let start = step.start;
-        let small = device
-            .pagemap
-            .collect_to_system(vma, step, Size::Small, scratch)?;
-        tally.add(exchange(device, small, |collected, slot| {
-            fill_system(core, collected, slot, Some((vma, start)))
-        })?);
+        let (mut tally, mut stay) = whole_home(space, vma, step.clone(), scratch, &mut pages)?;
+        if failed == Failed::IsSplit {
+            stay = 0;
+        }
+        // What is left is split as it is collected.
+        let mut start = step.start;
+        while start < step.end {
+            let mut end = start;
+            while end < step.end && stay & region_bit(&step, end) == 0 {
+                end = step.end.min(large_range(end).end);
+            }
+            if start < end {
+                let range = start..end;
+                let small = device
+                    .pagemap
+                    .collect_to_system(vma, range, Size::Small, scratch)?;
+                tally.add(exchange(device, small, |collected, slot| {
+                    fill_system(core, collected, slot, Some((vma, start)))
+                })?);
+            }
+            // At the end, or at a large page that stays.
+            start = large_range(end).end;
+        }
         Ok(tally)
     })?;
     let counters = &core.counters;
@@ -183,20 +211,28 @@ pub(crate) fn to_system(space: &Space, mm: &MmWithUser, range: Range<usize>) -> 
     Ok(tally)
 }
 
-/// Moves large pages of `range` back that no other process has, so that they stay large.
+/// The bit that stands for the large page around an address of a step.
+fn region_bit(step: &Range<usize>, address: usize) -> u64 {
+    1 << ((address / LARGE_SIZE - step.start / LARGE_SIZE) % u64::BITS as usize)
+}
+
+/// Moves large pages of `range` back that no other process has, so that they stay large. Tells
+/// also, by [`region_bit`], which of them could not be copied.
 fn whole_home(
     space: &Space,
     vma: LockedVma<'_>,
     range: Range<usize>,
     scratch: &mut Scratch,
     pages: &mut Pages,
-) -> Result<Tally> {
+) -> Result<(Tally, u64)> {
     let device = &*space.device;
     let core = &device.core;
+    let step = range.clone();
+    let mut stay = 0;
     let range = range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1);
     let mut tally = Tally::default();
     if range.is_empty() || !device.pagemap.takes_large() || core.frames.used() == 0 {
-        return Ok(tally);
+        return Ok((tally, stay));
     }
     let still = space
         .interval
@@ -208,8 +244,7 @@ fn whole_home(
     {
         Ok(found) => found,
         // All of them can come in pieces.
-        Err(error) if error == EBUSY => return Ok(tally),
-        Err(error) => return Err(error),
+        Err(_) => return Ok((tally, stay)),
     };
     let is_whole = |address: usize| {
         let page = found.page((address - range.start) >> PAGE_SHIFT);
@@ -230,15 +265,24 @@ fn whole_home(
                 device
                     .pagemap
                     .collect_to_system(vma, start..end, Size::Whole, scratch)?;
-            tally.add(exchange(device, collected, |collected, slot| {
-                fill_system(core, collected, slot, Some((vma, start)))
-            })?);
+            let mut filled = 0;
+            let one = exchange(device, collected, |collected, slot| {
+                let is_filled = fill_system(core, collected, slot, Some((vma, start)))?;
+                if is_filled && slot.order == LARGE_ORDER {
+                    filled |= region_bit(&step, start + (slot.index << PAGE_SHIFT));
+                }
+                Ok(is_filled)
+            })?;
+            if one.moved < one.offered - one.no_memory {
+                stay |= filled;
+            }
+            tally.add(one);
         }
         start = end.max(start + LARGE_SIZE);
     }
     // What lacked memory gets another chance, in pieces.
     tally.no_memory = 0;
-    Ok(tally)
+    Ok((tally, stay))
 }
 
 /// Lends new memory to what has been collected, by `fill`, which says whether there was any;
@@ -267,7 +311,8 @@ pub(crate) fn send_home(space: &Space) {
     let Some(mm) = space.mm().mmget_not_zero() else {
         return;
     };
-    if let Err(error) = to_system(space, &mm, 0..usize::MAX & !(PAGE_SIZE - 1)) {
+    let all = 0..usize::MAX & !(PAGE_SIZE - 1);
+    if let Err(error) = home(space, &mm, all, Failed::IsSplit) {
         // `evict_all` follows, and has other means.
         pr_debug!("pages not sent home: {:?}\n", error);
     }
