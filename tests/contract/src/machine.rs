@@ -1,9 +1,11 @@
 //! Which devices of this machine are not like the others.
 //!
 //! A device does not tell that its copies fail on purpose: who has made the machine says so
-//! in an environment variable.
+//! in an environment variable. Whether its memory is coherent it does tell.
 
 use anyhow::{Context, Result};
+use hmm::spec::wire::config::capability;
+use hmm::Device;
 
 use crate::row::cannot_run;
 
@@ -45,6 +47,16 @@ fn find(text: &str, fault: Fault) -> Result<Option<usize>> {
     let mut rules = text.split(',').filter_map(|rule| rule.split_once('='));
     let found = rules.find(|(name, _)| *name == fault.name());
     Ok(found.map(|(_, number)| number.parse()).transpose()?)
+}
+
+/// The number of the first device whose memory CPUs can address.
+pub(crate) fn coherent() -> Result<usize> {
+    for (number, path) in Device::list().iter().enumerate() {
+        if Device::open(path)?.info()?.capabilities & capability::COHERENT != 0 {
+            return Ok(number);
+        }
+    }
+    Err(cannot_run("no device of the machine has coherent memory"))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 mod area;
 mod bound;
 mod child;
+mod gup;
 mod kernel;
 mod machine;
 mod model;

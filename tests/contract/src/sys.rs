@@ -308,6 +308,20 @@ pub(crate) fn vfork_and_exit(status: c_int) -> io::Result<End> {
     wait(id)
 }
 
+/// Asks a driver for something: what the call returns.
+///
+/// # Safety
+///
+/// `argument` is what the call with this code takes, and points to what it may write.
+pub(crate) unsafe fn control<T>(
+    file: BorrowedFd<'_>,
+    code: u32,
+    argument: *mut T,
+) -> io::Result<c_int> {
+    // SAFETY: as the caller promises.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), code.into(), argument) })
+}
+
 /// A userfaultfd: decides what is found in a range, page by page.
 #[derive(Debug)]
 pub(crate) struct Userfault {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hmm_tests::artifacts::Artifacts;
 use hmm_tests::guest::Command;
+use hmm_tests::pace::DRIVER;
 use hmm_tests::vm::{Builder, Vm, GIB, KERNEL_VARIABLE, MIB};
 use serde::Deserialize;
 
@@ -81,13 +82,25 @@ fn machine(artifacts: &Artifacts) -> Vm {
 
 /// A machine with everything that rows look for.
 fn complete_machine(artifacts: &Artifacts) -> Vm {
-    MISHAPS
+    let helpers = &artifacts.kernels[&kernel()].test_helpers;
+    let builder = MISHAPS
         .into_iter()
         .fold(builder(artifacts).devices(5), |builder, (device, rule)| {
             builder.mishap(device, rule)
-        })
+        });
+    let vm = helpers
+        .iter()
+        .fold(builder, |builder, helper| builder.file(helper))
+        .coherent_devices(1)
         .start()
-        .unwrap()
+        .unwrap();
+    for helper in helpers {
+        let name = helper.file_name().unwrap().to_string_lossy();
+        vm.guest()
+            .load_module(&format!("/root/{name}"), "", DRIVER)
+            .unwrap();
+    }
+    vm
 }
 
 fn kernel() -> String {

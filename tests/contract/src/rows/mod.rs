@@ -5,6 +5,7 @@
 
 mod access;
 mod areas;
+mod coherent;
 mod concurrency;
 mod copies;
 mod dirty;
@@ -15,6 +16,7 @@ mod fork;
 mod limits;
 mod migration;
 mod mirroring;
+mod pins;
 mod poison;
 mod two_devices;
 
@@ -29,11 +31,13 @@ pub(crate) const CHAPTERS: &[Chapter] = &[
     exclusive::CHAPTER,
     areas::CHAPTER,
     access::CHAPTER,
+    pins::CHAPTER,
     limits::CHAPTER,
     ends::CHAPTER,
     poison::CHAPTER,
     failures::CHAPTER,
     copies::CHAPTER,
+    coherent::CHAPTER,
     two_devices::CHAPTER,
     concurrency::CHAPTER,
 ];
