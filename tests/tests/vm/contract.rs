@@ -92,6 +92,8 @@ fn complete_machine(artifacts: &Artifacts) -> Vm {
         .iter()
         .fold(builder, |builder, helper| builder.file(helper))
         .coherent_devices(1)
+        // Its nodes are what can be mapped in a mixed way.
+        .module_parameter("dmirror=1")
         .start()
         .unwrap();
     for helper in helpers {

@@ -14,6 +14,7 @@ mod exclusive;
 mod failures;
 mod fork;
 mod limits;
+mod mappings;
 mod migration;
 mod mirroring;
 mod pins;
@@ -30,6 +31,7 @@ pub(crate) const CHAPTERS: &[Chapter] = &[
     dirty::CHAPTER,
     exclusive::CHAPTER,
     areas::CHAPTER,
+    mappings::CHAPTER,
     access::CHAPTER,
     pins::CHAPTER,
     limits::CHAPTER,
