@@ -1,14 +1,18 @@
 //! Two devices: each follows the process, and leaves the other one's pages alone.
 
+use std::mem::ManuallyDrop;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{bail, ensure, Result};
-use hmm::{Destination, Place, Reason};
+use hmm::{Destination, Device, Place, Reason, Status};
 
-use crate::area::{Area, ZERO};
+use crate::area::{Area, PAGE, ZERO};
 use crate::bound::{add, ended, Bound};
 use crate::child::Child;
+use crate::kernel;
 use crate::row::{Chapter, Row};
 use crate::sys;
 
@@ -21,6 +25,14 @@ pub(crate) const CHAPTER: Chapter = Chapter {
                    hold for both when they return",
             source: "mm/mmu_notifier.c: mn_itree_invalidate (all intervals, then all waits)",
             run: two_devices_see_the_same,
+        },
+        Row {
+            name: "all-devices-have-forgotten",
+            duty: "when munmap returns, none of all the devices that have the pages mapped has \
+                   them so any more, and none that was writing there in that moment writes on",
+            source: "mm/mmu_notifier.c: mn_itree_invalidate, mn_itree_finish_pass (starts all, \
+                     then waits for each)",
+            run: all_devices_have_forgotten,
         },
         Row {
             name: "two-devices-count-together",
@@ -81,6 +93,79 @@ fn two_devices_see_the_same() -> Result<()> {
         one.expect(&area, 8..16, ZERO)?;
         two.expect(&area, 8..16, ZERO)?;
         two.expect(&area, 16..32, 35)?;
+    }
+    Ok(())
+}
+
+/// Pages of a memory file, seen twice.
+fn twice(pages: usize) -> Result<[Area; 2]> {
+    let file = rustix::fs::memfd_create("twice", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&file, (pages * PAGE) as u64)?;
+    let view = || {
+        let of_it = Some((file.as_fd(), 0));
+        Area::map(pages * PAGE, sys::READ_WRITE, libc::MAP_SHARED, of_it)
+    };
+    Ok([view()?, view()?])
+}
+
+fn all_devices_have_forgotten() -> Result<()> {
+    const PAGES: usize = 64;
+    let (one, two) = Bound::two()?;
+    let mut all = vec![one, two];
+    for number in 2..Device::list().len() {
+        all.push(Bound::number(number)?);
+    }
+    let mapped = |bound: &Bound| -> Result<u64> { Ok(bound.counters()?.device.mapped_pages.get()) };
+    for round in 0..8 {
+        let [area, other] = twice(PAGES)?;
+        area.write(area.all(), 1);
+        for bound in &all {
+            bound.expect(&area, area.all(), 1)?;
+        }
+        // Each adds to a word of its own, in the same page, without end.
+        other.write(3..4, ZERO);
+        let jobs = all
+            .iter()
+            .enumerate()
+            .map(|(word, bound)| bound.start(add(&area, 3, word, 1, 1 << 40)))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .map(ManuallyDrop::new)
+            .collect::<Vec<_>>();
+        let values = || -> Vec<u64> {
+            let words = 0..all.len();
+            words.map(|word| other.read_word(3, word)).collect()
+        };
+        kernel::until("all are at it", Duration::from_secs(10), || {
+            Ok(values().iter().all(|&value| value > 0))
+        })?;
+        for bound in &all {
+            let count = bound.mapped(&area, area.all())?;
+            ensure!(count == PAGES, "{count} pages are mapped");
+        }
+        let before = all.iter().map(mapped).collect::<Result<Vec<_>>>()?;
+        if round % 2 == 0 {
+            area.unmap(area.all())?;
+        } else {
+            area.protect(area.all(), sys::NO_ACCESS)?;
+        }
+        let last = values();
+        for (bound, before) in all.iter().zip(before) {
+            let after = mapped(bound)?;
+            ensure!(
+                after + PAGES as u64 <= before,
+                "{before} pages were mapped on a device, and {after} are"
+            );
+        }
+        std::thread::sleep(Duration::from_millis(3));
+        ensure!(values() == last, "one writes on: {last:?}, {:?}", values());
+        for job in jobs {
+            match ended(ManuallyDrop::into_inner(job))? {
+                Err(failure) if failure.status == Status::Fault => {}
+                other => bail!("a job without memory ended so: {other:?}"),
+            }
+        }
+        ensure!(values() == last, "and at the end: {last:?}, {:?}", values());
     }
     Ok(())
 }
