@@ -42,7 +42,11 @@ const NOT_HERE: &[(&str, &[&str])] = &[
             "no-memory-to-come-home-to",
         ],
     ),
-    ("debug", &[]),
+    (
+        "debug",
+        // It would kill until nobody is left.
+        &["killed-when-all-memory-is-gone"],
+    ),
 ];
 
 /// What the guest program says of a row.
