@@ -39,6 +39,9 @@ use kernel::{
 /// device, of which the longest (a copy of some MiB) takes milliseconds.
 const PATIENCE: u32 = 30_000;
 
+/// Why a device is given up that returns what it was not lent, or the like.
+const NONSENSE: &CStr = c"a ring makes no sense";
+
 /// Told when the device has returned a chain.
 pub(crate) trait Handler: Send + Sync {
     /// Called once for each chain that was posted, in interrupt context or with the
@@ -242,8 +245,7 @@ impl Ring {
 
     /// Completes the chains that the device has returned; says whether the ring is of
     /// use still.
-    fn interrupt(&self) -> bool {
-        self.interrupts.fetch_add(1, Relaxed);
+    fn collect(&self) -> bool {
         while let Some((chain, written)) = self.next_used() {
             self.finish(chain, written);
         }
@@ -353,7 +355,7 @@ impl WorkItem for Queues {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.give_up(c"a ring makes no sense");
+        this.give_up(NONSENSE);
     }
 }
 
@@ -473,6 +475,13 @@ impl Queues {
         }
     }
 
+    /// Looks whether the device has returned chains of a queue without saying so. May sleep.
+    pub(crate) fn look(&self, queue: u16) {
+        if self.ring(queue).is_ok_and(|ring| !ring.collect()) {
+            self.give_up(NONSENSE);
+        }
+    }
+
     /// Waits until the device has returned a chain that was posted, or is given up.
     ///
     /// # Errors
@@ -582,7 +591,8 @@ impl Queues {
         let Some(ring) = queues.rings.get(index as usize) else {
             return;
         };
-        if !ring.interrupt() {
+        ring.interrupts.fetch_add(1, Relaxed);
+        if !ring.collect() {
             queues.work.with(|queue| {
                 // If it is on its way already, that is as good.
                 let _ = queue.enqueue(Arc::from(queues));
