@@ -15,6 +15,7 @@ mod gup;
 mod kernel;
 mod machine;
 mod model;
+mod peers;
 mod row;
 mod rows;
 mod runner;
@@ -62,6 +63,8 @@ enum Command {
     },
     /// Do everything at random on a few pages, against a model that knows each byte
     Model(model::Arguments),
+    /// Try cases on a node of the kernel's own tests of HMM, whose driver may be another
+    Peers(peers::Arguments),
     /// Run one row in this process; its verdict is the last line
     #[command(hide = true)]
     Row {
@@ -97,6 +100,13 @@ fn main() -> ExitCode {
         }
         Command::Model(arguments) => match model::run(&arguments) {
             Ok(()) => true,
+            Err(error) => {
+                eprintln!("hmm-contract: {error:#}");
+                false
+            }
+        },
+        Command::Peers(arguments) => match peers::run(&arguments) {
+            Ok(good) => good,
             Err(error) => {
                 eprintln!("hmm-contract: {error:#}");
                 false
