@@ -6,6 +6,7 @@ mod contract;
 mod harness;
 mod hostile;
 mod kernel_suite;
+mod peers;
 mod smoke;
 mod teardown;
 mod workloads;
