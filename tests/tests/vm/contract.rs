@@ -42,11 +42,7 @@ const NOT_HERE: &[(&str, &[&str])] = &[
             "no-memory-to-come-home-to",
         ],
     ),
-    (
-        "debug",
-        // It would kill until nobody is left.
-        &["killed-when-all-memory-is-gone"],
-    ),
+    ("debug", &[]),
 ];
 
 /// What the guest program says of a row.

@@ -1,19 +1,15 @@
 //! Limits: pages on the device count for their process and its control group, and the
 //! killer of processes that take too much finds its way.
 
-use std::mem::ManuallyDrop;
-use std::path::Path;
-use std::time::Duration;
-
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use hmm::{Destination, Place};
 
 use crate::area::{Area, PAGE};
 use crate::bound::{add, Bound};
 use crate::child::Child;
-use crate::kernel::{self, Group};
-use crate::row::{cannot_run, Chapter, Row};
-use crate::sys::{self, End};
+use crate::kernel::Group;
+use crate::row::{Chapter, Row};
+use crate::sys::End;
 
 pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Limits",
@@ -45,14 +41,6 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             source: "mm/oom_kill.c: __oom_reap_task_mm; include/linux/mmu_notifier.h: \
                      mmu_notifier_range_blockable",
             run: killed_for_memory_in_the_middle_of_jobs,
-        },
-        Row {
-            name: "killed-when-all-memory-is-gone",
-            duty: "when the whole machine has no memory left, a process that is killed for it in \
-                   the middle of jobs gives its frames of the device back, and other processes' \
-                   pages, at home and there, are as they were",
-            source: "mm/oom_kill.c: out_of_memory, oom_reap_task_mm (no control group concerned)",
-            run: killed_when_all_memory_is_gone,
         },
         Row {
             name: "pages-come-home-at-the-limit",
@@ -190,77 +178,6 @@ fn killed_for_memory_in_the_middle_of_jobs() -> Result<()> {
         std::mem::forget(jobs);
         Ok(())
     })
-}
-
-/// How often the kernel has killed somebody for lack of memory.
-fn kills() -> Result<u64> {
-    let text = kernel::read("/proc/vmstat")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    Ok(line.context("vmstat counts kills")?.parse()?)
-}
-
-fn killed_when_all_memory_is_gone() -> Result<()> {
-    if Path::new("/sys/kernel/debug/fail_page_alloc").exists() {
-        return Err(cannot_run(
-            "a kernel that checks itself frees the memory of who was killed so slowly that it \
-             goes on killing until nobody is left",
-        ));
-    }
-    const THERE: usize = 8 * MIB;
-    let bound = Bound::new()?;
-    let (bystander, large) = (Area::small(16)?, Area::large(1)?);
-    bystander.write(bystander.all(), 1);
-    large.write(large.all(), 1);
-    bound.move_there(&bystander, 0..8)?;
-    bound.move_there(&large, large.all())?;
-    let mine = bound.counters()?.driver.used_frames;
-    let before = kills()?;
-
-    let all = usize::try_from(kernel::meminfo("MemTotal")?)? / PAGE;
-    let mut child = Child::fork(|turns| {
-        // It is to be this process and no other.
-        kernel::write("/proc/self/oom_score_adj", "1000")?;
-        let bound = Bound::new()?;
-        let (there, here) = (Area::small(THERE)?, Area::small(16)?);
-        there.write(there.all(), 1);
-        here.write(here.all(), 1);
-        bound.move_there(&there, there.all())?;
-        let endless = |area: &Area, page| bound.start(add(area, page, 0, 1, 1 << 40));
-        // They have no end that could be waited for.
-        let _jobs = [
-            ManuallyDrop::new(endless(&there, 7)?),
-            ManuallyDrop::new(endless(&here, 9)?),
-        ];
-        turns.pass_and_wait()?;
-        // More than the kernel would promise.
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let more = Area::map(all * PAGE, sys::READ_WRITE, flags, None)?;
-        more.advise(more.all(), libc::MADV_HUGEPAGE)?;
-        for page in more.all() {
-            more.write_word(page, 0, 1);
-        }
-        Ok(())
-    })?;
-    child.wait()?;
-    let held = bound.counters()?.driver.used_frames;
-    ensure!(held >= mine + THERE as u64, "{held} frames are in use");
-    child.pass()?;
-    let end = child.status()?;
-    ensure!(
-        end == End::Signalled(libc::SIGKILL),
-        "it was killed: {end:?}"
-    );
-    ensure!(kills()? > before, "by the kernel, for its memory");
-    // Who is dead for its parent may be in the reaper's hands still.
-    kernel::until("its frames come free", Duration::from_secs(10), || {
-        Ok(bound.counters()?.driver.used_frames == mine)
-    })?;
-    bound.expect_place(&bystander, 0..8, Place::Device)?;
-    bound.expect_place(&large, large.all(), Place::Device)?;
-    bound.expect(&bystander, bystander.all(), 1)?;
-    bound.expect(&large, large.all(), 1)?;
-    bystander.expect(bystander.all(), 1)?;
-    large.expect(large.all(), 1)
 }
 
 fn pages_come_home_at_the_limit() -> Result<()> {
