@@ -81,9 +81,14 @@ const WRONG: &[&str] = &[
     "panicked at",
 ];
 
-/// What the kernel says of a failure of memory. There is no such hardware here: somebody
-/// has asked for it, and it is for the test to say what must come of it.
-const ASKED_FOR: &[&str] = &["Memory failure: ", "MCE: Killing "];
+/// What the kernel says of a failure of memory, and of memory that was refused to a touch.
+/// There is no such hardware here, and no such lack: somebody has asked for it, and it is for
+/// the test to say what must come of it.
+const ASKED_FOR: &[&str] = &[
+    "Memory failure: ",
+    "MCE: Killing ",
+    "VM_FAULT_OOM leaked out to the #PF handler",
+];
 
 /// Whether a line of the kernel log is a complaint.
 #[must_use]

@@ -123,8 +123,8 @@ pub(crate) enum BenchPart {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
-    /// The kernels to run the virtual machine tests on; both, if none is named
-    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock, KernelChoice::Debug])]
+    /// The kernels to run the virtual machine tests on; may be repeated
+    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
     pub(crate) kernels: Vec<KernelChoice>,
 }
 
