@@ -1,6 +1,7 @@
 //! Exclusive access: the device's atomic operations and the CPU's are atomic to each
 //! other, wherever the page is, and end when the process says so.
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -218,8 +219,13 @@ fn compare_exchange_is_one_step() -> Result<()> {
     Ok(())
 }
 
-/// Additions that take much longer than any row.
-const WITHOUT_END: u64 = 1 << 40;
+/// A job whose additions take much longer than any row. Dropping it would wait for it, so that
+/// a row that fails would not say why.
+fn without_end<'a>(bound: &'a Bound, area: &Area) -> Result<ManuallyDrop<Job<'a>>> {
+    bound
+        .start(add(area, 0, 0, 1, 1 << 40))
+        .map(ManuallyDrop::new)
+}
 
 /// The counter moves: the device has begun.
 fn begun(read: impl Fn() -> u64) -> Result<()> {
@@ -234,7 +240,7 @@ fn a_cpu_access_ends_exclusive_access() -> Result<()> {
     let (area, bound) = (Area::small(1)?, Bound::new()?);
     area.write(0..1, ZERO);
     let counter = area.counter(0, 0);
-    let job = bound.start(add(&area, 0, 0, 1, WITHOUT_END))?;
+    let job = without_end(&bound, &area)?;
     begun(|| counter.load(Ordering::Relaxed))?;
     let high = 1 << 44;
     let mut last = 0;
@@ -257,8 +263,8 @@ fn a_cpu_access_ends_exclusive_access() -> Result<()> {
 }
 
 /// The job has ended with a fault of this kind.
-fn stopped(job: Job<'_>, reason: Reason) -> Result<()> {
-    match ended(job)? {
+fn stopped(job: ManuallyDrop<Job<'_>>, reason: Reason) -> Result<()> {
+    match ended(ManuallyDrop::into_inner(job))? {
         Ok(_) => bail!("a job without an end has ended well"),
         Err(failure) if failure.reason == Some(reason) => Ok(()),
         Err(failure) => bail!("it was to end as {reason:?}: {failure}"),
@@ -270,7 +276,7 @@ fn mprotect_ends_exclusive_access() -> Result<()> {
     for _ in 0..10 {
         let area = Area::small(1)?;
         area.write(0..1, ZERO);
-        let job = bound.start(add(&area, 0, 0, 1, WITHOUT_END))?;
+        let job = without_end(&bound, &area)?;
         begun(|| area.read_word(0, 0))?;
         area.protect(0..1, sys::READ)?;
         let then = area.read_word(0, 0);
@@ -287,7 +293,7 @@ fn munmap_ends_exclusive_access() -> Result<()> {
     for _ in 0..10 {
         let area = Area::small(1)?;
         area.write(0..1, ZERO);
-        let job = bound.start(add(&area, 0, 0, 1, WITHOUT_END))?;
+        let job = without_end(&bound, &area)?;
         begun(|| area.read_word(0, 0))?;
         area.unmap(0..1)?;
         stopped(job, Reason::Unmapped)?;
@@ -302,7 +308,7 @@ fn fork_ends_exclusive_access() -> Result<()> {
     for _ in 0..5 {
         let area = Area::small(1)?;
         area.write(0..1, ZERO);
-        let job = bound.start(add(&area, 0, 0, 1, WITHOUT_END))?;
+        let job = without_end(&bound, &area)?;
         begun(|| area.read_word(0, 0))?;
         let mut child = Child::fork(|turns| {
             let then = area.read_word(0, 0);
@@ -327,9 +333,14 @@ fn atomics_on_read_only_memory_are_refused() -> Result<()> {
     let (area, bound) = (Area::small(2)?, Bound::new()?);
     area.write(area.all(), ZERO);
     area.protect(0..1, sys::READ)?;
-    stopped(bound.start(add(&area, 0, 0, 1, 1))?, Reason::Denied)?;
+    let one = |page| {
+        bound
+            .start(add(&area, page, 0, 1, 1))
+            .map(ManuallyDrop::new)
+    };
+    stopped(one(0)?, Reason::Denied)?;
     well(bound.start(add(&area, 1, 0, 1, 1))?)?;
     area.unmap(1..2)?;
-    stopped(bound.start(add(&area, 1, 0, 1, 1))?, Reason::Unmapped)?;
+    stopped(one(1)?, Reason::Unmapped)?;
     area.expect(0..1, ZERO)
 }
