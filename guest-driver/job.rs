@@ -197,8 +197,9 @@ impl Fences {
                         // If there is none, the wait ends by itself.
                         let _ = device.device_statistics();
                         // An interrupt may have been forgotten.
-                        let queues = device.core.link.queues();
-                        [Queue::Fault, Queue::Submit].map(|queue| queues.look(queue.raw()));
+                        for queue in [Queue::Fault, Queue::Submit] {
+                            device.core.link.queues().look(queue.raw());
+                        }
                     }
                     jiffies = jiffies.map(|left| left - now);
                 }

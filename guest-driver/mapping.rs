@@ -43,6 +43,9 @@ const ATTEMPTS: u32 = 64;
 /// How long at least, in milliseconds: where others have pages on the move, attempts end at once.
 const PERSISTENCE: i64 = 2000;
 
+/// How long the kernel may wait for changes by others in one attempt, in milliseconds.
+const PATIENCE: u32 = 1000;
+
 /// Counts attempts.
 struct Attempts {
     left: u32,
@@ -63,9 +66,6 @@ impl Attempts {
         self.left > 0 || self.begun.elapsed().as_millis() < PERSISTENCE
     }
 }
-
-/// How long the kernel may wait for changes by others in one attempt, in milliseconds.
-const PATIENCE: u32 = 1000;
 
 /// What is done to let the device replace values atomically.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -22,7 +22,6 @@ use crate::{
     pages::Lent,
     queue::{Message, Reply},
     space::Space,
-    wait::Event,
     wire::{command::Status, dma::DmaItem, dma::Kind},
 };
 use core::ops::Range;
@@ -173,12 +172,9 @@ enum Failed {
 fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> Result<Tally> {
     let device = &*space.device;
     let core = &device.core;
-    let pages = range.len().min(core.limits.max_move << PAGE_SHIFT) >> PAGE_SHIFT;
-    let mut pages = Pages::new(if device.pagemap.takes_large() {
-        pages
-    } else {
-        0
-    })?;
+    let most = range.len().min(core.limits.max_move << PAGE_SHIFT) >> PAGE_SHIFT;
+    let takes_large = device.pagemap.takes_large();
+    let mut pages = Pages::new(if takes_large { most } else { 0 })?;
     let tally = for_each_step(core, mm, range, |vma, step, scratch| {
         let (mut tally, mut stay) = whole_home(space, vma, step.clone(), scratch, &mut pages)?;
         if failed == Failed::IsSplit {
@@ -234,9 +230,7 @@ fn whole_home(
     if range.is_empty() || !device.pagemap.takes_large() || core.frames.used() == 0 {
         return Ok((tally, stay));
     }
-    let still = space
-        .interval
-        .keep_still(Arc::pin_init(Event::new(), GFP_KERNEL)?);
+    let still = space.interval.keep_still()?;
     let owner = device.pagemap.owner();
     let found = match space
         .interval
@@ -334,15 +328,13 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     // it has any. But it is held by who touches it: see `Committed::keep_taken`.
     let space = core.spaces.of(vma.address_space());
     let exclusive = fault.is_exclusive();
-    let _still = match space.as_ref().filter(|_| exclusive) {
-        Some(space) => {
-            let over = Arc::pin_init(Event::new(), GFP_KERNEL).map_err(|_| Lost::NoMemory)?;
-            Some(space.interval.keep_still(over))
-        }
-        None => None,
-    };
-    let size = Fetch::Whole { exclusive };
-    fetch(core, pagemap, fault, large_range(address), size)
+    let keeper = space.as_ref().filter(|_| exclusive);
+    let _still = keeper
+        .map(|space| space.interval.keep_still())
+        .transpose()
+        .map_err(|_| Lost::NoMemory)?;
+    let how = Fetch::Whole { exclusive };
+    fetch(core, pagemap, fault, large_range(address), how)
 }
 
 /// How pages are fetched that a CPU has touched.
@@ -439,9 +431,8 @@ fn evict_once(device: &Device) -> Result<Tally> {
     let mut lost = KVec::new();
     let mut sum = Tally::default();
     let mut next = 0;
-    // Whole blocks: a large page must not be cut.
-    // Where a large page belongs to nobody who could keep it still while it moves, it can do no
-    // harm, unless the device goes.
+    // Whole blocks: a large page must not be cut. Where one belongs to nobody who could keep it
+    // still while it moves, it can do no harm, unless the device goes.
     let whole = core.frames.is_closed();
     while let Some(first) = core.frames.next_in_use(next) {
         let block = LARGE_PAGES as u64;
@@ -553,7 +544,12 @@ fn fill_device(device: &Device, collected: &mut Collected<'_>, slot: Slot) -> Re
         0 => frames.lend_one(),
         _ => frames.lend_block(),
     };
-    match lent.and_then(folio) {
+    fill(collected, slot, lent.and_then(folio))
+}
+
+/// Lends a folio to a slot if there is one; says whether there is.
+fn fill(collected: &mut Collected<'_>, slot: Slot, folio: Option<LockedFolio>) -> Result<bool> {
+    match folio {
         Some(folio) => collected.fill(slot, folio).map(|()| true),
         None => Ok(false),
     }
@@ -574,10 +570,7 @@ fn fill_system(
         return Ok(false);
     }
     let near = near.map(|(vma, start)| (vma, start + (slot.index << PAGE_SHIFT)));
-    match LockedFolio::system(slot.order, near) {
-        Some(folio) => collected.fill(slot, folio).map(|()| true),
-        None => Ok(false),
-    }
+    fill(collected, slot, LockedFolio::system(slot.order, near))
 }
 
 /// The same for a page that a CPU waits for, which must come, as a whole or in pieces. In

@@ -31,6 +31,16 @@ pub(crate) enum Want {
 pub(crate) struct Pages(KVec<usize>);
 
 impl Pages {
+    /// Empty room for the pages of a range.
+    fn of(&mut self, range: &Range<usize>) -> Result<&mut [usize]> {
+        let pages = self.0.get_mut(..range.len() >> PAGE_SHIFT).ok_or(EINVAL)?;
+        // Some flags would be passed on from one range fault to the next.
+        pages.fill(0);
+        Ok(pages)
+    }
+}
+
+impl Pages {
     /// Room for `count` pages.
     pub(crate) fn new(count: usize) -> Result<Self> {
         Ok(Self(KVec::from_elem(0, count, GFP_KERNEL)?))
@@ -160,21 +170,10 @@ impl<T: Mirror> Interval<T> {
         if vma.clip(&range) != range || !self.is_for(vma.address_space()) {
             return Err(EINVAL);
         }
-        let count = range.len() >> PAGE_SHIFT;
-        let pages = pages.0.get_mut(..count).ok_or(EINVAL)?;
-        pages.fill(0);
+        let pages = pages.of(&range)?;
+        let mut raw = self.request(&range, owner, pages, 0);
         // SAFETY: The notifier is inserted.
-        let notifier_seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
-        let mut raw = bindings::hmm_range {
-            notifier: self.as_raw(),
-            notifier_seq,
-            start: range.start,
-            end: range.end,
-            hmm_pfns: pages.as_mut_ptr(),
-            default_flags: 0,
-            pfn_flags_mask: 0,
-            dev_private_owner: owner.as_ptr(),
-        };
+        raw.notifier_seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
         // SAFETY:
         // - The notifier is inserted and covers every address.
         // - It is that of the area's address space, whose mmap lock is held by the invariants
@@ -182,6 +181,26 @@ impl<T: Mirror> Interval<T> {
         // - `hmm_pfns` has an element for each page of the range.
         to_result(unsafe { bindings::hmm_range_fault(&mut raw) })?;
         Ok(Found(pages))
+    }
+
+    /// A request to look at a range, without a sequence. `pages` has an element for each page.
+    fn request(
+        &self,
+        range: &Range<usize>,
+        owner: Owner,
+        pages: &mut [usize],
+        flags: usize,
+    ) -> bindings::hmm_range {
+        bindings::hmm_range {
+            notifier: self.as_raw(),
+            notifier_seq: 0,
+            start: range.start,
+            end: range.end,
+            hmm_pfns: pages.as_mut_ptr(),
+            default_flags: flags,
+            pfn_flags_mask: 0,
+            dev_private_owner: owner.as_ptr(),
+        }
     }
 
     /// The sequence, and what has been found.
@@ -197,20 +216,8 @@ impl<T: Mirror> Interval<T> {
         if !self.covers(mm) {
             return Err(EINVAL);
         }
-        let count = range.len() >> PAGE_SHIFT;
-        let pages = pages.0.get_mut(..count).ok_or(EINVAL)?;
-        // Some flags would be passed on from one fault to the next.
-        pages.fill(0);
-        let mut raw = bindings::hmm_range {
-            notifier: self.as_raw(),
-            notifier_seq: 0,
-            start: range.start,
-            end: range.end,
-            hmm_pfns: pages.as_mut_ptr(),
-            default_flags: request,
-            pfn_flags_mask: 0,
-            dev_private_owner: owner.as_ptr(),
-        };
+        let pages = pages.of(&range)?;
+        let mut raw = self.request(&range, owner, pages, request);
         // SAFETY:
         // - The notifier is inserted and covers every address.
         // - `mm` is its address space and has users; we do not hold its lock.

@@ -282,7 +282,7 @@ impl<T: Mirror> Interval<T> {
     }
 
     /// Lets changes of the address space wait, but for those by the caller itself, once those
-    /// that go on are over. One caller at a time. Does not allocate.
+    /// that go on are over. One caller at a time.
     ///
     /// Needed while large pages in device memory are on the move. When the kernel (7.3) takes
     /// memory away from a process and finds the entry of such a move in its page table, it
@@ -291,7 +291,12 @@ impl<T: Mirror> Interval<T> {
     ///
     /// A change that comes from reclaim may wait here with locks held that the caller needs
     /// sooner or later; hence there is a bound for it.
-    pub(crate) fn keep_still(&self, over: Arc<Event>) -> Still<'_, T> {
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory for that.
+    pub(crate) fn keep_still(&self) -> Result<Still<'_, T>> {
+        let over = Arc::pin_init(Event::new(), GFP_KERNEL)?;
         loop {
             // SAFETY: By the invariants the notifier is inserted.
             let seq = unsafe { bindings::mmu_interval_read_begin(self.raw.get()) };
@@ -303,7 +308,7 @@ impl<T: Mirror> Interval<T> {
             } else if !self.has_changed(&guard, seq) {
                 let task = caller();
                 guard.0.still = Some(Stillness { task, over });
-                return Still(self);
+                return Ok(Still(self));
             }
         }
     }

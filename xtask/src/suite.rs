@@ -47,8 +47,9 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
         }
         let reports = &prepared.artifacts.reports;
         forget_reports(reports)?;
+        let manifest = prepared.write_manifest()?;
         for &kernel in &args.kernels {
-            suite.vm_tests(&prepared, kernel)?;
+            suite.vm_tests(manifest, kernel)?;
         }
         show_reports(reports)?;
     }
@@ -111,11 +112,11 @@ impl Suite {
         self.harness("host tests", &mut host)
     }
 
-    fn vm_tests(&mut self, prepared: &Prepared, kernel: KernelChoice) -> Result<()> {
+    fn vm_tests(&mut self, manifest: &Path, kernel: KernelChoice) -> Result<()> {
         let mut command = self.checkout.cargo();
         command
             .args(["test", "--release", "--package", VM_TESTS, "--no-fail-fast"])
-            .env(MANIFEST_VARIABLE, prepared.write_manifest()?)
+            .env(MANIFEST_VARIABLE, manifest)
             .env(KERNEL_VARIABLE, kernel.name());
         self.harness(&format!("VM tests, {} kernel", kernel.name()), &mut command)
     }
