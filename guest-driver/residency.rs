@@ -52,7 +52,7 @@ impl<'a> Looker<'a> {
     /// # Errors
     ///
     /// - `EINTR` if a signal arrived while the process kept changing its mappings.
-    /// - `ESRCH` if the space has ended.
+    /// - `ESRCH` if the space has ended, or if the process was killed for its memory.
     /// - `ENOMEM` if there is no memory.
     pub(crate) fn see(
         &mut self,
@@ -70,6 +70,8 @@ impl<'a> Looker<'a> {
             let committed = match snapshot {
                 Ok(snapshot) => snapshot.commit().ok(),
                 Err(error) if error == EBUSY => None,
+                // It is dead, whoever still holds what is left of it.
+                Err(error) if error == EFAULT => return Err(ESRCH),
                 Err(error) => return Err(error),
             };
             if let Some(mut committed) = committed {

@@ -133,6 +133,7 @@ impl<T: Mirror> Interval<T> {
     ///
     /// - `EINVAL` if `mm` is not the one that the interval covers, or if there is not
     ///   enough room.
+    /// - `EFAULT` if the process was killed for its memory, and pages have been taken out of it.
     /// - `EBUSY` if changes went on for longer than `patience`.
     /// - `EINTR` if the caller is being killed.
     pub(crate) fn snapshot<'a>(
