@@ -4,8 +4,8 @@
 //! name. It knows nothing of the device.
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::time::{Duration, Instant};
@@ -127,6 +127,41 @@ pub(crate) fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
     let path = path.as_ref();
     fs::write(path, value)
         .map_err(|error| cannot_run(format!("{} does not take {value}: {error}", path.display())))
+}
+
+/// What the kernel says.
+#[derive(Debug)]
+pub(crate) struct Log(File);
+
+impl Log {
+    /// From now on.
+    pub(crate) fn from_now() -> Result<Self> {
+        const PATH: &str = "/dev/kmsg";
+        let mut file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(PATH)
+            .map_err(|error| cannot_run(format!("{PATH} cannot be opened: {error}")))?;
+        file.seek(SeekFrom::End(0)).context("its end")?;
+        Ok(Self(file))
+    }
+
+    /// Whether it has said this since it was last asked.
+    pub(crate) fn says(&mut self, what: &str) -> Result<bool> {
+        let mut record = [0; 8192];
+        let mut found = false;
+        loop {
+            match self.0.read(&mut record) {
+                Ok(count) => {
+                    found |= String::from_utf8_lossy(&record[..count]).contains(what);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(found),
+                // Older records have been overwritten meanwhile.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                Err(error) => return Err(error).context("reading the kernel's log"),
+            }
+        }
+    }
 }
 
 /// A setting of the kernel that is put back at the end.

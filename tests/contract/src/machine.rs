@@ -1,4 +1,4 @@
-//! Which devices of this machine are not like the others.
+//! Which devices of this machine are not like the others, and what may be done to it.
 //!
 //! A device does not tell that its copies fail on purpose: who has made the machine says so
 //! in an environment variable. Whether its memory is coherent it does tell.
@@ -11,6 +11,20 @@ use crate::row::cannot_run;
 
 /// Names the devices whose copies fail: `to-device=2,to-system=3,nothing-back=4`.
 pub(crate) const VARIABLE: &str = "HMM_CONTRACT_DEVICES";
+
+/// Says, by being set, that all memory of the machine may be used up: whoever else uses it may
+/// be killed, or the kernel give up.
+pub(crate) const EXHAUSTIBLE: &str = "HMM_CONTRACT_ALL_MEMORY";
+
+/// A row that uses up all memory runs only where it may.
+pub(crate) fn may_be_exhausted() -> Result<()> {
+    match std::env::var_os(EXHAUSTIBLE) {
+        Some(_) => Ok(()),
+        None => Err(cannot_run(format!(
+            "the machine may be used by others, who would be killed: {EXHAUSTIBLE} is not set"
+        ))),
+    }
+}
 
 /// What a device does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

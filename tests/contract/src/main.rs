@@ -33,7 +33,8 @@ use crate::row::Outcome;
 /// It must run as root in a guest with at least one device. The exit status is 0 only
 /// if no row was broken; rows that cannot run on this kernel or machine are named with the
 /// reason. HMM_CONTRACT_DEVICES names devices whose copies fail on purpose, for the rows that
-/// need such: to-device=2,to-system=3,nothing-back=4.
+/// need such: to-device=2,to-system=3,nothing-back=4. HMM_CONTRACT_ALL_MEMORY, if it is set,
+/// says that all memory of the machine may be used up.
 #[derive(Debug, Parser)]
 #[command(name = "hmm-contract", version)]
 struct Arguments {

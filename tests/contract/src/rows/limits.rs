@@ -119,7 +119,7 @@ fn holes_on_the_device_are_charged() -> Result<()> {
 }
 
 /// A group with a limit and without swap.
-fn limited(mib: usize) -> Result<Group> {
+pub(super) fn limited(mib: usize) -> Result<Group> {
     let group = Group::new()?;
     group.set("memory.max", &(mib << 20).to_string())?;
     // A kernel without swap has no limit of it, and needs none.

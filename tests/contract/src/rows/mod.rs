@@ -19,6 +19,7 @@ mod migration;
 mod mirroring;
 mod pins;
 mod poison;
+mod reaper;
 mod two_devices;
 
 use crate::row::Chapter;
@@ -35,6 +36,7 @@ pub(crate) const CHAPTERS: &[Chapter] = &[
     access::CHAPTER,
     pins::CHAPTER,
     limits::CHAPTER,
+    reaper::CHAPTER,
     ends::CHAPTER,
     poison::CHAPTER,
     failures::CHAPTER,
