@@ -20,6 +20,7 @@ mod row;
 mod rows;
 mod runner;
 mod sys;
+mod trace;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -1,12 +1,13 @@
 //! Two devices: each follows the process, and leaves the other one's pages alone.
 
+use std::collections::BTreeSet;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use hmm::{Destination, Device, Place, Reason, Status};
 
 use crate::area::{Area, PAGE, ZERO};
@@ -15,6 +16,7 @@ use crate::child::Child;
 use crate::kernel;
 use crate::row::{Chapter, Row};
 use crate::sys;
+use crate::trace::{Call, Trace};
 
 pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Two devices",
@@ -33,6 +35,15 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             source: "mm/mmu_notifier.c: mn_itree_invalidate, mn_itree_finish_pass (starts all, \
                      then waits for each)",
             run: all_devices_have_forgotten,
+        },
+        Row {
+            name: "all-are-asked-before-any-is-waited-for",
+            duty:
+                "a change of mappings asks all devices that have the pages to forget them before \
+                   it waits for the first of them, and waits for each",
+            source: "include/linux/mmu_notifier.h: invalidate_start, invalidate_finish; \
+                     mm/mmu_notifier.c: mn_itree_invalidate, mn_itree_finish_pass",
+            run: all_are_asked_before_any_is_waited_for,
         },
         Row {
             name: "two-devices-count-together",
@@ -108,13 +119,19 @@ fn twice(pages: usize) -> Result<[Area; 2]> {
     Ok([view()?, view()?])
 }
 
-fn all_devices_have_forgotten() -> Result<()> {
-    const PAGES: usize = 64;
+/// All devices there are, two at least.
+fn every_device() -> Result<Vec<Bound>> {
     let (one, two) = Bound::two()?;
     let mut all = vec![one, two];
     for number in 2..Device::list().len() {
         all.push(Bound::number(number)?);
     }
+    Ok(all)
+}
+
+fn all_devices_have_forgotten() -> Result<()> {
+    const PAGES: usize = 64;
+    let all = every_device()?;
     let mapped = |bound: &Bound| -> Result<u64> { Ok(bound.counters()?.device.mapped_pages.get()) };
     for round in 0..8 {
         let [area, other] = twice(PAGES)?;
@@ -166,6 +183,50 @@ fn all_devices_have_forgotten() -> Result<()> {
             }
         }
         ensure!(values() == last, "and at the end: {last:?}, {:?}", values());
+    }
+    Ok(())
+}
+
+fn all_are_asked_before_any_is_waited_for() -> Result<()> {
+    let all = every_device()?;
+    // Functions of the kernel, so that it does not matter from where they are called.
+    let trace = Trace::new(&[
+        ("asked", "virtqueue_kick_prepare"),
+        ("waited", "wait_for_completion_timeout"),
+    ])?;
+    let changes: [fn(&Area) -> Result<()>; 3] = [
+        |area| area.unmap(area.all()),
+        |area| area.protect(area.all(), sys::NO_ACCESS),
+        |area| area.advise(area.all(), libc::MADV_DONTNEED),
+    ];
+    for change in changes.into_iter().cycle().take(12) {
+        let area = Area::small(32)?;
+        area.write(area.all(), 1);
+        for bound in &all {
+            bound.expect(&area, area.all(), 1)?;
+        }
+        let calls = trace.during(|| change(&area))?;
+        is_in_two_passes(&calls, all.len())
+            .with_context(|| format!("{} devices: {calls:x?}", all.len()))?;
+    }
+    Ok(())
+}
+
+/// All devices are asked, each once, and then each is waited for.
+fn is_in_two_passes(calls: &[Call], devices: usize) -> Result<()> {
+    let (first, second) = calls.split_at_checked(devices).context("too few calls")?;
+    let is_in = |pass: &[Call], name: &str| pass.iter().all(|call| call.name == name);
+    ensure!(
+        is_in(first, "asked"),
+        "one was waited for before all had been asked"
+    );
+    ensure!(
+        is_in(second, "waited") && second.len() == devices,
+        "each is waited for, once"
+    );
+    for pass in [first, second] {
+        let different: BTreeSet<u64> = pass.iter().map(|call| call.argument).collect();
+        ensure!(different.len() == devices, "each once");
     }
     Ok(())
 }
