@@ -183,7 +183,11 @@ fn every_row_of_the_contract_is_kept() {
     let vm = complete_machine(&artifacts);
     let rest = run_in(vm, &names(&rest), &[(DEVICES, FAULTY)], &mut kept);
     // Nobody else uses this one when its memory is gone.
-    let vm = builder(&artifacts).memory(LITTLE).start().unwrap();
+    let vm = builder(&artifacts)
+        .devices(2)
+        .memory(LITTLE)
+        .start()
+        .unwrap();
     let elsewhere = run_in(vm, &names(&rest), &[(EXHAUSTIBLE, "1")], &mut kept);
 
     println!(
