@@ -19,17 +19,17 @@ const CASES: Duration = Duration::from_secs(60);
 
 /// Cases in which `test_hmm` is known to be wrong, or the kernel below any driver; those that
 /// may break the kernel come last.
-const APART: [&str; 3] = [
+const APART: [&str; 4] = [
     "write-after-fork",
+    "munmap-of-a-part",
     "random-steps",
     "large-discarded-on-its-way-home",
 ];
 
 /// The rest.
-const TOGETHER: [&str; 4] = [
+const TOGETHER: [&str; 3] = [
     "write-after-a-child-ended",
     "written-pages-are-dirty",
-    "munmap-of-a-part",
     "two-threads-on-a-file",
 ];
 
