@@ -4,7 +4,10 @@
 //!
 //! Each counter is exact, but they are not read at one moment.
 
-use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::{
+    sync::atomic::{Atomic, Relaxed},
+    time::{Instant, Monotonic},
+};
 
 /// A number that only grows.
 pub(crate) struct Counter(Atomic<u64>);
@@ -24,9 +27,31 @@ impl Counter {
         self.0.fetch_add(more, Relaxed);
     }
 
+    /// Counts nanoseconds from now on, until what this returns is dropped.
+    pub(crate) fn time(&self) -> Timing<'_> {
+        Timing {
+            counter: self,
+            begun: Instant::now(),
+        }
+    }
+
     /// The number now.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+/// Time that a counter counts.
+pub(crate) struct Timing<'a> {
+    counter: &'a Counter,
+    begun: Instant<Monotonic>,
+}
+
+impl Drop for Timing<'_> {
+    fn drop(&mut self) {
+        // That clock never goes back.
+        self.counter
+            .add(self.begun.elapsed().as_nanos().unsigned_abs());
     }
 }
 
@@ -60,4 +85,10 @@ counters! {
     large_to_system,
     pages_refused,
     pages_lost,
+    collect_nanoseconds,
+    lend_nanoseconds,
+    copy_nanoseconds,
+    commit_nanoseconds,
+    finalise_nanoseconds,
+    promise_nanoseconds,
 }

@@ -389,9 +389,16 @@ impl Device {
             large_to_system: counters.large_to_system.get(),
             pages_refused: counters.pages_refused.get(),
             pages_lost: counters.pages_lost.get(),
+            collect_nanoseconds: counters.collect_nanoseconds.get(),
+            lend_nanoseconds: counters.lend_nanoseconds.get(),
+            copy_nanoseconds: counters.copy_nanoseconds.get(),
+            commit_nanoseconds: counters.commit_nanoseconds.get(),
+            finalise_nanoseconds: counters.finalise_nanoseconds.get(),
+            promise_nanoseconds: counters.promise_nanoseconds.get(),
             control_requests,
             dma_requests,
             interrupts: self.core.link.queues().interrupts(),
+            kicks: self.core.link.queues().kicks(),
         }
     }
 

@@ -120,7 +120,9 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
             core.discard_stale()?;
         }
         let mut out = |step, size| {
+            let collecting = core.counters.collect_nanoseconds.time();
             let collected = device.pagemap.collect_to_device(vma, step, size, scratch)?;
+            drop(collecting);
             exchange(device, collected, |collected, slot| {
                 fill_device(device, collected, slot)
             })
@@ -189,9 +191,11 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
             }
             if start < end {
                 let range = start..end;
+                let collecting = core.counters.collect_nanoseconds.time();
                 let small = device
                     .pagemap
                     .collect_to_system(vma, range, Size::Small, scratch)?;
+                drop(collecting);
                 tally.add(exchange(device, small, |collected, slot| {
                     fill_system(core, collected, slot, Some((vma, start)))
                 })?);
@@ -255,10 +259,12 @@ fn whole_home(
             end += LARGE_SIZE;
         }
         if start < end {
+            let collecting = core.counters.collect_nanoseconds.time();
             let collected =
                 device
                     .pagemap
                     .collect_to_system(vma, start..end, Size::Whole, scratch)?;
+            drop(collecting);
             let mut filled = 0;
             let one = exchange(device, collected, |collected, slot| {
                 let is_filled = fill_system(core, collected, slot, Some((vma, start)))?;
@@ -286,7 +292,9 @@ fn exchange(
     mut collected: Collected<'_>,
     mut fill: impl FnMut(&mut Collected<'_>, Slot) -> Result<bool>,
 ) -> Result<Tally> {
+    let counters = &device.core.counters;
     let mut tally = Tally::default();
+    let lending = counters.lend_nanoseconds.time();
     for_each_slot(&mut collected, |collected, slot| {
         tally.offered += 1 << slot.order;
         if !fill(collected, slot)? {
@@ -294,8 +302,14 @@ fn exchange(
         }
         Ok(())
     })?;
+    drop(lending);
     copy_or_stay(&device.core, &device.pagemap, &mut collected)?;
-    tally.add(count(&collected.commit()));
+    let committing = counters.commit_nanoseconds.time();
+    let committed = collected.commit();
+    drop(committing);
+    tally.add(count(&committed));
+    let _finalising = counters.finalise_nanoseconds.time();
+    drop(committed);
     Ok(tally)
 }
 
@@ -362,14 +376,17 @@ fn fetch(
         Fetch::Small => (Size::Small, false),
         Fetch::Whole { exclusive } => (Size::Whole, exclusive),
     };
+    let collecting = core.counters.collect_nanoseconds.time();
     let Ok(mut collected) = fault.collect(pagemap, range, size, &mut scratch) else {
         return Err(Lost::Contents);
     };
+    drop(collecting);
 
     let index = (fault.address() - start) >> PAGE_SHIFT;
     let is_touched = |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);
     let mut wanted = None;
     let mut lacking = false;
+    let lending = core.counters.lend_nanoseconds.time();
     for_each_slot(&mut collected, |collected, slot| {
         let filled = fill_touched(core, collected, slot, (vma, start), exclusive)?;
         if is_touched(slot) && slot.source != Source::Hole {
@@ -379,6 +396,7 @@ fn fetch(
         Ok(())
     })
     .map_err(|_| Lost::NoMemory)?;
+    drop(lending);
     if lacking {
         return Err(Lost::NoMemory);
     }
@@ -388,12 +406,16 @@ fn fetch(
     }
     // If the page could not be collected or committed, somebody else has to do with it at
     // the moment: it will be touched again.
+    let committing = core.counters.commit_nanoseconds.time();
     let committed = collected.commit();
+    drop(committing);
     if size == Size::Whole {
         committed.keep_taken(fault);
     }
     let tally = count(&committed);
+    let finalising = core.counters.finalise_nanoseconds.time();
     drop(committed);
+    drop(finalising);
     core.counters.pages_touched.add(tally.moved);
     core.counters.large_to_system.add(tally.large);
     Ok(())
@@ -599,6 +621,7 @@ fn fill_touched(
 
 /// Copies what has been lent memory; what cannot be copied stays where it is.
 fn copy_or_stay(core: &Core, pagemap: &Pagemap<Store>, collected: &mut Collected<'_>) -> Result {
+    let _copying = core.counters.copy_nanoseconds.time();
     copy(core, pagemap, collected, |collected, slot| {
         collected.empty_slot(slot);
         Ok(())

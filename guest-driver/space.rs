@@ -364,6 +364,7 @@ impl Mirror for Mapper {
     }
 
     fn wait(&self, promise: Self::Promise) -> Option<Message<Unmap>> {
+        let _waiting = self.core.counters.promise_nanoseconds.time();
         promise?.wait_and_reuse(&self.core.link)
     }
 

@@ -53,15 +53,15 @@ fn every_structure_has_the_layout_that_is_written_down() {
     assert_layout::<JobReply>(80, &[0, 4, 8, 16, 20, 24, 56, 64, 72]);
     assert_layout::<FaultHeader>(8, &[0, 4]);
     assert_layout::<FaultRecord>(40, &[0, 8, 16, 24, 28, 32, 36]);
-    assert_layout::<Statistics>(280, &eights::<35>());
+    assert_layout::<Statistics>(288, &eights::<36>());
     assert_layout::<Info>(48, &[0, 4, 8, 16, 24, 32, 36, 40, 44]);
     assert_layout::<Bind>(8, &[0, 4]);
     assert_layout::<Submit>(32, &[0, 8, 12, 16, 24, 28]);
     assert_layout::<Wait>(96, &[0, 8, 16]);
     assert_layout::<Migrate>(48, &[0, 8, 16, 20, 24, 32, 40]);
     assert_layout::<Residency>(32, &[0, 4, 8, 16, 24]);
-    assert_layout::<Counters>(448, &[0, 168]);
-    assert_layout::<DriverStatistics>(168, &eights::<21>());
+    assert_layout::<Counters>(512, &[0, 224]);
+    assert_layout::<DriverStatistics>(224, &eights::<28>());
     assert_layout::<DmirrorCommand>(40, &eights::<5>());
 }
 
@@ -79,7 +79,7 @@ fn request_codes_are_those_that_the_kernel_computes() {
     assert_eq!(Wait::CODE, 0xC060_D603);
     assert_eq!(Migrate::CODE, 0xC030_D604);
     assert_eq!(Residency::CODE, 0xC020_D605);
-    assert_eq!(Counters::CODE, 0xC1C0_D606);
+    assert_eq!(Counters::CODE, 0xC200_D606);
     assert_eq!(DmirrorCall::Read.code(), 0xC028_4800);
     assert_eq!(DmirrorCall::ReadUnlocked.code(), 0xC028_4809);
 }
@@ -231,7 +231,7 @@ fn the_fields_of_the_wire_are_read_at_their_places_and_little_endian() {
     assert_eq!(statistics.faults, 0x7776_7574_7372_7170);
     assert_eq!(statistics.control_requests, 0x9f9e_9d9c_9b9a_9998);
     assert_eq!(statistics.dma_requests, 0xc7c6_c5c4_c3c2_c1c0);
-    assert_eq!(statistics.freed_frame_uses, 0x1716_1514_1312_1110);
+    assert_eq!(statistics.freed_frame_uses, 0x1f1e_1d1c_1b1a_1918);
 }
 
 #[test]
@@ -283,8 +283,8 @@ fn the_fields_of_the_ioctls_are_read_at_their_places() {
     });
     let counters = from_counting::<Counters>();
     assert_eq!(counters.driver.spaces, 0x0706_0504_0302_0100);
-    assert_eq!(counters.driver.interrupts, 0xa7a6_a5a4_a3a2_a1a0);
-    assert_eq!(counters.device.spaces, 0xafae_adac_abaa_a9a8);
+    assert_eq!(counters.driver.interrupts, 0xd7d6_d5d4_d3d2_d1d0);
+    assert_eq!(counters.device.spaces, 0xe7e6_e5e4_e3e2_e1e0);
 }
 
 #[test]

@@ -236,12 +236,27 @@ layout! {
         /// Pages lost because the device failed to give them back.
         pub pages_lost: u64,
 
+        /// Nanoseconds that migrations took to take pages away from their processes.
+        pub collect_nanoseconds: u64,
+        /// Nanoseconds that they took to find memory for these at the destination.
+        pub lend_nanoseconds: u64,
+        /// Nanoseconds from writing the list of what is to be copied to its answer.
+        pub copy_nanoseconds: u64,
+        /// Nanoseconds that migrations took to exchange the memory.
+        pub commit_nanoseconds: u64,
+        /// Nanoseconds that they took to give the pages back to their processes.
+        pub finalise_nanoseconds: u64,
+        /// Nanoseconds that notifier callbacks waited for the device's promise.
+        pub promise_nanoseconds: u64,
+
         /// Requests sent on the control queue.
         pub control_requests: u64,
         /// Requests sent on the dma queue.
         pub dma_requests: u64,
         /// Queue interrupts handled.
         pub interrupts: u64,
+        /// Kicks: notifications that were sent to the device.
+        pub kicks: u64,
     }
 }
 

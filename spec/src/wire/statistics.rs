@@ -61,6 +61,8 @@ layout! {
 
         /// DMA requests carried out.
         pub dma_requests: U64,
+        /// Nanoseconds that carrying out their lists took.
+        pub copy_nanoseconds: U64,
         /// Bytes copied to device memory.
         pub bytes_to_device: U64,
         /// Bytes copied to the guest's memory.

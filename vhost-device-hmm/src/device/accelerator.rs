@@ -9,6 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use virtio_hmm_spec::wire::command::Status;
@@ -19,7 +20,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::check::Check;
 use super::dma::Dma;
-use super::engine::Engine;
+use super::engine::{nanoseconds, Engine};
 use super::job::{Ended, Job, Submission, Ticket};
 use super::memory::{DeviceMemory, MemoryError, SystemMemory};
 use super::mmu::Budget;
@@ -342,9 +343,13 @@ impl Accelerator {
             counters: &self.counters,
             injector: &self.injector,
         };
+        let begun = Instant::now();
         results.extend(items.iter().map(|item| ItemResult {
             status: U32::new(dma.run(item).raw()),
         }));
+        self.counters
+            .copy_nanoseconds
+            .add(nanoseconds(begun.elapsed()));
         Ok(())
     }
 

@@ -75,6 +75,7 @@ counters! {
     invalidated_pages,
     invalidation_wait_nanoseconds,
     dma_requests,
+    copy_nanoseconds,
     bytes_to_device,
     bytes_to_system,
     bytes_on_device,
