@@ -82,8 +82,8 @@ pub(crate) struct Migrate {
     pub(crate) size: usize,
 }
 
-/// How long to measure.
-#[derive(Clone, Copy, Debug, Args)]
+/// What to measure, and how long.
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Bench {
     /// Rounds of everything.
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -92,6 +92,17 @@ pub(crate) struct Bench {
     /// needs three times as much.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
     pub(crate) largest: usize,
+    /// The most memory to have mapped on the device at once; less if the guest has not
+    /// enough.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub(crate) mapped: usize,
+    /// Another device, to measure what changes of memory cost that both have mapped.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) second: Option<PathBuf>,
+    /// Measure only what can be measured of a node for the kernel's own tests, whosever
+    /// driver it belongs to.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["second", "mapped", "largest"])]
+    pub(crate) dmirror: Option<PathBuf>,
 }
 
 /// What a process of the `processes` workload does.

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Command::Info => info::show(&device, json).map(|()| true),
         Command::Run(run) => workload::run(&device, &run, json),
         Command::Migrate(migrate) => migrate::measure(&device, migrate.size, json),
-        Command::Bench(options) => bench::measure(&device, options, json),
+        Command::Bench(options) => bench::measure(&device, &options, json),
         Command::Residency { pid } => residency::show(&device, pid, json).map(|()| true),
         Command::Stats { watch } => stats::show(&device, watch, json).map(|()| true),
         Command::Worker(worker) => workload::processes::work(&device, worker),

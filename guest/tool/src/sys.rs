@@ -67,6 +67,15 @@ impl Region {
         })
     }
 
+    /// Takes the right to write to it away.
+    pub(crate) fn protect(&mut self) -> io::Result<()> {
+        // It may not be given out to be written even if only a part of it still could be.
+        self.writable = false;
+        let start = self.start.as_ptr().cast();
+        // SAFETY: the mapping is this value's own, and nothing borrows it.
+        Ok(unsafe { mprotect(start, self.length, MprotectFlags::READ) }?)
+    }
+
     /// All of it.
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: by the invariant there are `length` readable bytes, which live as long

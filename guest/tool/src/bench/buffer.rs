@@ -72,6 +72,11 @@ impl Buffer {
         Ok(states.iter().all(|state| state.is_large()))
     }
 
+    /// Takes the right to write to it away; it can be read still.
+    pub(super) fn protect(&mut self) -> Result<()> {
+        self.region.protect().context("mprotect")
+    }
+
     /// All of it.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.region.bytes()[self.part.clone()]

@@ -3,25 +3,26 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use hmm::{work, Counters, Space};
+use hmm::{work, Space};
 use hmm_bench::{Bench, Better, Per, Turn, Unit};
 
 use super::buffer::{Buffer, Pages, LARGE};
 use super::timed;
+use super::traffic::Traffic;
 
 /// Pages that are touched one by one.
 const SINGLE: usize = 32;
 
-/// Bytes that a job goes through.
-const STREAM: usize = 64 << 20;
+/// What is gone through: so many bytes, in so many parts, each by a job of its own.
+const STREAMS: [(usize, usize); 2] = [(256 << 20, 1), (64 << 20, 8)];
 
 /// Measures single faults and streams of them.
 pub(super) fn measure(bench: &mut Bench, space: &Space) {
     bench.group("device faults");
     single(bench, space);
     for pages in [Pages::Small, Pages::Large] {
-        for jobs in [1, 8] {
-            stream(bench, space, pages, jobs);
+        for (bytes, jobs) in STREAMS {
+            stream(bench, space, pages, (bytes, jobs));
         }
     }
 }
@@ -50,17 +51,18 @@ fn single(bench: &mut Bench, space: &Space) {
 }
 
 /// Jobs that go through memory from its beginning to its end, side by side.
-fn stream(bench: &mut Bench, space: &Space, pages: Pages, jobs: usize) {
+fn stream(bench: &mut Bench, space: &Space, pages: Pages, (bytes, jobs): (usize, usize)) {
     let what = format!(
         "{}, {jobs} job{}",
         pages.name(),
         if jobs == 1 { "" } else { "s" }
     );
-    let mut seen = Vec::new();
+    let size = format!("{} MiB", bytes >> 20);
+    let mut seen: Vec<Cold> = Vec::new();
     let mut buffer = None;
-    let rate = Per::Bytes(STREAM as u64);
+    let rate = Per::Bytes(bytes as u64);
     bench.pair(
-        &format!("cold 64 MiB, {what}"),
+        &format!("cold {size}, {what}"),
         rate,
         "warm",
         |turn| -> Result<_> {
@@ -69,19 +71,26 @@ fn stream(bench: &mut Bench, space: &Space, pages: Pages, jobs: usize) {
                 // What the last round has warmed up goes before more is asked for.
                 (_, last) => {
                     drop(last);
-                    Buffer::filled(space, STREAM, pages)?
+                    Buffer::filled(space, bytes, pages)?
                 }
             };
-            let part = STREAM / size_of::<u64>() / jobs;
-            let before = space.device().counters()?;
-            let time = timed(|| {
-                let results = space.run_all(memory.words().chunks(part).map(work::sum));
-                results
-                    .into_iter()
-                    .try_for_each(|result| result.map(|_| ()))
-            })?;
-            if turn == Turn::Measured {
-                seen.push(Traffic::between(&before, &space.device().counters()?));
+            let part = bytes / size_of::<u64>() / jobs;
+            let run = || -> Result<Duration> {
+                Ok(timed(|| {
+                    let results = space.run_all(memory.words().chunks(part).map(work::sum));
+                    results
+                        .into_iter()
+                        .try_for_each(|result| result.map(|_| ()))
+                })?)
+            };
+            let (traffic, time) = Traffic::of(space, run)?;
+            match (turn, seen.last_mut()) {
+                (Turn::Reference, Some(cold)) => cold.warm = time,
+                _ => seen.push(Cold {
+                    traffic,
+                    time,
+                    warm: Duration::ZERO,
+                }),
             }
             buffer = Some(memory);
             Ok(time)
@@ -89,65 +98,64 @@ fn stream(bench: &mut Bench, space: &Space, pages: Pages, jobs: usize) {
     );
     // The first round is not counted among the repetitions.
     let seen = seen.get(1..).unwrap_or(&[]);
-    let all = |figure: fn(&Traffic) -> f64| seen.iter().map(figure).collect::<Vec<f64>>();
-    for (name, better, values) in [
-        (
-            "pages mapped for a fault",
-            Better::Higher,
-            all(|t| t.pages / t.faults),
-        ),
-        (
-            "faults in a batch",
-            Better::Higher,
-            all(|t| t.faults / t.batches),
-        ),
-        (
-            "batches for 2 MiB",
-            Better::Lower,
-            all(|t| t.batches * 2.0 / 64.0),
-        ),
-        (
-            "requests for 1000 faults",
-            Better::Lower,
-            all(|t| 1e3 * t.requests / t.faults),
-        ),
-        (
-            "interrupts for 1000 faults",
-            Better::Lower,
-            all(|t| 1e3 * t.interrupts / t.faults),
-        ),
-    ] {
+    // Far fewer than 53 bits.
+    #[allow(clippy::cast_precision_loss)]
+    let large_pages = (bytes / LARGE) as f64;
+    let mut show = |name: &str, (unit, better), figure: &dyn Fn(&Cold) -> f64| {
+        let values = seen.iter().map(figure);
         // A division by zero, where nothing happened, is no figure.
-        let values = values
-            .into_iter()
-            .filter(|value| value.is_finite())
-            .collect();
-        bench.gathered(&format!("  {name}, {what}"), (Unit::Count, better), values);
+        let values = values.filter(|value| value.is_finite()).collect();
+        bench.gathered(&format!("  {name}, {size}, {what}"), (unit, better), values);
+    };
+    let (count, less) = (Unit::Count, Better::Lower);
+    show("a fault", (Unit::Nanoseconds, less), &|cold| {
+        cold.lost().as_secs_f64() * 1e9 / cold.faults()
+    });
+    show("pages mapped for a fault", (count, Better::Higher), &|c| {
+        c.traffic.grown(|all| all.driver.fault_pages) / c.faults()
+    });
+    show("faults in a batch", (count, Better::Higher), &|cold| {
+        cold.faults() / cold.batches()
+    });
+    show("batches for 2 MiB", (count, less), &|cold| {
+        cold.batches() / large_pages
+    });
+    show("requests for 1000 faults", (count, less), &|cold| {
+        1e3 * cold.traffic.requests() / cold.faults()
+    });
+    show("kicks for 1000 faults", (count, less), &|cold| {
+        1e3 * cold.traffic.grown(|all| all.driver.kicks) / cold.faults()
+    });
+    show("interrupts for 1000 faults", (count, less), &|cold| {
+        1e3 * cold.interrupts() / cold.faults()
+    });
+    show("interrupts for a batch", (count, less), &|cold| {
+        cold.interrupts() / cold.batches()
+    });
+}
+
+/// A run over memory that was not mapped, and what the same took afterwards.
+struct Cold {
+    traffic: Traffic,
+    time: Duration,
+    warm: Duration,
+}
+
+impl Cold {
+    /// What the faults cost, all together.
+    fn lost(&self) -> Duration {
+        self.time.saturating_sub(self.warm)
     }
-}
 
-/// What driver and device said to each other.
-struct Traffic {
-    faults: f64,
-    batches: f64,
-    pages: f64,
-    requests: f64,
-    interrupts: f64,
-}
+    fn faults(&self) -> f64 {
+        self.traffic.grown(|all| all.driver.faults)
+    }
 
-impl Traffic {
-    fn between(before: &Counters, after: &Counters) -> Self {
-        let (before, after) = (&before.driver, &after.driver);
-        // The counts of a few seconds: far fewer than 53 bits.
-        #[allow(clippy::cast_precision_loss)]
-        let grown = |now: u64, then: u64| now.wrapping_sub(then) as f64;
-        let requests = |of: &hmm::DriverStatistics| of.control_requests + of.dma_requests;
-        Self {
-            faults: grown(after.faults, before.faults),
-            batches: grown(after.fault_batches, before.fault_batches),
-            pages: grown(after.fault_pages, before.fault_pages),
-            requests: grown(requests(after), requests(before)),
-            interrupts: grown(after.interrupts, before.interrupts),
-        }
+    fn batches(&self) -> f64 {
+        self.traffic.grown(|all| all.driver.fault_batches)
+    }
+
+    fn interrupts(&self) -> f64 {
+        self.traffic.grown(|all| all.driver.interrupts)
     }
 }

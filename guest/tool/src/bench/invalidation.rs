@@ -1,57 +1,198 @@
-//! Memory that goes while the device has it mapped, against memory that it has not.
+//! Memory that changes while the device has it mapped, against memory that it has not.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{anyhow, Result};
 use hmm::{page_size, work, Space};
-use hmm_bench::{Bench, Per, Turn};
+use hmm_bench::{Bench, Better, Per, Turn, Unit};
 
-use super::buffer::{Buffer, Pages};
-use crate::memory::Mapping;
+use super::buffer::{Buffer, Pages, LARGE};
+use super::traffic::Traffic;
 
 /// Mappings of one page in a round.
 const SINGLE: usize = 32;
 
-/// Bytes of the large mapping.
-const BULK: usize = 64 << 20;
+/// Bytes that each of the jobs goes through that keep the engines busy.
+const BUSY: usize = 64 << 20;
 
-/// Measures `munmap` of little and of much.
-pub(super) fn measure(bench: &mut Bench, space: &Space) {
-    bench.group("munmap of what the device has mapped");
-    let reference = "not mapped on the device";
-    let per = Per::Times(SINGLE as u64);
-    bench.pair("one page", per, reference, |turn| -> Result<Duration> {
-        let pages = (0..SINGLE)
-            .map(|_| {
-                let mut page = Mapping::anonymous(page_size())?;
-                page.numbers_mut::<u64>()[0] = 1;
-                Ok(page)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        if turn == Turn::Measured {
-            for page in &pages {
-                space.run(work::sum(page.numbers::<u64>()))?;
+/// How many of these are in flight.
+const BUSY_JOBS: usize = 8;
+
+/// What the process does to its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Unmap,
+    Protect,
+}
+
+impl Change {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unmap => "munmap",
+            Self::Protect => "mprotect",
+        }
+    }
+
+    /// Makes the change: how long it took.
+    fn make(self, mut memory: Vec<Buffer>) -> Result<Duration> {
+        let start = Instant::now();
+        match self {
+            Self::Unmap => drop(memory),
+            Self::Protect => {
+                for buffer in &mut memory {
+                    buffer.protect()?;
+                }
+                let time = start.elapsed();
+                drop(memory);
+                return Ok(time);
             }
         }
-        let start = Instant::now();
-        drop(pages);
         Ok(start.elapsed())
-    });
-    for pages in [Pages::Small, Pages::Large] {
-        let name = format!("64 MiB, {}", pages.name());
-        bench.pair(
-            &name,
-            Per::Times(1),
-            reference,
-            |turn| -> Result<Duration> {
-                let buffer = Buffer::filled(space, BULK, pages)?;
-                if turn == Turn::Measured {
-                    space.run(work::sum(buffer.words()))?;
-                }
-                let start = Instant::now();
-                drop(buffer);
-                Ok(start.elapsed())
-            },
-        );
     }
+}
+
+/// So many pieces of memory, which change one after the other.
+#[derive(Clone)]
+struct Lot {
+    name: String,
+    count: usize,
+    bytes: usize,
+    pages: Pages,
+}
+
+impl Lot {
+    /// Memory with a page in each place.
+    fn memory(&self) -> Result<Vec<Buffer>> {
+        let new = |_| {
+            let mut buffer = Buffer::new(self.bytes, self.pages)?;
+            let step = match self.pages {
+                Pages::Small => page_size(),
+                Pages::Large => LARGE,
+            };
+            for page in buffer.bytes_mut().chunks_mut(step) {
+                page[0] = 1;
+            }
+            Ok(buffer)
+        };
+        (0..self.count).map(new).collect()
+    }
+
+    fn per(&self) -> Per {
+        Per::Times(self.count as u64)
+    }
+}
+
+/// Has the device map all of it.
+fn map(space: &Space, memory: &[Buffer]) -> Result<()> {
+    memory
+        .iter()
+        .try_for_each(|buffer| Ok(space.run(work::sum(buffer.words())).map(|_| ())?))
+}
+
+/// Measures changes of little and of much: of `mapped` bytes.
+pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize, second: Option<&Space>) {
+    bench.group("munmap and mprotect of what the device has mapped");
+    let page = Lot {
+        name: "one page".into(),
+        count: SINGLE,
+        bytes: page_size(),
+        pages: Pages::Small,
+    };
+    let large = |pages: Pages| Lot {
+        name: format!("{} MiB in {}", mapped >> 20, pages.name()),
+        count: 1,
+        bytes: mapped,
+        pages,
+    };
+    for change in [Change::Unmap, Change::Protect] {
+        for lot in [&page, &large(Pages::Large)] {
+            one_device(bench, space, change, lot, "idle");
+        }
+    }
+    // It takes long to fill as much with small pages, and what changes does not matter.
+    one_device(bench, space, Change::Unmap, &large(Pages::Small), "idle");
+    let busy = while_engines_run(space, || {
+        for change in [Change::Unmap, Change::Protect] {
+            for lot in [&page, &large(Pages::Large)] {
+                one_device(bench, space, change, lot, "engines run");
+            }
+        }
+    });
+    if let Err(error) = busy {
+        // What was measured was measured while they did not run.
+        let what = (Unit::Count, Better::Lower);
+        bench.figure("engines that run", what, || Err(format!("{error:#}")));
+    }
+    let Some(second) = second else {
+        return;
+    };
+    bench.group("munmap of what two devices have mapped");
+    for lot in [&page, &large(Pages::Large)] {
+        two_devices(bench, (space, second), lot);
+    }
+}
+
+fn one_device(bench: &mut Bench, space: &Space, change: Change, lot: &Lot, engines: &str) {
+    let name = format!("{}, {}, {engines}", change.name(), lot.name);
+    let mut shares = Vec::new();
+    let reference = "not mapped on the device";
+    bench.pair(&name, lot.per(), reference, |turn| -> Result<Duration> {
+        let memory = lot.memory()?;
+        if turn == Turn::Reference {
+            return change.make(memory);
+        }
+        map(space, &memory)?;
+        let (traffic, time) = Traffic::of(space, || change.make(memory))?;
+        let waited = traffic.grown(|all| all.driver.promise_nanoseconds);
+        shares.push(100.0 * waited / (time.as_secs_f64() * 1e9));
+        Ok(time)
+    });
+    // The first round is not counted among the repetitions.
+    bench.gathered(
+        &format!("  of it waiting for the promise, {name}"),
+        (Unit::Percent, Better::Lower),
+        shares.split_off(shares.len().min(1)),
+    );
+}
+
+/// The same memory is mapped on two devices, which are asked both before either is waited
+/// for.
+fn two_devices(bench: &mut Bench, (first, second): (&Space, &Space), lot: &Lot) {
+    let reference = "mapped on one of them";
+    bench.pair(
+        &lot.name,
+        lot.per(),
+        reference,
+        |turn| -> Result<Duration> {
+            let memory = lot.memory()?;
+            map(first, &memory)?;
+            if turn == Turn::Measured {
+                map(second, &memory)?;
+            }
+            Change::Unmap.make(memory)
+        },
+    );
+}
+
+/// Does something while all engines have jobs on other memory.
+fn while_engines_run(space: &Space, body: impl FnOnce()) -> Result<()> {
+    let memory = Buffer::filled(space, BUSY, Pages::Large)?;
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let jobs = scope.spawn(|| -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                let sums = (0..BUSY_JOBS).map(|_| work::sum(memory.words()));
+                for result in space.run_all(sums) {
+                    result?;
+                }
+            }
+            Ok(())
+        });
+        body();
+        over.store(true, Ordering::Relaxed);
+        jobs.join()
+            .map_err(|_| anyhow!("the thread that kept the engines busy has panicked"))?
+    })
 }

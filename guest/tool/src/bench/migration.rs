@@ -4,18 +4,46 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
-use hmm::{Destination, Space};
-use hmm_bench::{Bench, Per, Turn};
+use hmm::{Counters, Destination, Space};
+use hmm_bench::{Bench, Better, Per, Turn, Unit};
 
 use super::buffer::{Buffer, Pages, LARGE};
 use super::move_all;
+use super::traffic::Traffic;
 
 /// Sizes, and how many such moves make a round.
-const SIZES: [(&str, usize, usize); 3] = [
+///
+/// From 512 KiB on they are those of the kernel's own benchmark.
+const SIZES: [(&str, usize, usize); 8] = [
     ("4 KiB", 4 << 10, 64),
     ("64 KiB", 64 << 10, 32),
+    ("512 KiB", 512 << 10, 16),
+    ("1 MiB", 1 << 20, 16),
     ("2 MiB", 2 << 20, 16),
+    ("4 MiB", 4 << 20, 8),
+    ("8 MiB", 8 << 20, 4),
+    ("16 MiB", 16 << 20, 2),
 ];
+
+/// Of these sizes and of the largest it is shown where the time goes.
+const SHOWN: [usize; 2] = [4 << 10, 2 << 20];
+
+/// What the driver spends the time of a move on, and how much of it the device copies.
+const STAGES: [(&str, Better, Stage); 6] = [
+    ("collect", Better::Lower, |c| c.driver.collect_nanoseconds),
+    ("lend memory", Better::Lower, |c| c.driver.lend_nanoseconds),
+    ("request and copy", Better::Lower, |c| {
+        c.driver.copy_nanoseconds
+    }),
+    ("the copy itself", Better::Higher, |c| {
+        c.device.copy_nanoseconds.get()
+    }),
+    ("commit", Better::Lower, |c| c.driver.commit_nanoseconds),
+    ("finalise", Better::Lower, |c| c.driver.finalise_nanoseconds),
+];
+
+/// A counter of nanoseconds.
+type Stage = fn(&Counters) -> u64;
 
 /// Where the copies begin. At the same place of a large page as what is copied, they
 /// would fight for the same places of every cache that goes by the low bits of addresses;
@@ -43,7 +71,7 @@ pub(super) fn measure(bench: &mut Bench, space: &Space, largest: usize) -> Resul
                 times,
                 pages,
             };
-            lot.measure(bench, space, size);
+            lot.measure(bench, space, size, bytes == largest);
         }
     }
     Ok(())
@@ -58,7 +86,7 @@ struct Lot {
 }
 
 impl Lot {
-    fn measure(self, bench: &mut Bench, space: &Space, size: &str) {
+    fn measure(self, bench: &mut Bench, space: &Space, size: &str, is_largest: bool) {
         let per = Per::Bytes((self.bytes * self.times) as u64);
         for (name, there) in [
             ("to the device", Destination::Device),
@@ -66,6 +94,7 @@ impl Lot {
         ] {
             let name = format!("{size} {name}, {}", self.pages.name());
             let mut memory = None;
+            let mut seen = Vec::new();
             bench.pair(&name, per, "memcpy", |turn| -> Result<Duration> {
                 let (source, target) = match memory.take() {
                     // What came home in small pages cannot leave in large ones.
@@ -78,13 +107,15 @@ impl Lot {
                 let (source, target) = memory.insert((source, target));
                 match turn {
                     Turn::Measured => {
-                        let out = self.go(space, source, Destination::Device)?;
-                        let home = self.go(space, source, Destination::System)?;
-                        Ok(if there == Destination::Device {
+                        let go = |to| Traffic::of(space, || self.go(space, source, to));
+                        let (out, home) = (go(Destination::Device)?, go(Destination::System)?);
+                        let (traffic, time) = if there == Destination::Device {
                             out
                         } else {
                             home
-                        })
+                        };
+                        seen.push((traffic, time));
+                        Ok(time)
                     }
                     Turn::Reference => {
                         let start = Instant::now();
@@ -96,6 +127,10 @@ impl Lot {
                     }
                 }
             });
+            if is_largest || SHOWN.contains(&self.bytes) {
+                // The first round is not counted among the repetitions.
+                show_stages(bench, &name, seen.get(1..).unwrap_or(&[]));
+            }
         }
     }
 
@@ -139,6 +174,21 @@ impl Lot {
 
     fn pieces(self) -> impl Iterator<Item = Range<usize>> {
         (0..self.times).map(move |i| i * self.stride()..i * self.stride() + self.bytes)
+    }
+}
+
+/// Shows the share that each stage has of the time of a move.
+fn show_stages(bench: &mut Bench, name: &str, seen: &[(Traffic, Duration)]) {
+    for (stage, better, counter) in STAGES {
+        let share = |(traffic, time): &(Traffic, Duration)| {
+            100.0 * traffic.grown(counter) / (time.as_secs_f64() * 1e9)
+        };
+        let name = format!("  {stage}, {name}");
+        bench.gathered(
+            &name,
+            (Unit::Percent, better),
+            seen.iter().map(share).collect(),
+        );
     }
 }
 

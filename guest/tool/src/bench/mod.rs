@@ -5,11 +5,14 @@
 //! have moved, and large pages were large.
 
 mod buffer;
+mod dmirror;
 mod faults;
+mod footprint;
 mod invalidation;
 mod jobs;
 mod migration;
 mod touch;
+mod traffic;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,18 +22,40 @@ use hmm::{Destination, Device, PageRange, Space};
 use hmm_bench::{Bench, Format};
 
 use crate::args;
+use crate::memory::available;
+use buffer::LARGE;
 
 /// Measures everything: whether nothing is missing.
-pub(crate) fn measure(path: &Path, options: args::Bench, json: bool) -> Result<bool> {
-    let space = Device::open(path)?.bind()?;
+pub(crate) fn measure(path: &Path, options: &args::Bench, json: bool) -> Result<bool> {
     let format = if json { Format::Json } else { Format::Text };
     let mut bench = Bench::new(format, options.repetitions);
+    if let Some(node) = &options.dmirror {
+        dmirror::measure(&mut bench, node)?;
+        return Ok(bench.is_complete());
+    }
+    let space = Device::open(path)?.bind()?;
+    let second = match &options.second {
+        Some(path) => Some(Device::open(path)?.bind()?),
+        None => None,
+    };
     jobs::measure(&mut bench, &space)?;
     faults::measure(&mut bench, &space);
     migration::measure(&mut bench, &space, options.largest)?;
     touch::measure(&mut bench, &space);
-    invalidation::measure(&mut bench, &space);
+    let mapped = mapped(options.mapped)?;
+    invalidation::measure(&mut bench, &space, mapped, second.as_ref());
+    footprint::measure(&mut bench, &space, mapped);
     Ok(bench.is_complete())
+}
+
+/// How much memory is mapped at once: less than was asked for, and whole large pages, if the
+/// guest has not enough.
+fn mapped(wanted: usize) -> Result<usize> {
+    // What the system itself needs while this is in use.
+    let available = usize::try_from(available()?)? / 4 * 3;
+    let mapped = wanted.min(available) / LARGE * LARGE;
+    ensure!(mapped > 0, "the guest has no memory to spare");
+    Ok(mapped)
 }
 
 /// How long something takes that may fail.
