@@ -53,7 +53,8 @@ impl Leaves {
         }
     }
 
-    fn space(self) -> u32 {
+    /// The space of a [`Machine`] that maps everything in this way.
+    pub(crate) fn space(self) -> u32 {
         match self {
             Self::Small => 1,
             Self::Large => 2,
@@ -84,7 +85,7 @@ impl Listener for Ends {
     }
 
     fn faults_raised(&self) {
-        // Everything is mapped; a job that faults all the same never ends, so end it.
+        // Everything is mapped; a job that faults all the same never ends: see `run_all`.
         self.jobs_ended();
     }
 }
@@ -103,13 +104,17 @@ impl Ends {
 impl Machine {
     /// Makes the machine; every byte of the guest's memory is there.
     pub(crate) fn new() -> Self {
+        Self::with(DeviceConfig {
+            memory: MEMORY,
+            ..DeviceConfig::default()
+        })
+    }
+
+    /// The same with another device.
+    pub(crate) fn with(config: DeviceConfig) -> Self {
         let map = Arc::new(guest_memory());
         let system = Arc::new(SystemMemory::new(Arc::clone(&map)));
         all_of(&system).write_all(0x5a);
-        let config = DeviceConfig {
-            memory: MEMORY,
-            ..DeviceConfig::default()
-        };
         let accelerator = Arc::new(Accelerator::new(config).expect("there is memory for a device"));
         accelerator.set_system_memory(SystemMemory::new(map));
         let ends = Arc::new(Ends::default());
@@ -151,22 +156,37 @@ impl Machine {
         leaves: Leaves,
         operation: impl Into<Operation>,
     ) -> Result<Duration, String> {
-        let submission = Submission {
-            job: 1,
-            space: leaves.space(),
-            operation: operation.into(),
-        };
+        self.run_all(&[(leaves.space(), operation.into())])
+    }
+
+    /// Runs jobs in their spaces, all at the same time: the time from the first submission
+    /// to the moment at which the last end is known.
+    pub(crate) fn run_all(&self, jobs: &[(u32, Operation)]) -> Result<Duration, String> {
         let start = Instant::now();
-        self.accelerator
-            .submit(Ok(submission), 1)
-            .map_err(|ended| format!("the job was refused: {ended:?}"))?;
-        self.ends.wait();
-        let ended = self.accelerator.take_ended();
-        let time = start.elapsed();
-        match ended.as_slice() {
-            [ended] if matches!(ended.end, End::Finished(Status::Ok, _)) => Ok(time),
-            others => Err(format!("the job did not end well: {others:?}")),
+        for (&(space, operation), job) in jobs.iter().zip(1..) {
+            let submission = Submission {
+                job,
+                space,
+                operation,
+            };
+            self.accelerator
+                .submit(Ok(submission), job)
+                .map_err(|ended| format!("a job was refused: {ended:?}"))?;
         }
+        let mut ended = 0;
+        while ended < jobs.len() {
+            self.ends.wait();
+            for job in self.accelerator.take_ended() {
+                if !matches!(job.end, End::Finished(Status::Ok, _)) {
+                    return Err(format!("a job did not end well: {job:?}"));
+                }
+                ended += 1;
+            }
+            if self.accelerator.faults_waiting() > 0 {
+                return Err("a job faults where everything is mapped".into());
+            }
+        }
+        Ok(start.elapsed())
     }
 }
 

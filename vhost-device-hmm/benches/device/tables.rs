@@ -17,8 +17,8 @@ use crate::machine::{index, map_entry, shuffled, Leaves, Machine, BASE, FRAMES};
 /// The space that is mapped and unmapped.
 const SPACE: u32 = 7;
 
-/// Small leaves in a round: 1 GiB of them.
-const SMALL: u64 = 256 << 10;
+/// Small leaves in a round: 4 GiB of them.
+const SMALL: u64 = 1 << 20;
 
 /// Large leaves in a round: 16 GiB of them, because they are soon done.
 const LARGE: u64 = 8 << 10;
