@@ -11,7 +11,7 @@ mod process;
 mod rounds;
 mod spread;
 
-pub use measurement::{Better, Failure, Line, Measurement, Reference, Unit};
+pub use measurement::{Better, Digits, Failure, Line, Measurement, Reference, Unit};
 pub use process::{processor_share, resident_mebibytes};
 pub use rounds::{Bench, Format, Per, Turn};
 pub use spread::Spread;

@@ -64,6 +64,19 @@ pub struct Reference {
     pub ratio: Spread,
 }
 
+impl Reference {
+    /// What values and those of the reference come to, each pair from one repetition.
+    /// `None` when there are none.
+    pub fn of(name: &str, repetitions: &[(f64, f64)]) -> Option<Self> {
+        let repetitions = repetitions.iter();
+        Some(Self {
+            name: name.to_owned(),
+            value: Spread::of(repetitions.clone().map(|(_, reference)| *reference))?,
+            ratio: Spread::of(repetitions.map(|(value, reference)| value / reference))?,
+        })
+    }
+}
+
 /// One thing measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
@@ -106,7 +119,8 @@ pub enum Line {
 }
 
 /// A number with three digits or so, whatever its size.
-struct Digits(f64);
+#[derive(Clone, Copy, Debug)]
+pub struct Digits(pub f64);
 
 impl fmt::Display for Digits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -122,16 +122,11 @@ impl Bench {
         });
         let (unit, better) = per.unit();
         let result = rounds.map(|rounds| {
-            let (measured, references): (Vec<f64>, Vec<f64>) = rounds.into_iter().unzip();
-            let ratios = measured.iter().zip(&references).map(|(m, r)| m / r);
-            let reference = Spread::of(references.iter().copied())
-                .zip(Spread::of(ratios))
-                .map(|(value, ratio)| Reference {
-                    name: reference.to_owned(),
-                    value,
-                    ratio,
-                });
-            (measured, reference)
+            let reference = Reference::of(reference, &rounds);
+            (
+                rounds.into_iter().map(|(value, _)| value).collect(),
+                reference,
+            )
         });
         self.conclude(name, unit, better, result);
     }

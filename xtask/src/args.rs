@@ -107,9 +107,17 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "OLD.json")]
     pub(crate) compare: Option<PathBuf>,
 
-    /// Measure one part only; the host's needs no virtual machine
+    /// Write the table as Markdown, too
+    #[arg(long, value_name = "PATH")]
+    pub(crate) markdown: Option<PathBuf>,
+
+    /// Measure one part only; those of the host need no virtual machine
     #[arg(long, value_enum)]
     pub(crate) only: Option<BenchPart>,
+
+    /// How often the kernel's own benchmark runs on each of the two drivers, in turns
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) kernel_rounds: u8,
 }
 
 /// A part of the benchmarks.
@@ -119,6 +127,10 @@ pub(crate) enum BenchPart {
     Host,
     /// Jobs, faults and migrations in a guest
     Guest,
+    /// The kernel's own benchmark, on our driver and on the kernel's test driver
+    Kernel,
+    /// How long the daemon and the driver take to build
+    Builds,
 }
 
 #[derive(Debug, clap::Args)]

@@ -36,11 +36,18 @@ type Sources = BTreeMap<PathBuf, Vec<u8>>;
 enum Goal {
     Module,
     Lints,
+    /// As `Module`, from nothing.
+    Anew,
 }
 
 /// The driver for `kernel`, built when its sources or the kernel changed.
 pub(crate) fn build(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout) -> Result<PathBuf> {
     make(toolbox, kernel, checkout, Goal::Module)
+}
+
+/// Builds the driver once more, from nothing and beside the one that is used.
+pub(crate) fn build_anew(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout) -> Result<()> {
+    make(toolbox, kernel, checkout, Goal::Anew).map(drop)
 }
 
 /// Passes the driver through Clippy; its findings are an error.
@@ -76,8 +83,12 @@ fn make(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout, goal: Goal) -> 
     let (what, suffix) = match goal {
         Goal::Module => ("building the driver", ""),
         Goal::Lints => ("linting the driver", "-clippy"),
+        Goal::Anew => ("building the driver anew", "-anew"),
     };
     let output = workshop.directory.join(format!("{tree_name}{suffix}"));
+    if goal == Goal::Anew && output.exists() {
+        fs::remove_dir_all(&output).with_context(|| format!("removing {}", output.display()))?;
+    }
     fs::create_dir_all(&output).with_context(|| format!("creating {}", output.display()))?;
     let module = output.join(MODULE);
     let mark = output.join("built-from");
@@ -250,7 +261,7 @@ fn compiler_messages(log: &str) -> String {
 /// never return which are then called: what it says counts for what is loaded only.
 fn has_findings(log: &str, goal: Goal) -> bool {
     log.lines()
-        .filter(|line| goal == Goal::Module || !line.contains("warning: objtool:"))
+        .filter(|line| goal != Goal::Lints || !line.contains("warning: objtool:"))
         .any(|line| line.contains("warning"))
 }
 

@@ -1,19 +1,22 @@
 //! `cargo xtask bench`: runs the benchmarks, shows what they print and keeps it.
 //!
-//! Benchmarks print a [`Line`] for each result; what is measured is
+//! Benchmarks print a [`Line`](hmm_bench::Line) for each result; what is measured is
 //! theirs. `docs/benchmarks.md` says what becomes of the lines.
 
 mod compare;
+mod footprint;
+mod interleaved;
 mod lines;
+mod markdown;
 mod record;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
-use hmm_bench::{processor_share, Better, Line, Measurement, Spread, Unit};
+use hmm_tests::artifacts::Artifacts;
 use hmm_tests::guest::{Command, Status, Stream};
 use hmm_tests::vm::{Vm, GIB, MIB};
 
@@ -25,12 +28,13 @@ use compare::Comparison;
 use lines::Lines;
 use record::{Guest, Record};
 
-/// Room for the most memory that is moved at once, a copy of it, and the system.
-const MEMORY: u64 = 2 * GIB;
+/// Room for the most memory that is mapped at once, or moved with a copy of it, and the
+/// system.
+const MEMORY: u64 = 3 * GIB;
 const DEVICE_MEMORY: u64 = 512 * MIB;
 
-/// How long the daemon is watched while its guest does nothing.
-const IDLE: Duration = Duration::from_secs(2);
+/// Devices; all but the first are for what two of them cost.
+const DEVICES: usize = 2;
 
 /// Runs every benchmark, prints a table and writes the results.
 pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
@@ -42,8 +46,24 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     if args.has(BenchPart::Host) {
         on_host(&checkout, &mut lines)?;
     }
-    if args.has(BenchPart::Guest) {
-        record.versions.guest = Some(in_guest(&checkout, &mut lines)?);
+    if args.has(BenchPart::Guest) || args.has(BenchPart::Kernel) {
+        let kernel = KernelChoice::Stock;
+        let prepared = Prepared::for_kernels(&checkout, &[kernel])?;
+        let artifacts = &prepared.artifacts;
+        record.versions.guest = Some(Guest::of(artifacts, kernel.name())?);
+        if args.has(BenchPart::Guest) {
+            in_guest(artifacts, kernel.name(), &mut lines)?;
+        }
+        if args.has(BenchPart::Kernel) {
+            progress::announce(
+                "measuring our driver and the kernel's",
+                "by the kernel's own benchmark, in turns; a minute for each turn",
+            );
+            interleaved::measure(artifacts, kernel.name(), args.kernel_rounds, &mut lines)?;
+        }
+    }
+    if args.has(BenchPart::Builds) {
+        footprint::builds(&checkout, KernelChoice::Stock, &mut lines)?;
     }
     record.take(lines);
     let path = match &args.json {
@@ -52,6 +72,10 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     };
     record.write(&path)?;
     println!("\nwritten to {}", path.display());
+    if let Some(path) = &args.markdown {
+        markdown::write(&record, path)?;
+        println!("written to {}", path.display());
+    }
     if let Some(old) = old {
         println!("\n{}", Comparison::of(&old, &record));
     }
@@ -78,7 +102,7 @@ fn default_path(checkout: &Checkout, record: &Record) -> Result<PathBuf> {
 fn on_host(checkout: &Checkout, lines: &mut Lines) -> Result<()> {
     progress::announce(
         "measuring the device's parts",
-        "each in turns with plain code; about two minutes",
+        "each in turns with plain code; half a minute",
     );
     let mut child = checkout
         .cargo()
@@ -102,11 +126,8 @@ fn on_host(checkout: &Checkout, lines: &mut Lines) -> Result<()> {
     lines.close(good.then_some(()).ok_or_else(|| status.to_string()))
 }
 
-/// Jobs, faults and migrations, in one machine: what it was.
-fn in_guest(checkout: &Checkout, lines: &mut Lines) -> Result<Guest> {
-    let kernel = KernelChoice::Stock;
-    let prepared = Prepared::for_kernels(checkout, &[kernel])?;
-    let artifacts = &prepared.artifacts;
+/// Jobs, faults and migrations, in one machine.
+fn in_guest(artifacts: &Artifacts, kernel: &str, lines: &mut Lines) -> Result<()> {
     progress::announce(
         "measuring in a guest",
         if artifacts.kvm {
@@ -115,17 +136,21 @@ fn in_guest(checkout: &Checkout, lines: &mut Lines) -> Result<Guest> {
             "emulated, because KVM does not work here: slow, and only the ratios tell"
         },
     );
-    let guest = Guest::of(artifacts, kernel.name())?;
+    let begun = Instant::now();
     let vm = Vm::builder(artifacts)
         .name("bench")
-        .kernel(kernel.name())
+        .kernel(kernel)
+        .devices(DEVICES)
         .memory(MEMORY)
         .device_memory(DEVICE_MEMORY)
         .start()?;
+    let built = artifacts.kernels.get(kernel);
+    let built = built.context("there is no such kernel")?;
+    footprint::start(&vm, begun, built, lines)?;
     let before = lines.failures();
     let mut unreadable = None;
     let status = vm
-        .spawn(Command::from(["hmm", "--json", "bench"]).unlimited())?
+        .spawn(Command::from(["hmm", "--json", "bench", "--second", "/dev/hmm1"]).unlimited())?
         .stream(|stream, bytes| match stream {
             Stream::Output => {
                 if let Err(error) = lines.write_all(bytes) {
@@ -134,7 +159,7 @@ fn in_guest(checkout: &Checkout, lines: &mut Lines) -> Result<Guest> {
             }
             Stream::Error => eprint!("{}", String::from_utf8_lossy(bytes)),
         })?;
-    lines.add(idle(&vm)?);
+    footprint::idle(&vm, lines)?;
     let logs = vm.logs().directory().to_owned();
     vm.switch_off()?;
     if let Some(error) = unreadable {
@@ -148,23 +173,7 @@ fn in_guest(checkout: &Checkout, lines: &mut Lines) -> Result<Guest> {
     };
     lines
         .close(good.then_some(()).ok_or_else(|| format!("{status:?}")))
-        .with_context(|| format!("the guest's benchmark failed; logs: {}", logs.display()))?;
-    Ok(guest)
-}
-
-/// What the daemon takes while its guest does nothing.
-fn idle(vm: &Vm) -> Result<Line> {
-    let daemon = u32::try_from(vm.daemon(0).id()).context("a process id is positive")?;
-    let share = processor_share(daemon, IDLE).context("watching the daemon")?;
-    Ok(Line::Measurement(Measurement {
-        group: "idle daemon".into(),
-        name: "processor time, with an idle guest".into(),
-        unit: Unit::Percent,
-        better: Better::Lower,
-        repetitions: 1,
-        value: Spread::exact(share),
-        reference: None,
-    }))
+        .with_context(|| format!("the guest's benchmark failed; logs: {}", logs.display()))
 }
 
 impl BenchArgs {

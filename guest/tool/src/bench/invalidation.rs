@@ -91,31 +91,41 @@ fn map(space: &Space, memory: &[Buffer]) -> Result<()> {
         .try_for_each(|buffer| Ok(space.run(work::sum(buffer.words())).map(|_| ())?))
 }
 
-/// Measures changes of little and of much: of `mapped` bytes.
-pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize, second: Option<&Space>) {
-    bench.group("munmap and mprotect of what the device has mapped");
-    let page = Lot {
+/// Little memory.
+fn page() -> Lot {
+    Lot {
         name: "one page".into(),
         count: SINGLE,
         bytes: page_size(),
         pages: Pages::Small,
-    };
-    let large = |pages: Pages| Lot {
-        name: format!("{} MiB in {}", mapped >> 20, pages.name()),
+    }
+}
+
+/// Much of it.
+fn bulk(bytes: usize, pages: Pages) -> Lot {
+    Lot {
+        name: format!("{} MiB in {}", bytes >> 20, pages.name()),
         count: 1,
-        bytes: mapped,
+        bytes,
         pages,
-    };
+    }
+}
+
+/// Measures changes of little and of much: of `mapped` bytes.
+pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize) {
+    bench.group("munmap and mprotect of what the device has mapped");
+    let lots = [page(), bulk(mapped, Pages::Large)];
     for change in [Change::Unmap, Change::Protect] {
-        for lot in [&page, &large(Pages::Large)] {
+        for lot in &lots {
             one_device(bench, space, change, lot, "idle");
         }
     }
     // It takes long to fill as much with small pages, and what changes does not matter.
-    one_device(bench, space, Change::Unmap, &large(Pages::Small), "idle");
+    let small = bulk(mapped, Pages::Small);
+    one_device(bench, space, Change::Unmap, &small, "idle");
     let busy = while_engines_run(space, || {
         for change in [Change::Unmap, Change::Protect] {
-            for lot in [&page, &large(Pages::Large)] {
+            for lot in &lots {
                 one_device(bench, space, change, lot, "engines run");
             }
         }
@@ -125,12 +135,13 @@ pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize, second: O
         let what = (Unit::Count, Better::Lower);
         bench.figure("engines that run", what, || Err(format!("{error:#}")));
     }
-    let Some(second) = second else {
-        return;
-    };
+}
+
+/// Measures changes of what two devices have mapped, of `mapped` bytes at most.
+pub(super) fn measure_two(bench: &mut Bench, spaces: (&Space, &Space), mapped: usize) {
     bench.group("munmap of what two devices have mapped");
-    for lot in [&page, &large(Pages::Large)] {
-        two_devices(bench, (space, second), lot);
+    for lot in [page(), bulk(mapped, Pages::Large)] {
+        two_devices(bench, spaces, &lot);
     }
 }
 

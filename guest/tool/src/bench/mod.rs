@@ -34,16 +34,17 @@ pub(crate) fn measure(path: &Path, options: &args::Bench, json: bool) -> Result<
         return Ok(bench.is_complete());
     }
     let space = Device::open(path)?.bind()?;
-    let second = match &options.second {
-        Some(path) => Some(Device::open(path)?.bind()?),
-        None => None,
-    };
     jobs::measure(&mut bench, &space)?;
     faults::measure(&mut bench, &space);
     migration::measure(&mut bench, &space, options.largest)?;
     touch::measure(&mut bench, &space);
     let mapped = mapped(options.mapped)?;
-    invalidation::measure(&mut bench, &space, mapped, second.as_ref());
+    invalidation::measure(&mut bench, &space, mapped);
+    if let Some(path) = &options.second {
+        // Not before, because changes then concern it, too.
+        let second = Device::open(path)?.bind()?;
+        invalidation::measure_two(&mut bench, (&space, &second), mapped);
+    }
     footprint::measure(&mut bench, &space, mapped);
     Ok(bench.is_complete())
 }

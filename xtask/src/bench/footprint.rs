@@ -1,0 +1,114 @@
+//! How large things are, and how long they take to be built and to start.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hmm_bench::{processor_share, resident_mebibytes, Better, Line, Measurement, Spread, Unit};
+use hmm_tests::artifacts::Kernel;
+use hmm_tests::vm::{Vm, DRIVER_NAME};
+
+use super::lines::Lines;
+use crate::args::KernelChoice;
+use crate::cargo::Checkout;
+use crate::driver;
+use crate::prepare::Foundation;
+
+/// How long the daemon is watched while its guest does nothing.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// The smallest work that there is, by a program that any user has.
+const FIRST_JOB: [&str; 5] = ["hmm", "run", "list", "--size", "1000"];
+
+/// From `begun`, when the machine was to be started, to the end of its first job; then how
+/// large the driver is.
+pub(super) fn start(vm: &Vm, begun: Instant, kernel: &Kernel, lines: &mut Lines) -> Result<()> {
+    let loaded = begun.elapsed();
+    vm.run(FIRST_JOB)?.succeeded().context("the first job")?;
+    let ended = begun.elapsed();
+    let group = "start";
+    for (name, time) in [
+        ("from nothing to a guest with the driver loaded", loaded),
+        ("from nothing to the end of the first job", ended),
+    ] {
+        lines.add(once(group, name, Unit::Nanoseconds, nanoseconds(time)));
+    }
+    let file = fs::metadata(&kernel.driver).context("looking at the driver")?;
+    let size = vm
+        .guest()
+        .read_file(&format!("/sys/module/{DRIVER_NAME}/coresize"))?;
+    let size = String::from_utf8_lossy(&size);
+    let size: f64 = size.trim().parse().context("the size of the module")?;
+    // Some hundred kilobytes.
+    #[allow(clippy::cast_precision_loss)]
+    let file = file.len() as f64;
+    for (name, bytes) in [("the driver's file", file), ("the driver, loaded", size)] {
+        let mebibytes = bytes / f64::from(1 << 20);
+        lines.add(once("size", name, Unit::Mebibytes, mebibytes));
+    }
+    Ok(())
+}
+
+/// What the daemon takes while its guest does nothing.
+pub(super) fn idle(vm: &Vm, lines: &mut Lines) -> Result<()> {
+    let daemon = u32::try_from(vm.daemon(0).id()).context("a process id is positive")?;
+    let group = "idle daemon";
+    let share = processor_share(daemon, IDLE).context("watching the daemon")?;
+    let name = "processor time, with an idle guest";
+    lines.add(once(group, name, Unit::Percent, share));
+    // Device memory is returned when pages go home, so this is what the daemon has for itself,
+    // and the memory of the guest that it has touched, which is QEMU's as well.
+    let resident = resident_mebibytes(daemon).context("looking at the daemon")?;
+    let name = "resident memory, with a guest that has used it";
+    lines.add(once(group, name, Unit::Mebibytes, resident));
+    Ok(())
+}
+
+/// Builds the daemon and the driver from nothing, beside what is there.
+pub(super) fn builds(checkout: &Checkout, kernel: KernelChoice, lines: &mut Lines) -> Result<()> {
+    let foundation = Foundation::prepare(checkout, &[kernel])?;
+    let directory = tempfile::tempdir().context("creating a directory")?;
+    let begun = Instant::now();
+    let status = checkout
+        .cargo()
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package",
+            "vhost-device-hmm",
+        ])
+        .arg("--target-dir")
+        .arg(directory.path())
+        .status()
+        .context("starting cargo")?;
+    anyhow::ensure!(status.success(), "the daemon does not build: {status}");
+    let time = nanoseconds(begun.elapsed());
+    let group = "builds from nothing";
+    let name = "the daemon, with its dependencies";
+    lines.add(once(group, name, Unit::Nanoseconds, time));
+    for kernel in &foundation.kernels {
+        let begun = Instant::now();
+        driver::build_anew(&foundation.toolbox, kernel, checkout)?;
+        let time = nanoseconds(begun.elapsed());
+        lines.add(once(group, "the driver", Unit::Nanoseconds, time));
+    }
+    lines.end()
+}
+
+/// Something that is looked at once.
+fn once(group: &str, name: &str, unit: Unit, value: f64) -> Line {
+    Line::Measurement(Measurement {
+        group: group.into(),
+        name: name.into(),
+        unit,
+        better: Better::Lower,
+        repetitions: 1,
+        value: Spread::exact(value),
+        reference: None,
+    })
+}
+
+fn nanoseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e9
+}

@@ -1,0 +1,333 @@
+//! The kernel's own benchmark of migration, unchanged, and touches of what has moved: on
+//! our driver and on the kernel's test driver, in turns and in the same boot.
+//!
+//! Only one of the two can have the nodes at a time, so each turn loads a driver, measures
+//! and unloads it.
+
+use std::time::Duration;
+
+use anyhow::{bail, ensure, Context, Result};
+use hmm_bench::{Better, Failure, Line, Measurement, Reference, Spread, Unit};
+use hmm_tests::artifacts::Artifacts;
+use hmm_tests::guest::Command;
+use hmm_tests::kselftest::{Reader, Verdict};
+use hmm_tests::pace::DRIVER;
+use hmm_tests::vm::{Vm, GIB, MIB};
+
+use super::lines::Lines;
+
+/// The benchmark, on private memory.
+const BENCHMARK: &str = "hmm.hmm_device_private.benchmark_thp_migration";
+
+/// It maps up to 256 MiB of large pages, twice.
+const MEMORY: u64 = 3 * GIB;
+const DEVICE_MEMORY: u64 = 512 * MIB;
+
+/// Longer than its own limit of 120 s.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// The node that both drivers make, and our driver's parameter for it.
+const NODE: &str = "/dev/hmm_dmirror0";
+const COMPATIBLE: &str = "dmirror=1";
+
+/// The kernel's test driver among the guest's modules.
+const TEST_HMM: &str = "test_hmm";
+
+/// What the benchmark's measurements belong to.
+const GROUP: &str = "kernel's benchmark";
+
+/// Measures both drivers so many times.
+pub(super) fn measure(
+    artifacts: &Artifacts,
+    kernel: &str,
+    rounds: u8,
+    lines: &mut Lines,
+) -> Result<()> {
+    let test_hmm = &artifacts
+        .kernels
+        .get(kernel)
+        .context("there is no such kernel")?
+        .test_hmm;
+    let name = test_hmm.file_name().context("a module has a name")?;
+    let mut vm = Vm::builder(artifacts)
+        .name("bench-kernel")
+        .kernel(kernel)
+        .file(&artifacts.kernel_tests.program)
+        .file(test_hmm)
+        .memory(MEMORY)
+        .device_memory(DEVICE_MEMORY)
+        // The program asks for one when it starts, which fails if memory is in pieces.
+        .kernel_argument("hugepages=2")
+        .without_driver()
+        .start()?;
+    // What the kernel complains of while its own test driver is loaded, that has done.
+    let judged = vm.judge()?;
+    let theirs = format!("/root/{}", name.to_string_lossy());
+    let mut seen = Vec::new();
+    let mut broken = None;
+    for round in 0..rounds {
+        match both(&mut vm, &theirs, round % 2 == 0) {
+            Ok(pair) => seen.push(pair),
+            Err(error) => {
+                broken = Some(error);
+                break;
+            }
+        }
+    }
+    for line in vm.finish_after(judged)? {
+        eprintln!("the guest's kernel said: {line}");
+    }
+    compare(&seen).into_iter().for_each(|line| lines.add(line));
+    if let Some(error) = broken {
+        lines.add(Line::Failure(Failure {
+            group: GROUP.into(),
+            name: format!("round {} of {rounds}", seen.len() + 1),
+            reason: format!("{error:#}"),
+        }));
+    }
+    lines.end()
+}
+
+/// A round: ours, and theirs.
+type Pair = [Vec<Value>; 2];
+
+/// Something that was measured once.
+#[derive(Clone, Debug, PartialEq)]
+struct Value {
+    group: String,
+    name: String,
+    unit: Unit,
+    better: Better,
+    value: f64,
+}
+
+/// One turn of each driver. Which comes first changes, because what the guest has done
+/// before may matter.
+fn both(vm: &mut Vm, theirs: &str, ours_first: bool) -> Result<Pair> {
+    let mut pair = Pair::default();
+    for turn in [ours_first, !ours_first] {
+        if turn {
+            vm.load_driver(COMPATIBLE)?;
+            pair[0] = once(vm).context("on our driver")?;
+            vm.unload_driver()?;
+        } else {
+            let guest = vm.guest();
+            guest.load_module(theirs, "", DRIVER)?;
+            pair[1] = once(vm).context("on the kernel's test driver")?;
+            guest.unload_module(TEST_HMM, DRIVER)?;
+        }
+    }
+    Ok(pair)
+}
+
+/// Measures the driver that is loaded.
+fn once(vm: &Vm) -> Result<Vec<Value>> {
+    let mut values = benchmark(vm)?;
+    values.extend(touches(vm)?);
+    Ok(values)
+}
+
+fn benchmark(vm: &Vm) -> Result<Vec<Value>> {
+    // Both streams in one, or nobody knew which test a message belongs to.
+    let together = "exec hmm-tests \"$@\" 2>&1";
+    let command = Command::from(["sh", "-c", together, "hmm-tests", "-r", BENCHMARK]);
+    let output = vm.run(command.limit(PATIENCE))?;
+    let mut reader = Reader::default();
+    reader.read(&output.stdout)?;
+    let results = reader.finish()?;
+    let [result] = results.as_slice() else {
+        bail!("{BENCHMARK} ran {} times", results.len());
+    };
+    ensure!(
+        result.verdict == Verdict::Passed,
+        "{BENCHMARK} {:?}: {}",
+        result.verdict,
+        result.notes.join("; ")
+    );
+    parse(&result.notes)
+}
+
+/// What the benchmark prints: a table for each size.
+fn parse(notes: &[String]) -> Result<Vec<Value>> {
+    let mut values = Vec::new();
+    let mut mebibytes = None;
+    for note in notes {
+        if let Some(title) = note.strip_prefix("=== ") {
+            let size = title.rsplit_once('(').map_or("", |(_, size)| size);
+            let size = size.strip_suffix(" MB) ===");
+            mebibytes = size.and_then(|size| size.parse::<f64>().ok());
+            ensure!(mebibytes.is_some(), "{note:?} names no size");
+            continue;
+        }
+        let Some((what, columns)) = note.split_once('|') else {
+            continue;
+        };
+        let direction = match what.trim_end() {
+            "Sys->Dev Migration" => "to the device",
+            "Dev->Sys Migration" => "to system memory",
+            _ => continue,
+        };
+        let mebibytes = mebibytes.with_context(|| format!("{note:?} has no title"))?;
+        let kinds = ["with THP", "without THP"];
+        for (kind, column) in kinds.into_iter().zip(columns.split('|')) {
+            let time = column.trim().strip_suffix(" ms");
+            let time: Option<f64> = time.and_then(|time| time.parse().ok());
+            let time = time.with_context(|| format!("{note:?} has no time"))?;
+            ensure!(time > 0.0, "{note:?} took no time");
+            let size = if mebibytes < 1.0 {
+                format!("{} KiB", mebibytes * 1024.0)
+            } else {
+                format!("{mebibytes} MiB")
+            };
+            values.push(Value {
+                group: GROUP.into(),
+                name: format!("{size} {direction}, {kind}"),
+                unit: Unit::GigabytesPerSecond,
+                better: Better::Higher,
+                // 10^9 bytes in a second are 10^6 in a millisecond.
+                value: mebibytes * f64::from(1 << 20) / (time * 1e6),
+            });
+        }
+    }
+    ensure!(!values.is_empty(), "the benchmark printed no table");
+    Ok(values)
+}
+
+fn touches(vm: &Vm) -> Result<Vec<Value>> {
+    let bench = ["bench", "--dmirror", NODE, "--repetitions", "1"];
+    let command = Command::new("hmm").argument("--json").arguments(bench);
+    let output = vm.run(command.limit(PATIENCE))?.succeeded()?;
+    output
+        .lines()
+        .map(|line| match serde_json::from_str(line)? {
+            Line::Measurement(it) => Ok(Value {
+                group: it.group,
+                name: it.name,
+                unit: it.unit,
+                better: it.better,
+                value: it.value.median,
+            }),
+            Line::Failure(failure) => bail!("{failure}"),
+        })
+        .collect()
+}
+
+/// What the rounds come to, in the order of the first one.
+fn compare(rounds: &[Pair]) -> Vec<Line> {
+    let Some([first, _]) = rounds.first() else {
+        return Vec::new();
+    };
+    let found = |values: &[Value], wanted: &Value| {
+        let same = |value: &&Value| value.group == wanted.group && value.name == wanted.name;
+        values.iter().find(same).map(|value| value.value)
+    };
+    let lines = first.iter().map(|wanted| {
+        let pairs = rounds.iter().map(|[ours, theirs]| {
+            let (ours, theirs) = (found(ours, wanted), found(theirs, wanted));
+            ours.zip(theirs)
+        });
+        let pairs: Vec<(f64, f64)> = pairs.flatten().collect();
+        let value = Spread::of(pairs.iter().map(|(ours, _)| *ours));
+        let (group, name) = (wanted.group.clone(), wanted.name.clone());
+        match (value, Reference::of(TEST_HMM, &pairs)) {
+            (Some(value), Some(reference)) if pairs.len() == rounds.len() => {
+                Line::Measurement(Measurement {
+                    group,
+                    name,
+                    unit: wanted.unit,
+                    better: wanted.better,
+                    repetitions: pairs.len(),
+                    value,
+                    reference: Some(reference),
+                })
+            }
+            _ => Line::Failure(Failure {
+                group,
+                name,
+                reason: "one of the drivers did not come to it in each round".into(),
+            }),
+        }
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRINTED: &str = "\
+HMM THP Migration Benchmark
+---------------------------
+System page size: 4096 bytes
+
+=== Small Buffer (0.5 MB) ===
+                     | With THP        | Without THP     | Improvement
+---------------------------------------------------------------------
+Sys->Dev Migration   | 8.630 ms        | 9.083 ms        | 5.0%
+Dev->Sys Migration   | 10.878 ms        | 10.828 ms        | -0.5%
+S->D Throughput      | 0.06 GB/s      | 0.05 GB/s      | 5.2%
+D->S Throughput      | 0.04 GB/s      | 0.05 GB/s      | -0.5%
+
+=== One twenty eight THP Size (256.0 MB) ===
+                     | With THP        | Without THP     | Improvement
+---------------------------------------------------------------------
+Sys->Dev Migration   | 268.435456 ms        | 1573.124 ms        | -7.7%
+Dev->Sys Migration   | 3257.051 ms        | 2801.434 ms        | -16.3%
+";
+
+    fn printed(text: &str) -> Result<Vec<Value>> {
+        parse(&text.lines().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    fn values(numbers: &[(&str, f64)]) -> Vec<Value> {
+        let value = |&(name, value): &(&str, f64)| Value {
+            group: "g".into(),
+            name: name.into(),
+            unit: Unit::GigabytesPerSecond,
+            better: Better::Higher,
+            value,
+        };
+        numbers.iter().map(value).collect()
+    }
+
+    #[test]
+    fn every_time_of_the_table_becomes_a_rate() {
+        let values = printed(PRINTED).unwrap();
+        assert_eq!(values.len(), 8);
+        assert_eq!(values[0].name, "512 KiB to the device, with THP");
+        assert_eq!(values[4].name, "256 MiB to the device, with THP");
+        assert!((values[4].value - 1.0).abs() < 1e-6, "{:?}", values[4]);
+        assert_eq!(values[7].name, "256 MiB to system memory, without THP");
+    }
+
+    #[test]
+    fn another_table_is_an_error_and_no_rate() {
+        assert!(printed("").is_err());
+        assert!(printed(&PRINTED.replace(" ms ", " s ")).is_err());
+        assert!(printed(&PRINTED.replace("0.5 MB", "half a MB")).is_err());
+        assert!(printed(&PRINTED.replace("8.630", "0.000")).is_err());
+    }
+
+    #[test]
+    fn a_ratio_is_the_median_of_the_rounds_own() {
+        let round = |ours, theirs| [values(&[("a", ours)]), values(&[("a", theirs)])];
+        let lines = compare(&[round(4.0, 2.0), round(9.0, 3.0), round(8.0, 2.0)]);
+        let [Line::Measurement(measurement)] = lines.as_slice() else {
+            panic!("{lines:?}");
+        };
+        let reference = measurement.reference.as_ref().unwrap();
+        assert!((reference.ratio.median - 3.0).abs() < 1e-9);
+        assert_eq!(
+            (reference.name.as_str(), measurement.repetitions),
+            ("test_hmm", 3)
+        );
+    }
+
+    #[test]
+    fn what_one_driver_lacks_in_a_round_is_not_compared() {
+        let whole = [values(&[("a", 1.0)]), values(&[("a", 1.0)])];
+        let lacking = [values(&[("a", 1.0)]), values(&[])];
+        let lines = compare(&[whole, lacking]);
+        assert!(matches!(lines.as_slice(), [Line::Failure(_)]), "{lines:?}");
+    }
+}
