@@ -12,6 +12,6 @@ mod rounds;
 mod spread;
 
 pub use measurement::{Better, Digits, Failure, Line, Measurement, Reference, Unit};
-pub use process::{processor_share, resident_mebibytes};
+pub use process::{own_mebibytes, processor_share, resident_mebibytes};
 pub use rounds::{Bench, Format, Per, Turn};
 pub use spread::Spread;

@@ -27,8 +27,22 @@ pub fn processor_share(process: u32, over: Duration) -> io::Result<f64> {
 ///
 /// When there is no such process.
 pub fn resident_mebibytes(process: u32) -> io::Result<f64> {
+    of_status(process, "VmRSS:")
+}
+
+/// The part of it that is the process's own: neither files nor what it shares with others,
+/// as a guest's memory.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn own_mebibytes(process: u32) -> io::Result<f64> {
+    of_status(process, "RssAnon:")
+}
+
+fn of_status(process: u32, field: &str) -> io::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kibibytes: Option<f64> =
         line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok());
     Ok(kibibytes.ok_or_else(|| unclear("status"))? / 1024.0)
@@ -74,7 +88,9 @@ mod tests {
             share
         });
         assert!(share.unwrap() > 0.0);
-        assert!(resident_mebibytes(std::process::id()).unwrap() > 0.1);
+        let all = resident_mebibytes(std::process::id()).unwrap();
+        let own = own_mebibytes(std::process::id()).unwrap();
+        assert!(0.0 < own && own < all, "{own} of {all}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hmm_bench::{processor_share, resident_mebibytes, Better, Line, Measurement, Spread, Unit};
+use hmm_bench::{own_mebibytes, processor_share, Better, Line, Measurement, Spread, Unit};
 use hmm_tests::artifacts::Kernel;
 use hmm_tests::vm::{Vm, DRIVER_NAME};
 
@@ -56,11 +56,11 @@ pub(super) fn idle(vm: &Vm, lines: &mut Lines) -> Result<()> {
     let share = processor_share(daemon, IDLE).context("watching the daemon")?;
     let name = "processor time, with an idle guest";
     lines.add(once(group, name, Unit::Percent, share));
-    // Device memory is returned when pages go home, so this is what the daemon has for itself,
-    // and the memory of the guest that it has touched, which is QEMU's as well.
-    let resident = resident_mebibytes(daemon).context("looking at the daemon")?;
-    let name = "resident memory, with a guest that has used it";
-    lines.add(once(group, name, Unit::Mebibytes, resident));
+    // Without the guest's memory, which is QEMU's as well, and device memory, which is returned
+    // when pages go home.
+    let own = own_mebibytes(daemon).context("looking at the daemon")?;
+    let name = "own memory, with a guest that has used it";
+    lines.add(once(group, name, Unit::Mebibytes, own));
     Ok(())
 }
 

@@ -17,19 +17,29 @@ pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize) {
     let name = format!("for {} MiB in 4 KiB pages on the device", mapped >> 20);
     bench.figure(&name, what, || -> Result<f64> {
         let buffer = Buffer::filled(space, mapped, Pages::Small)?;
-        let before = slab()?;
+        let before = allocated()?;
         space.run(work::sum(buffer.words()))?;
-        Ok((slab()? - before).max(0.0))
+        Ok((allocated()? - before).max(0.0))
     });
 }
 
-/// What the kernel's small allocations take, in mebibytes.
-fn slab() -> Result<f64> {
-    let text = fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Slab:"));
-    let kibibytes: Option<f64> =
-        line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok());
-    Ok(kibibytes.context("/proc/meminfo does not tell of slabs")? / 1024.0)
+/// What is in use of the kernel's small allocations, in mebibytes.
+fn allocated() -> Result<f64> {
+    let table = fs::read_to_string("/proc/slabinfo").context("reading /proc/slabinfo")?;
+    in_use(&table).context("/proc/slabinfo has another form")
+}
+
+/// Of a table with a cache in each line: its name, objects in use, objects, bytes of each.
+fn in_use(table: &str) -> Option<f64> {
+    let mut bytes = 0.0;
+    // The version of the form, and a heading.
+    for line in table.lines().skip(2) {
+        let mut numbers = line.split_ascii_whitespace().skip(1);
+        let used: f64 = numbers.next()?.parse().ok()?;
+        let size: f64 = numbers.nth(1)?.parse().ok()?;
+        bytes += used * size;
+    }
+    Some(bytes / f64::from(1 << 20))
 }
 
 #[cfg(test)]
@@ -37,7 +47,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_has_small_allocations() {
-        assert!(slab().unwrap() > 0.1);
+    fn objects_in_use_count_with_their_sizes() {
+        let table = "slabinfo - version: 2.1\n\
+                     # name <active_objs> <num_objs> <objsize> <objperslab>\n\
+                     vma 1024 2000 512 16 2 : tunables 0 0 0\n\
+                     kmalloc-8 131072 131072 8 512 1 : tunables 0 0 0\n";
+        assert!((in_use(table).unwrap() - 1.5).abs() < 1e-9);
+        assert_eq!(in_use("a\nb\nc d e\n"), None);
     }
 }
