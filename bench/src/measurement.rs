@@ -18,6 +18,9 @@ pub enum Unit {
     /// Nanoseconds.
     #[serde(rename = "ns")]
     Nanoseconds,
+    /// Milliseconds.
+    #[serde(rename = "ms")]
+    Milliseconds,
     /// Hundredths of something.
     #[serde(rename = "%")]
     Percent,
@@ -36,6 +39,7 @@ impl Unit {
             Self::GigabytesPerSecond => "GB/s",
             Self::GigaflopsPerSecond => "GFLOP/s",
             Self::Nanoseconds => "ns",
+            Self::Milliseconds => "ms",
             Self::Percent => "%",
             Self::Mebibytes => "MiB",
             Self::Count => "",

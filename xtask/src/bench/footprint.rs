@@ -31,7 +31,7 @@ pub(super) fn start(vm: &Vm, begun: Instant, kernel: &Kernel, lines: &mut Lines)
         ("from nothing to a guest with the driver loaded", loaded),
         ("from nothing to the end of the first job", ended),
     ] {
-        lines.add(once(group, name, Unit::Nanoseconds, nanoseconds(time)));
+        lines.add(once(group, name, Unit::Milliseconds, milliseconds(time)));
     }
     let file = fs::metadata(&kernel.driver).context("looking at the driver")?;
     let size = vm
@@ -83,15 +83,15 @@ pub(super) fn builds(checkout: &Checkout, kernel: KernelChoice, lines: &mut Line
         .status()
         .context("starting cargo")?;
     anyhow::ensure!(status.success(), "the daemon does not build: {status}");
-    let time = nanoseconds(begun.elapsed());
+    let time = milliseconds(begun.elapsed());
     let group = "builds from nothing";
     let name = "the daemon, with its dependencies";
-    lines.add(once(group, name, Unit::Nanoseconds, time));
+    lines.add(once(group, name, Unit::Milliseconds, time));
     for kernel in &foundation.kernels {
         let begun = Instant::now();
         driver::build_anew(&foundation.toolbox, kernel, checkout)?;
-        let time = nanoseconds(begun.elapsed());
-        lines.add(once(group, "the driver", Unit::Nanoseconds, time));
+        let time = milliseconds(begun.elapsed());
+        lines.add(once(group, "the driver", Unit::Milliseconds, time));
     }
     lines.end()
 }
@@ -109,6 +109,6 @@ fn once(group: &str, name: &str, unit: Unit, value: f64) -> Line {
     })
 }
 
-fn nanoseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e9
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
