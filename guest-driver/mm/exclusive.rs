@@ -7,7 +7,9 @@
 //! as in [`super::hmm`]: an [`Exclusive`] is a page whose entry has been replaced, maybe
 //! some time ago; [`Exclusive::commit`] locks the mirrored state and checks that nothing
 //! has changed since. The page's folio stays locked until the [`Committed`] is dropped,
-//! which keeps CPUs from taking the page back before the device has had it.
+//! which keeps CPUs from taking the page back before the device has had it. So does the mmap
+//! lock: a fork that came upon such an entry with its folio locked would fail for it, as if
+//! there were no memory (`copy_pte_range()`).
 //!
 //! Getting exclusive access is itself a change of the address space, of which the kernel
 //! tells the mirror. Its sequence is set like that of any other change. So the sequence
@@ -45,21 +47,25 @@ impl Drop for Held {
 pub(crate) struct Exclusive<'a, T: Mirror> {
     interval: &'a Interval<T>,
     changes: usize,
+    // In this order when dropped: nobody may fork as long as the folio is locked.
     held: Held,
+    locked: LockedMm<'a>,
 }
 
 /// A page to which the device has exclusive access as long as this exists.
 pub(crate) struct Committed<'a, T: Mirror> {
-    // In this order when dropped: CPUs can take the page back when the mirror can follow.
+    // In this order when dropped: CPUs can take the page back when the mirror can follow, and
+    // nobody may fork as long as the folio is locked.
     state: StateGuard<'a, T>,
     held: Held,
+    _locked: LockedMm<'a>,
 }
 
 impl<T: Mirror> Interval<T> {
     /// Gives the device exclusive access to the page at an address, which is made present
     /// and writable if need be. A page in device memory is brought home first.
     ///
-    /// Takes the mmap lock.
+    /// Takes the mmap lock, and keeps it for reading.
     ///
     /// # Errors
     ///
@@ -69,11 +75,11 @@ impl<T: Mirror> Interval<T> {
     /// - `EOPNOTSUPP` if it is not an anonymous page.
     /// - `EINTR` if the caller is being killed.
     /// - `EBUSY` if the address space is changing.
-    pub(crate) fn make_exclusive(
-        &self,
-        mm: &MmWithUser,
+    pub(crate) fn make_exclusive<'a>(
+        &'a self,
+        mm: &'a MmWithUser,
         address: usize,
-    ) -> Result<Exclusive<'_, T>> {
+    ) -> Result<Exclusive<'a, T>> {
         if !self.covers(mm) {
             return Err(EINVAL);
         }
@@ -88,7 +94,6 @@ impl<T: Mirror> Interval<T> {
         let page = unsafe {
             bindings::make_device_exclusive(mm.as_raw(), address, self.owner().as_ptr(), &mut folio)
         };
-        drop(locked);
         let page = NonNull::new(from_err_ptr(page)?).ok_or(EFAULT)?;
         // INVARIANT: The kernel has locked and referenced the page's folio for us.
         let held = Held { page };
@@ -97,6 +102,7 @@ impl<T: Mirror> Interval<T> {
             interval: self,
             changes,
             held,
+            locked,
         })
     }
 }
@@ -113,6 +119,7 @@ impl<'a, T: Mirror> Exclusive<'a, T> {
         Some(Committed {
             state,
             held: self.held,
+            _locked: self.locked,
         })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use hmm::spec::wire::operation::AtomicCompareExchange;
 use hmm::{Destination, Element, Job, Reason};
 
@@ -77,6 +77,13 @@ pub(crate) const CHAPTER: Chapter = Chapter {
                    adding adds to its parent's page only",
             source: "mm/memory.c: copy_nonpresent_pte, try_restore_exclusive_pte",
             run: fork_ends_exclusive_access,
+        },
+        Row {
+            name: "forks-succeed-beside-exclusive-access",
+            duty: "a process can fork at any moment while a device takes one of its pages for \
+                   itself, again and again",
+            source: "mm/memory.c: copy_pte_range (EBUSY)",
+            run: forks_succeed_beside_exclusive_access,
         },
         Row {
             name: "atomics-on-read-only-memory-are-refused",
@@ -327,6 +334,20 @@ fn fork_ends_exclusive_access() -> Result<()> {
         stopped(job, Reason::Denied)?;
     }
     Ok(())
+}
+
+fn forks_succeed_beside_exclusive_access() -> Result<()> {
+    let (area, bound) = (Area::small(1)?, Bound::new()?);
+    area.write(0..1, ZERO);
+    let job = without_end(&bound, &area)?;
+    begun(|| area.read_word(0, 0))?;
+    for round in 0..50 {
+        Child::fork(|_| Ok(()))
+            .and_then(Child::end)
+            .with_context(|| format!("the child of round {round}"))?;
+    }
+    area.protect(0..1, sys::READ)?;
+    stopped(job, Reason::Denied)
 }
 
 fn atomics_on_read_only_memory_are_refused() -> Result<()> {
