@@ -195,6 +195,45 @@ impl<'a> View<'a> {
         Ok(())
     }
 
+    /// Copies from one leaf to another at once, as far as both reach; returns how much.
+    /// `None` if the TLB cannot hold both at a time.
+    fn copy_piece(
+        &mut self,
+        source: u64,
+        destination: u64,
+        bytes: usize,
+    ) -> Result<Option<usize>, Fault> {
+        self.resolve(source, rights::READ)?;
+        let to = self.resolve(destination, rights::WRITE)?;
+        // The second one may have taken the place of the first one.
+        let Some(from) = self.tlb.find(self.mappings.epoch, source, rights::READ) else {
+            return Ok(None);
+        };
+        let (from, from_place) = self.tlb.bytes(from);
+        let (to, to_place) = self.tlb.bytes(to);
+        let length = bytes.min(from.len()).min(to.len());
+        let (Ok(from), Ok(to)) = (from.subslice(0, length), to.subslice(0, length)) else {
+            return Ok(None);
+        };
+        if length == 0 {
+            return Ok(None);
+        }
+        from.copy_to_volatile_slice(to);
+        account(self.tally, from_place, length);
+        account(self.tally, to_place, length);
+        Ok(Some(length))
+    }
+
+    /// The same by way of a buffer.
+    fn bounce(&mut self, source: u64, destination: u64, bytes: usize) -> Result<usize, Fault> {
+        let mut block = [0; FRAME_BYTES];
+        let length = bytes.min(FRAME_BYTES);
+        let block = block.get_mut(..length).unwrap_or_default();
+        self.read(source, block)?;
+        self.write(destination, block)?;
+        Ok(length)
+    }
+
     /// Makes sure that each page of a range can be accessed.
     fn touch(&mut self, address: u64, bytes: u64, access: u32) -> Result<(), Fault> {
         let mut here = address;
@@ -255,6 +294,21 @@ impl Memory for View<'_> {
         let mut bytes = [0; 8];
         self.read(address, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn copy(&mut self, source: u64, destination: u64, bytes: usize) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < bytes {
+            let (from, to) = (
+                source.wrapping_add(done as u64),
+                destination.wrapping_add(done as u64),
+            );
+            done += match self.copy_piece(from, to, bytes - done)? {
+                Some(length) => length,
+                None => self.bounce(from, to, bytes - done)?,
+            };
+        }
+        Ok(())
     }
 
     fn reserve(&mut self, address: u64, bytes: u64) -> Result<(), Fault> {
@@ -400,6 +454,55 @@ mod tests {
         assert!(bench
             .look(|view| view.reserve(PAGE_BYTES, 2 * PAGE_BYTES + 1))
             .is_err());
+    }
+
+    #[test]
+    fn bytes_are_copied_across_leaves_also_where_two_share_a_place_in_the_tlb() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 3, false);
+        bench.map(5, 5, 3, false);
+        // As far from the first ones as the TLB has places.
+        bench.map(2049, 9, 3, false);
+        let bytes: Vec<u8> = (0..9000_u32).map(|i| (i % 251) as u8).collect();
+        let source = PAGE_BYTES + 77;
+        bench.look(|view| view.write(source, &bytes)).unwrap();
+        for destination in [
+            5 * PAGE_BYTES + 1,
+            2049 * PAGE_BYTES + 77,
+            2049 * PAGE_BYTES,
+        ] {
+            bench.tally = Tally::default();
+            bench
+                .look(|view| view.copy(source, destination, bytes.len()))
+                .unwrap();
+            assert_eq!(bench.tally.system_bytes, 2 * bytes.len() as u64);
+            let mut read = vec![0; bytes.len() + 1];
+            bench
+                .look(|view| view.read(destination, &mut read))
+                .unwrap();
+            assert_eq!(read.split_last(), Some((&0, bytes.as_slice())));
+            let cleared = vec![0; bytes.len()];
+            bench
+                .look(|view| view.write(destination, &cleared))
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn a_copy_faults_where_a_page_is_missing_on_either_side() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 2, false);
+        bench.map(5, 5, 1, false);
+        let mut copy = |from: u64, to: u64, bytes| {
+            bench.look(|view| view.copy(from * PAGE_BYTES, to * PAGE_BYTES, bytes))
+        };
+        let fault = |page, access| Fault {
+            address: page * PAGE_BYTES,
+            access,
+        };
+        assert_eq!(copy(1, 5, 4097), Err(fault(6, rights::WRITE)));
+        assert_eq!(copy(5, 1, 4097), Err(fault(6, rights::READ)));
+        assert_eq!(copy(5, 1, 4096), Ok(()));
     }
 
     #[test]
