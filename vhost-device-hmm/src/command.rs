@@ -132,7 +132,7 @@ pub fn decode_control(raw: Raw<'_>) -> Decoded<Command<'_>> {
             framed.room_for::<Statistics>(1)?;
             Command::Statistics
         }
-        Request::Copy => return Err(misplaced(decode_copy(raw))),
+        Request::Copy => Command::Copy(decode_copy(raw)?),
     };
     Ok(command)
 }
@@ -285,6 +285,7 @@ pub fn encode_outcome(outcome: &Outcome, reply: &mut Vec<u8>) {
     match outcome {
         Outcome::Done => put_header(reply, Status::Ok, 0),
         Outcome::Refused(refusal) => put_header(reply, refusal.status, refusal.entry),
+        Outcome::Copied(results) => encode_copied(Ok(()), results, reply),
         Outcome::Translations(results) => {
             put_header(
                 reply,

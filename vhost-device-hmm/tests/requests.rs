@@ -2,15 +2,21 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
+
 use common::*;
 use proptest::prelude::*;
 use vhost_device_hmm::command::{
     decode_control, decode_copy, decode_job, encode_copied, encode_outcome, Raw,
 };
+use vhost_device_hmm::device::linger::PERIOD;
 use vhost_device_hmm::device::memory::FRAME_BYTES;
 use vhost_device_hmm::device::request::{Command, Copy, Outcome, Refusal};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
-use virtio_hmm_spec::wire::command::{MapEntry, Request, RequestHeader, Status};
+use virtio_hmm_spec::wire::command::{
+    MapEntry, Request, RequestHeader, Status, MAX_CONTROL_COPY_PAGES,
+};
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::{rights, LARGE_PAGES, PAGE_BYTES};
@@ -394,20 +400,67 @@ fn a_store_to_a_free_frame_is_found_when_the_frame_is_used_again() {
 }
 
 #[test]
-fn a_frame_that_is_discarded_gives_its_memory_back() {
+fn a_frame_that_is_discarded_gives_its_memory_back_before_long() {
     let machine = Machine::plain();
     machine.write_ram(0, &[7; 64]);
     machine.copy(&[item(Kind::ToDevice, 0, 0, 1), item(Kind::Discard, 0, 0, 1)]);
+    let statistics = machine.statistics();
+    let counted = (
+        statistics.frames_discarded.get(),
+        statistics.live_frames.get(),
+    );
+    assert_eq!(counted, (1, 0));
+    let file = machine.accelerator.device_memory().file();
+    let end = Instant::now() + 10 * PERIOD;
+    while file.metadata().unwrap().blocks() > 0 {
+        assert!(Instant::now() < end, "the memory stays");
+        std::thread::sleep(PERIOD / 20);
+    }
     assert_eq!(machine.copy(&[item(Kind::ToSystem, 0, 1, 1)]), [Status::Ok]);
     assert_eq!(machine.read_ram(1, 64), [0; 64]);
-    let statistics = machine.statistics();
-    assert_eq!(
-        (
-            statistics.frames_discarded.get(),
-            statistics.live_frames.get()
-        ),
-        (1, 0)
-    );
+}
+
+#[test]
+fn a_short_copy_may_come_among_control_requests() {
+    let machine = Machine::plain();
+    machine.write_ram(0, &[7; 64]);
+    let most = u32::try_from(MAX_CONTROL_COPY_PAGES).unwrap();
+    let items = [item(Kind::ToDevice, 0, 0, 1), item(Kind::ToSystem, 0, 1, 1)];
+    let list = |items: &[DmaItem]| {
+        let count = u32::try_from(items.len()).unwrap();
+        request(Request::Copy.raw(), 0, count, items.as_bytes())
+    };
+    let bytes = list(&items);
+    match machine.accelerator.execute(decode_control(raw(&bytes))) {
+        Outcome::Copied(results) => {
+            let statuses: Vec<u32> = results.iter().map(|result| result.status.get()).collect();
+            assert_eq!(statuses, [Status::Ok.raw(); 2]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(machine.read_ram(1, 64), [7; 64]);
+    // A long one would keep others waiting.
+    let halves = [
+        item(Kind::Clear, 0, 0, most / 2),
+        item(Kind::Clear, 0, u64::from(most), most / 2),
+    ];
+    let (accelerator, ok) = (&machine.accelerator, (Status::Ok, 0));
+    assert_eq!(control(accelerator, &list(&halves)), ok);
+    let long = [halves[0], halves[1], item(Kind::Clear, 0, 0, 1)];
+    assert_eq!(control(accelerator, &list(&long)), (Status::Limit, 0));
+    assert_eq!(machine.copy(&long), [Status::Ok; 3]);
+}
+
+#[test]
+fn a_reset_gives_all_memory_back_at_once() {
+    let machine = Machine::plain();
+    machine.copy(&[item(Kind::ToDevice, 0, 0, 2), item(Kind::Discard, 0, 0, 1)]);
+    machine.done(Command::Init { version: VERSION });
+    let file = machine.accelerator.device_memory().file();
+    assert_eq!(file.metadata().unwrap().blocks(), 0);
+    // What is written now has nothing to do with what was discarded then.
+    machine.copy(&[item(Kind::ToDevice, 0, 0, 1)]);
+    assert_eq!(file.metadata().unwrap().blocks() * 512, PAGE_BYTES);
 }
 
 proptest! {

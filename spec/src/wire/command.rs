@@ -181,5 +181,8 @@ pub mod query_flags {
     pub const DIRTY: u32 = 1 << 18;
 }
 
+/// The most pages that a `Copy` on the control queue may be about, all items together.
+pub const MAX_CONTROL_COPY_PAGES: u64 = 64;
+
 /// The most entries that one query may be answered with, in pages.
 pub const MAX_QUERY_PAGES: u64 = 512;

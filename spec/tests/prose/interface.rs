@@ -142,7 +142,7 @@ impl Interface {
                 capability { CHECK, COHERENT }
                 map_flags { DEVICE, ALL }
                 query_flags { PRESENT, ACCESSED, DIRTY }
-                command { MAX_QUERY_PAGES }
+                command { MAX_CONTROL_COPY_PAGES, MAX_QUERY_PAGES }
                 job { MAX_ARGUMENTS }
                 fault { MIN_BUFFER, STORM_RETRIES }
                 uapi { VERSION, IOCTL_TYPE, MAX_DEVICES, MAX_SUBMIT, MAX_RESIDENCY_PAGES }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use virtio_hmm_spec::wire::command::{
     map_flags, AnswerEntry, CancelEntry, InitEntry, MapEntry, RangeEntry, Request, RequestHeader,
-    Status, MAX_QUERY_PAGES,
+    Status, MAX_CONTROL_COPY_PAGES, MAX_QUERY_PAGES,
 };
 use virtio_hmm_spec::wire::config::{Config, VERSION};
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
@@ -70,7 +70,7 @@ impl Model {
         };
         let operation = match Request::from_raw(header.operation.get()) {
             None => return Expected::whole(Status::Unsupported),
-            Some(Request::Copy) => return misplaced(&self.dma(request, room).0),
+            Some(Request::Copy) => return self.short_copy(request, room),
             Some(operation) => operation,
         };
         match operation {
@@ -94,6 +94,17 @@ impl Model {
                 self.list(header, entries, room, |_: &CancelEntry| vec![])
             }
         }
+    }
+
+    /// The answers that are right for a list of copies on the control queue.
+    fn short_copy(&self, request: &[u8], room: usize) -> Expected {
+        let expected = self.dma(request, room).0;
+        let entries = request.get(size_of::<RequestHeader>()..).unwrap_or(&[]);
+        let is_long = self.copy_pages(entries) > MAX_CONTROL_COPY_PAGES;
+        if is_long && expected.statuses.contains(&Status::Ok) {
+            return Expected::whole(Status::Limit);
+        }
+        expected
     }
 
     /// The answers that are right for a request on the dma queue, and for each of its

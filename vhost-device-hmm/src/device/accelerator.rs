@@ -14,7 +14,7 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::config::{capability, Config, MAGIC, VERSION};
-use virtio_hmm_spec::wire::dma::ItemResult;
+use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
 use virtio_hmm_spec::wire::fault::FaultRecord;
 use zerocopy::little_endian::{U32, U64};
 
@@ -22,6 +22,7 @@ use super::check::Check;
 use super::dma::Dma;
 use super::engine::{nanoseconds, Engine};
 use super::job::{Ended, Job, Submission, Ticket};
+use super::linger::{Linger, Lingering};
 use super::memory::{DeviceMemory, MemoryError, SystemMemory};
 use super::mmu::Budget;
 use super::operations::Work;
@@ -99,6 +100,9 @@ pub enum StartError {
     /// No thread for an engine.
     #[error("cannot start an engine")]
     Engine(#[source] io::Error),
+    /// No thread that gives memory back.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
 }
 
 /// A virtual accelerator.
@@ -117,8 +121,9 @@ pub struct Accelerator {
     injector: Arc<Injector>,
     tlbs: Vec<Arc<Mutex<Tlb>>>,
     engines: Mutex<Vec<JoinHandle<()>>>,
-    /// Held while a list of copies is carried out.
-    copying: Mutex<()>,
+    /// Shared while a list of copies is carried out.
+    copying: Arc<Linger>,
+    giving_back: Mutex<Option<JoinHandle<()>>>,
     listener: Arc<Ear>,
 }
 
@@ -177,7 +182,8 @@ impl Accelerator {
             spaces: RwLock::default(),
             schedule: Arc::new(Schedule::new(config.max_jobs, Arc::clone(&counters))),
             engines: Mutex::default(),
-            copying: Mutex::default(),
+            copying: Linger::new(device.frames()),
+            giving_back: Mutex::default(),
             listener: Arc::default(),
             injector: Arc::new(Injector::new(&config.mishaps)),
             device,
@@ -191,6 +197,9 @@ impl Accelerator {
                 .map_err(StartError::Engine)?;
             accelerator.engines.lock().push(engine);
         }
+        let device = Arc::clone(&accelerator.device);
+        let thread = accelerator.copying.start(device);
+        *accelerator.giving_back.lock() = Some(thread.map_err(StartError::Thread)?);
         Ok(accelerator)
     }
 
@@ -232,6 +241,13 @@ impl Accelerator {
                 log::error!("an engine has ended before its time");
             }
         }
+        self.copying.close();
+        if let Some(thread) = self.giving_back.lock().take() {
+            // It holds no reference to the accelerator.
+            if thread.join().is_err() {
+                log::error!("what gives memory back has ended before its time");
+            }
+        }
     }
 
     /// Device memory.
@@ -270,7 +286,7 @@ impl Accelerator {
         for tlb in &self.tlbs {
             drop(tlb.lock());
         }
-        drop(self.copying.lock());
+        drop(self.copying.exclude());
     }
 
     /// Counts a chain that could not be answered.
@@ -328,16 +344,35 @@ impl Accelerator {
         results: &mut Vec<ItemResult>,
     ) -> Result<(), Refusal> {
         // Readiness is looked at under the lock that a reset takes.
-        let _copying = self.copying.lock();
+        let lingering = self.copying.share();
         let Copy { items } = self.admit(request)?;
+        self.carry_out(
+            items,
+            DeviceConfig::MAX_COPY_PAGES.into(),
+            &lingering,
+            results,
+        )?;
+        self.copying.unlock(lingering);
+        Ok(())
+    }
+
+    /// Carries out a list of copies of so many pages in all at most.
+    fn carry_out(
+        &self,
+        items: &[DmaItem],
+        most: u64,
+        lingering: &Lingering,
+        results: &mut Vec<ItemResult>,
+    ) -> Result<(), Refusal> {
         // At most 2^12 items of 2^32 pages: the sum fits.
         let pages: u64 = items.iter().map(|item| u64::from(item.pages.get())).sum();
-        if pages > DeviceConfig::MAX_COPY_PAGES.into() {
+        if pages > most {
             return Err(Status::Limit.into());
         }
         let system = Arc::clone(&self.system.read());
         let dma = Dma {
             device: &self.device,
+            lingering,
             system: &system,
             check: self.check.as_deref(),
             counters: &self.counters,

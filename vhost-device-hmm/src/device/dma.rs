@@ -12,6 +12,7 @@ use virtio_hmm_spec::wire::PAGE_BYTES;
 use vm_memory::VolatileSlice;
 
 use super::check::{Check, POISON};
+use super::linger::Lingering;
 use super::memory::{DeviceMemory, SystemMemory};
 use super::statistics::Counters;
 use crate::inject::Injector;
@@ -27,6 +28,8 @@ static POISONED: [u8; FILL_BYTES] = [POISON; FILL_BYTES];
 pub struct Dma<'a> {
     /// Device memory.
     pub device: &'a DeviceMemory,
+    /// Its frames that were discarded a moment ago.
+    pub lingering: &'a Lingering,
     /// The guest's memory.
     pub system: &'a Arc<SystemMemory>,
     /// The checking mode, if on.
@@ -134,10 +137,7 @@ impl Dma<'_> {
                         fill(&frames, &POISONED);
                         check.poisoned(destination, pages);
                     }
-                    None => self.device.release(destination, pages).map_err(|error| {
-                        log::error!("cannot release device frames: {error}");
-                        Status::DeviceError
-                    })?,
+                    None => self.lingering.discarded(destination, pages),
                 }
                 self.counters.frames_discarded.add(discarded);
             }
@@ -155,6 +155,7 @@ impl Dma<'_> {
         if let Some(check) = self.check {
             check.overwrites(frame, pages);
         }
+        self.lingering.taken(frame, pages);
         self.device.live().insert(frame, pages);
     }
 

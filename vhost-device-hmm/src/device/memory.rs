@@ -45,8 +45,8 @@ pub enum MemoryError {
 /// The device's own memory: frames for engines and copies, and for whomever its file is
 /// given to.
 ///
-/// Frames take host memory from the first write on until they are discarded. A frame
-/// that was never written, or was discarded, reads as zeros.
+/// Frames take host memory from the first write on until it is given back, some time after they
+/// have been discarded. A frame without any reads as zeros.
 #[derive(Debug)]
 pub struct DeviceMemory {
     file: File,
@@ -190,13 +190,35 @@ impl FrameSet {
 
     /// The first frame of a run that is not in the set.
     pub fn first_missing(&self, frame: u64, pages: u64) -> Option<u64> {
-        (frame..frame.saturating_add(pages)).find(|frame| {
-            let bit = 1_u64 << (frame % 64);
-            usize::try_from(frame / 64)
-                .ok()
-                .and_then(|index| self.words.get(index))
-                .is_none_or(|word| word.load(Ordering::Relaxed) & bit == 0)
-        })
+        (frame..frame.saturating_add(pages)).find(|frame| !self.contains(*frame))
+    }
+
+    /// Takes the first run of frames at or behind `from` out of the set, as far as it is no
+    /// longer than `limit`, and returns its first frame and its length.
+    pub fn take_run(&self, from: u64, limit: u64) -> Option<(u64, u64)> {
+        if self.count() == 0 {
+            return None;
+        }
+        let begin = usize::try_from(from / 64).ok()?;
+        let words = self.words.get(begin..)?;
+        let first = (from / 64..).zip(words).find_map(|(index, word)| {
+            let base = index * 64;
+            let before = from.saturating_sub(base);
+            let bits = word.load(Ordering::Relaxed) & (u64::MAX << before);
+            (bits != 0).then(|| base + u64::from(bits.trailing_zeros()))
+        })?;
+        let run = first..first.saturating_add(limit);
+        let pages = run.take_while(|frame| self.contains(*frame)).count() as u64;
+        self.remove(first, pages);
+        Some((first, pages))
+    }
+
+    fn contains(&self, frame: u64) -> bool {
+        let bit = 1_u64 << (frame % 64);
+        usize::try_from(frame / 64)
+            .ok()
+            .and_then(|index| self.words.get(index))
+            .is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
     }
 
     fn each_word(&self, frame: u64, pages: u64, mut visit: impl FnMut(&AtomicU64, u64)) {
@@ -300,6 +322,21 @@ mod tests {
         let (first, second) = bytes.split_at(FRAME_BYTES);
         assert!(first.iter().all(|byte| *byte == 0));
         assert!(second.iter().all(|byte| *byte == 0x5a));
+    }
+
+    #[test]
+    fn runs_are_taken_out_of_a_set_one_by_one() {
+        let set = FrameSet::new(1000);
+        for (frame, pages) in [(3, 2), (60, 200), (999, 1)] {
+            set.insert(frame, pages);
+        }
+        assert_eq!(set.take_run(4, 128), Some((4, 1)));
+        assert_eq!(set.take_run(5, 128), Some((60, 128)));
+        assert_eq!(set.take_run(188, 128), Some((188, 72)));
+        assert_eq!(set.take_run(260, 128), Some((999, 1)));
+        assert_eq!(set.take_run(1000, 128), None);
+        assert_eq!(set.take_run(0, 128), Some((3, 1)));
+        assert_eq!((set.count(), set.take_run(0, 128)), (0, None));
     }
 
     #[test]

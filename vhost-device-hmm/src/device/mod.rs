@@ -10,7 +10,7 @@
 //!              ├─ engine ── view ── tlb   how a job reaches memory
 //!              │              └─ operations
 //!              ├─ dma                     copies between frames
-//!              ├─ memory                  what frames are backed by
+//!              ├─ memory ── linger        what frames are backed by, and for how long
 //!              └─ check, statistics       what went on
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod dma;
 pub mod engine;
 pub mod fault;
 pub mod job;
+pub mod linger;
 pub mod memory;
 pub mod mmu;
 #[allow(

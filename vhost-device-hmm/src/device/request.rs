@@ -5,7 +5,7 @@
 //! accelerator to say, by a status.
 
 use virtio_hmm_spec::wire::command::{MapEntry, QueryResult, RangeEntry, Status};
-use virtio_hmm_spec::wire::dma::DmaItem;
+use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
 use virtio_hmm_spec::wire::fault::Reason;
 use virtio_hmm_spec::wire::statistics::Statistics;
 
@@ -48,6 +48,8 @@ pub enum Command<'a> {
         /// Of which mappings.
         ranges: &'a [RangeEntry],
     },
+    /// Carry out a short list of copies.
+    Copy(Copy<'a>),
     /// Answer faults.
     Answer(Vec<Answer>),
     /// End jobs early.
@@ -125,6 +127,8 @@ pub enum Outcome {
     Done,
     /// It was refused.
     Refused(Refusal),
+    /// How each item of a list of copies went.
+    Copied(Vec<ItemResult>),
     /// How pages are translated.
     Translations(Vec<QueryResult>),
     /// The counters.

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use virtio_hmm_spec::wire::command::{
-    map_flags, query_flags, MapEntry, QueryResult, RangeEntry, Status, MAX_QUERY_PAGES,
+    map_flags, query_flags, MapEntry, QueryResult, RangeEntry, Status, MAX_CONTROL_COPY_PAGES,
+    MAX_QUERY_PAGES,
 };
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::statistics::Statistics;
@@ -18,7 +19,7 @@ use super::Accelerator;
 use crate::device::check::Check;
 use crate::device::engine::nanoseconds;
 use crate::device::mmu::{PageRange, Place, Run};
-use crate::device::request::{first_refusal, Answer, Command, Outcome, Refusal};
+use crate::device::request::{self, first_refusal, Answer, Command, Outcome, Refusal};
 use crate::device::schedule::News;
 use crate::device::space::{Space, Taken};
 use crate::device::statistics::Gauges;
@@ -58,6 +59,7 @@ impl Accelerator {
             Command::Protect { space, ranges } => {
                 self.take_back(space, ranges, Space::protect, ALL & !rights::READ)
             }
+            Command::Copy(list) => self.copy_in_order(list),
             Command::Answer(answers) => Ok(self.answer(&answers)),
             Command::Cancel(jobs) => Ok(self.cancel(&jobs)),
             Command::Query { space, range } => self.query(space, &range),
@@ -71,13 +73,14 @@ impl Accelerator {
         }
         self.close();
         self.listener.tell(self.schedule.cancel_all(None));
-        let copying = self.copying.lock();
+        let copying = self.copying.exclude();
         let spaces = std::mem::take(&mut *self.spaces.write());
         for space in spaces.values() {
             space.retire();
             space.unmap(&[PageRange::ALL], self.check.as_deref());
         }
         self.device.live().remove(0, self.device.frames());
+        copying.taken(0, self.device.frames());
         self.device
             .release(0, self.device.frames())
             .map_err(|error| {
@@ -92,6 +95,15 @@ impl Accelerator {
         self.ready.store(true, Ordering::Release);
         drop(copying);
         Ok(Outcome::Done)
+    }
+
+    /// A short list of copies, beside what the dma queue copies.
+    fn copy_in_order(&self, list: request::Copy<'_>) -> Result<Outcome, Refusal> {
+        let mut results = Vec::new();
+        let lingering = self.copying.share();
+        self.carry_out(list.items, MAX_CONTROL_COPY_PAGES, &lingering, &mut results)?;
+        self.copying.unlock(lingering);
+        Ok(Outcome::Copied(results))
     }
 
     fn create_space(&self, id: u32) -> Result<Outcome, Refusal> {
