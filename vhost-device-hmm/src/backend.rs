@@ -9,6 +9,7 @@
 
 mod lane;
 mod region;
+mod window;
 
 use std::collections::HashMap;
 use std::io;

@@ -185,6 +185,15 @@ pub fn wants_interrupt(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bo
     Ok(queue.needs_notification(memory)?)
 }
 
+/// Whether the driver has made something available that was not taken yet.
+///
+/// # Errors
+///
+/// [`Broken`] when the ring cannot be read.
+pub fn has_more(queue: &Queue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+    Ok(queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail())
+}
+
 /// Asks the driver for no more kicks than it must send.
 ///
 /// # Errors

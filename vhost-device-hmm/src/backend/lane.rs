@@ -12,6 +12,7 @@ use virtio_hmm_spec::wire::Queue;
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
+use super::window::Window;
 use super::QUEUE_SIZE;
 use crate::device::Accelerator;
 use crate::inject::{self, Injector, ReplyMishap};
@@ -26,6 +27,10 @@ pub(super) struct Lane {
     pub(super) state: Mutex<State>,
     unusable: Limited,
     injector: Arc<Injector>,
+    /// How long to look for requests. Only on the control queue, whose requests are short and
+    /// of which nobody else needs the lane: two threads that look would take the processors
+    /// away from each other.
+    window: Option<Window>,
 }
 
 /// Whether a queue moves.
@@ -47,6 +52,7 @@ impl Lane {
             state: Mutex::new(State::Stopped(None)),
             unusable: Limited::default(),
             injector: Arc::clone(injector),
+            window: (queue == Queue::Control).then(Window::default),
         }
     }
 
@@ -186,6 +192,20 @@ impl Moving<'_> {
         self.with_ring(|ring, memory| queue::refuse_kicks(ring.get_queue_mut(), memory));
     }
 
+    /// Looks whether something comes while that is worth it; returns whether it did.
+    fn look(&mut self) -> bool {
+        let lane = self.lane;
+        let Some(window) = &lane.window else {
+            return false;
+        };
+        window.look(|| {
+            let looked = self.with_ring(|ring, memory| {
+                Ok(ring.is_enabled() && queue::has_more(ring.get_queue(), memory)?)
+            });
+            looked.unwrap_or(false)
+        })
+    }
+
     /// Asks for kicks; returns whether there is something to take already.
     pub(super) fn ask_for_kicks(&mut self) -> bool {
         self.with_ring(|ring, memory| {
@@ -211,11 +231,14 @@ impl Moving<'_> {
                 let Some(chain) = self.take(accelerator, most) else {
                     break;
                 };
+                if let (0, Some(window)) = (served, &self.lane.window) {
+                    window.busy();
+                }
                 serve(self, chain);
                 served += 1;
             }
             self.signal();
-            if served < QUEUE_SIZE && !self.ask_for_kicks() {
+            if served < QUEUE_SIZE && !self.look() && !self.ask_for_kicks() {
                 return;
             }
         }
