@@ -10,7 +10,7 @@ use crate::{
     mm::pagemap::Kind,
     module_parameters,
     node::{self, Node},
-    virtio::{self, Queues, RunningQueues},
+    virtio::{self, Interrupts, Plan, Queues, RunningQueues},
     wait::Workqueue,
     wire::{
         self,
@@ -22,13 +22,32 @@ use core::pin::Pin;
 use kernel::{device, new_mutex, prelude::*, sync::Arc, sync::Mutex};
 use zerocopy::FromZeros;
 
-/// The names of the queues, in the order of their numbers.
-const QUEUES: [&CStr; wire::QUEUE_COUNT] = [c"control", c"dma", c"submit", c"fault"];
-
-/// Of how many descriptors chains consist if the ring has no memory for an indirect
-/// table: request and reply in a piece each. A list of copies may lie in as many pages as
-/// `VIRTIO_HMM_MAX_PIECES` says; a fault buffer has no request.
-const PIECES: [u32; wire::QUEUE_COUNT] = [2, 40, 2, 1];
+/// The queues, in the order of their numbers. If the ring has no memory for an indirect table,
+/// a chain takes a descriptor for each piece: request and reply are one each. A list of copies
+/// may lie in as many pages as `VIRTIO_HMM_MAX_PIECES` says; a fault buffer has no request.
+const QUEUES: [Plan; wire::QUEUE_COUNT] = [
+    Plan {
+        name: c"control",
+        pieces: 2,
+        // Nobody waits for the replies to `Map` and `Answer`.
+        interrupts: Interrupts::OnDemand,
+    },
+    Plan {
+        name: c"dma",
+        pieces: 40,
+        interrupts: Interrupts::OnDemand,
+    },
+    Plan {
+        name: c"submit",
+        pieces: 2,
+        interrupts: Interrupts::Always,
+    },
+    Plan {
+        name: c"fault",
+        pieces: 1,
+        interrupts: Interrupts::Always,
+    },
+];
 
 kernel::module_device_table!(
     "virtio",
@@ -103,8 +122,8 @@ impl Parts {
         let kind = memory_kind(device, &mut limits)?;
 
         let workqueue = Workqueue::new(c"virtio_hmm")?;
-        let queues = Queues::new(wire::QUEUE_COUNT, workqueue.link())?;
-        let running = queues.clone().start(device, &QUEUES, &PIECES)?;
+        let queues = Queues::new(&QUEUES, workqueue.link())?;
+        let running = queues.clone().start(device)?;
         limits.max_jobs = limits.max_jobs.min(queues.capacity(Queue::Submit.raw()));
         let core = Core::new(limits, queues, workqueue.link())?;
         core.reset()

@@ -219,7 +219,11 @@ pub(crate) struct Sent<C: Command> {
 impl<C: Command> Sent<C> {
     /// Waits for the reply.
     pub(crate) fn wait(self, link: &Link) -> Result<Reply<C>, Failure> {
-        let reply = link.queues.wait(&self.chain).map_err(Failure::Device)?;
+        let queue = C::QUEUE.raw();
+        let reply = link
+            .queues
+            .wait(queue, &self.chain)
+            .map_err(Failure::Device)?;
         match parse(reply) {
             Some((Status::Ok, _)) => Ok(Reply {
                 chain: self.chain,
@@ -237,7 +241,7 @@ impl<C: Command> Sent<C> {
     /// Returns `None` only if the device is given up.
     pub(crate) fn wait_and_reuse(self, link: &Link) -> Option<Message<C>> {
         // With an error the device has been reset and does nothing at all.
-        let reply = link.queues.wait(&self.chain).ok()?;
+        let reply = link.queues.wait(C::QUEUE.raw(), &self.chain).ok()?;
         match parse(reply) {
             Some((Status::Ok | Status::NoSpace, _)) => {}
             _ => {

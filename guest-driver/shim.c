@@ -13,6 +13,7 @@
 #include <linux/pagemap.h>
 #include <linux/pgtable.h>
 #include <linux/scatterlist.h>
+#include <linux/sched.h>
 #include <linux/semaphore.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
@@ -139,6 +140,11 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 		sgs[outs + ins++] = sg + used;
 	}
 	return virtqueue_add_sgs(vq, sgs, outs, ins, token, GFP_ATOMIC);
+}
+
+bool virtio_hmm_need_resched(void)
+{
+	return need_resched();
 }
 
 void virtio_hmm_reinit_completion(struct completion *completion)

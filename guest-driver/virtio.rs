@@ -17,9 +17,14 @@ use kernel::{
     ThisModule,
 };
 
+mod chain;
+mod polling;
 mod queue;
+mod ring;
 
-pub(crate) use queue::{Chain, Draft, Handler, Queues, Room, RunningQueues};
+pub(crate) use chain::{Chain, Draft, Handler};
+pub(crate) use queue::{Plan, Queues, RunningQueues};
+pub(crate) use ring::{Interrupts, Room};
 
 /// A driver of virtio devices.
 pub(crate) trait Driver {

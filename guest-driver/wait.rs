@@ -38,6 +38,12 @@ impl Waited {
     }
 }
 
+/// Whether somebody else is to run on this processor.
+pub(crate) fn is_processor_wanted() -> bool {
+    // SAFETY: Always safe to call.
+    unsafe { bindings::virtio_hmm_need_resched() }
+}
+
 /// An event that happens once, and stays.
 #[pin_data]
 pub(crate) struct Event {
