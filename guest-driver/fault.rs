@@ -14,7 +14,7 @@ use crate::{
     command::Answer,
     device::Device,
     mapping::{Installer, Wish},
-    mm::{hmm::Want, LockedMm, LARGE_SIZE},
+    mm::{hmm::Want, LockedMm, LARGE_SIZE, PAGE_SIZE},
     queue::{Link, Message},
     space::Space,
     virtio::{Chain, Draft, Handler},
@@ -43,6 +43,11 @@ const BUFFER_BYTES: usize = 4096;
 /// Pages around one that faulted that are mapped with it if they are present: for those
 /// who walk through memory.
 const AROUND: usize = 64;
+
+/// How much of what a job says it will want is mapped before it faults there, behind the region of
+/// a fault: while an engine works on one region the next ones get ready. More would make
+/// present what a job that ends early never touches.
+const AHEAD: usize = 8 * LARGE_SIZE;
 
 /// Takes the buffers that come back on the fault queue.
 #[pin_data]
@@ -225,6 +230,10 @@ impl Inbox {
             .map_err(|_| Full::NoMemory)
     }
 
+    fn is_empty(&self) -> bool {
+        self.records.lock().is_empty()
+    }
+
     fn take(&self) -> KVec<FaultRecord> {
         core::mem::take(&mut *self.records.lock())
     }
@@ -283,9 +292,11 @@ impl<'a> Resolver<'a> {
             installer: Installer::new(space, &mm)?,
         };
         let region = |record: &FaultRecord| record.address.get() / LARGE_SIZE as u64;
-        for group in batch.chunk_by(|one, other| region(one) == region(other)) {
+        let groups = || batch.chunk_by(|one, other| region(one) == region(other));
+        for group in groups() {
             resolver.resolve_group(group)?;
         }
+        groups().for_each(|group| resolver.map_ahead(group));
         Ok(())
     }
 
@@ -325,6 +336,36 @@ impl<'a> Resolver<'a> {
         Ok(())
     }
 
+    /// Maps what the jobs of these faults are going to want behind their region, as long as
+    /// nobody waits for something else. What cannot be mapped they will fault for.
+    fn map_ahead(&mut self, group: &[FaultRecord]) {
+        let plain = group.iter().filter(|record| !wants_atomics(record));
+        let Some((first, pages)) = plain
+            .map(|record| (record, record.pages.get() as usize))
+            .max_by_key(|(_, pages)| *pages)
+        else {
+            return;
+        };
+        let Ok(address) = address(first) else {
+            return;
+        };
+        let want = want(first);
+        let mut next = address.saturating_add(LARGE_SIZE) & !(LARGE_SIZE - 1);
+        let end = (address & !(PAGE_SIZE - 1))
+            .saturating_add(pages.saturating_mul(PAGE_SIZE))
+            .min(next.saturating_add(AHEAD));
+        while next < end && self.space.inbox.is_empty() {
+            let describe = |wish: &mut Wish| {
+                wish.want(wish.places(&(next..end)), want);
+                Ok(())
+            };
+            match self.installer.install(next, describe, &mut None) {
+                Ok(installed) => next = installed.end,
+                Err(_) => return,
+            }
+        }
+    }
+
     fn resolve_atomic(&mut self, record: &FaultRecord) -> Result {
         let mut message = answers(&self.space.device, 1)?;
         message.push(&Answer::retry(record.fault.get()))?;
@@ -362,6 +403,14 @@ fn wants_atomics(record: &FaultRecord) -> bool {
     record.access.get() & rights::ATOMIC != 0
 }
 
+fn want(record: &FaultRecord) -> Want {
+    if record.access.get() & rights::WRITE != 0 {
+        Want::Write
+    } else {
+        Want::Read
+    }
+}
+
 /// Asks for the page of a fault; with `ahead` also for what the job is going to need next,
 /// and for what is near and present anyway.
 ///
@@ -370,11 +419,7 @@ fn wants_atomics(record: &FaultRecord) -> bool {
 /// `EFAULT` if it lies in another memory area than those that the wish is for.
 fn ask(wish: &mut Wish, record: &FaultRecord, ahead: bool) -> Result {
     let place = wish.place(record.address.get()).ok_or(EFAULT)?;
-    let want = if record.access.get() & rights::WRITE != 0 {
-        Want::Write
-    } else {
-        Want::Read
-    };
+    let want = want(record);
     if ahead {
         let hint = (record.pages.get() as usize).max(1);
         let places = place..place.saturating_add(hint).min(wish.len());
