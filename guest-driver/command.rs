@@ -50,6 +50,8 @@ commands! {
     ReadStatistics = Statistics on Control (()) -> Statistics;
     /// Copy, clear or discard frames.
     Copy = Copy on Dma (DmaItem) -> ItemResult;
+    /// The same for a few, at once and behind what was sent before.
+    ShortCopy = Copy on Control (DmaItem) -> ItemResult;
 }
 
 impl Init {

@@ -18,7 +18,8 @@ use crate::{
     migrate::{self, Tally},
     mm::{
         hmm::{HmmPage, Want},
-        LockedMm, LARGE_ORDER, PAGE_SIZE,
+        migrate::large_range,
+        LockedMm, LARGE_ORDER, LARGE_SIZE, PAGE_SIZE,
     },
     node,
     queue::Sent,
@@ -52,6 +53,9 @@ const HUGE_ORDER: u32 = 2 * LARGE_ORDER;
 /// How often pages are asked to move. Such as somebody else uses for a moment stay where they
 /// are, and nobody tells when they are let go.
 const ROUNDS: u32 = 10;
+
+/// How much is copied out at a time while more is on its way to the device.
+const PART: usize = 8 * LARGE_SIZE;
 
 /// An open file, bound to the process that has opened it.
 #[pin_data]
@@ -201,19 +205,19 @@ impl Access<'_> {
         if self.space().interval.lock().covers(&self.range, write) {
             return Ok(0);
         }
-        self.map(|wish, places| wish.want(places, want))?;
+        self.map(self.range.clone(), |wish, places| wish.want(places, want))?;
         Ok(1)
     }
 
-    /// Maps pages of the range as `describe` wishes, region by region; returns how many of
-    /// them are in device memory. When it returns, the device has the mappings.
-    fn map(&self, describe: impl Fn(&mut Wish, Range<usize>)) -> Result<u64> {
+    /// Maps pages of a part of the range as `describe` wishes, region by region; returns how
+    /// many of them are in device memory. When it returns, the device has the mappings.
+    fn map(&self, part: Range<usize>, describe: impl Fn(&mut Wish, Range<usize>)) -> Result<u64> {
         let mut installer = Installer::new(self.space(), self.mm)?;
         let mut in_device = 0;
         let mut request = None;
-        let mut at = self.range.start;
-        while at < self.range.end {
-            let rest = at..self.range.end;
+        let mut at = part.start;
+        while at < part.end {
+            let rest = at..part.end;
             let describe = |wish: &mut Wish| {
                 describe(wish, wish.places(&rest));
                 Ok(())
@@ -238,19 +242,47 @@ impl Access<'_> {
 
     fn migrate_to_device(&self) -> Result<Done> {
         self.check_areas()?;
+        let mut copying = None;
+        let mut moved = Ok(());
+        let mut at = self.range.start;
+        while at < self.range.end && moved.is_ok() {
+            // Large pages are not cut.
+            let cut = large_range(at).start.saturating_add(PART);
+            let end = self.range.end.min(cut);
+            moved = self.move_to_device(at..end);
+            // While the next pages move, a job copies these out.
+            if let Some(fence) = copying.take() {
+                moved = moved.and(self.copied(fence));
+            }
+            if moved.is_ok() {
+                let offset = (at - self.range.start) as u64;
+                match self.start_copy(at as u64, self.ptr + offset, end - at) {
+                    Ok(fence) => copying = Some(fence),
+                    Err(error) => moved = Err(error),
+                }
+            }
+            at = end;
+        }
+        if let Some(fence) = copying {
+            moved = moved.and(self.copied(fence));
+        }
+        moved.map(|()| Done {
+            pages: self.pages(),
+            faults: 0,
+        })
+    }
+
+    /// Moves all pages of a part of the range, and maps them.
+    fn move_to_device(&self, part: Range<usize>) -> Result {
         for round in 0..ROUNDS {
             if round > 0 {
                 fsleep(Delta::from_millis(1));
             }
-            let tally = migrate::to_device(self.device, self.mm, self.range.clone())?;
+            let tally = migrate::to_device(self.device, self.mm, part.clone())?;
             Self::check_kind(&tally)?;
-            let in_device = self.map(|wish, places| wish.welcome(places))?;
-            if in_device == self.pages() {
-                self.copy_out()?;
-                return Ok(Done {
-                    pages: in_device,
-                    faults: 0,
-                });
+            let in_device = self.map(part.clone(), |wish, places| wish.welcome(places))?;
+            if in_device == (part.len() / PAGE_SIZE) as u64 {
+                return Ok(());
             }
         }
         Err(ENOENT)
@@ -347,13 +379,26 @@ impl Access<'_> {
 
     /// Has a job copy as many bytes as the range has.
     fn copy(&self, source: u64, destination: u64) -> Result {
+        let fence = self.start_copy(source, destination, self.range.len())?;
+        self.copied(fence)
+    }
+
+    /// Has a job begin to copy; returns its fence.
+    fn start_copy(&self, source: u64, destination: u64, bytes: usize) -> Result<u64> {
         let copy = operation::Copy {
             source,
             destination,
-            bytes: self.range.len() as u64,
+            bytes: bytes as u64,
         };
         let job = Operation::from(copy).encode();
-        let reply = self.session.fences.run(self.device, self.space(), job)?;
+        let fences = &self.session.fences;
+        let submitted = fences.submit(self.device, self.space(), &[job])?;
+        Ok(submitted.first_fence)
+    }
+
+    /// Waits until it is done.
+    fn copied(&self, fence: u64) -> Result {
+        let reply = self.session.fences.finish(self.device, fence)?;
         self.judge(&reply)
     }
 

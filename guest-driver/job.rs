@@ -131,22 +131,16 @@ impl Fences {
         self.fetch(device, fence, jiffies, Event::wait_interruptible)
     }
 
-    /// Hands in a job and waits for it to end. Only its end can end the caller's wait, or
-    /// the caller's own.
+    /// Waits for a job to end and fetches its result. Only its end can end the caller's wait,
+    /// or the caller's own.
     ///
     /// # Errors
     ///
-    /// - `EAGAIN` if there is no room for the job, `ENOMEM` if there is no memory for it.
+    /// - `ENOENT` if there is no such fence, or its result has been fetched.
     /// - `EINTR` if the caller is being killed. The job then ends with the space.
     /// - `EIO` or `ENODEV` if the device is given up.
-    pub(crate) fn run(
-        &self,
-        device: &Device,
-        space: &Space,
-        job: JobDescriptor,
-    ) -> Result<JobReply> {
-        let submitted = self.submit(device, space, &[job])?;
-        self.fetch(device, submitted.first_fence, None, Event::wait_killable)
+    pub(crate) fn finish(&self, device: &Device, fence: u64) -> Result<JobReply> {
+        self.fetch(device, fence, None, Event::wait_killable)
     }
 }
 
@@ -189,16 +183,18 @@ impl Fences {
         let step = msecs_to_jiffies(CHECK_INTERVAL);
         while jiffies != Some(0) {
             let now = jiffies.map_or(step, |left| left.min(step));
-            match wait(chain.done(), now) {
-                Waited::Done => return Ok(()),
-                Waited::Interrupted => return Err(EINTR),
-                Waited::TimedOut => {
+            let sleep = || wait(chain.done(), now);
+            let queues = device.core.link.queues();
+            match queues.wait_with(Queue::Submit.raw(), chain, sleep)? {
+                None | Some(Waited::Done) => return Ok(()),
+                Some(Waited::Interrupted) => return Err(EINTR),
+                Some(Waited::TimedOut) => {
                     if now == step {
                         // If there is none, the wait ends by itself.
                         let _ = device.device_statistics();
                         // An interrupt may have been forgotten.
                         for queue in [Queue::Fault, Queue::Submit] {
-                            device.core.link.queues().look(queue.raw());
+                            queues.look(queue.raw());
                         }
                     }
                     jiffies = jiffies.map(|left| left - now);

@@ -4,25 +4,26 @@
 //! them, and back because the device goes.
 //!
 //! Each move collects pages of a range, lends new memory to those for which there is
-//! some, has the device copy all of them by one request, and commits those that were
+//! some, has the device copy them (see `transfer`), and commits those that were
 //! copied. What becomes of mappings on the device is not settled here: the collection
 //! invalidates them as any other change does, and faults bring them back.
 //!
 //! Knows nothing of who asks for a move.
 
 use crate::{
-    command::Copy,
+    command::{self, ShortCopy},
     device::{Core, Device},
     mm::{
         hmm::Pages,
-        migrate::{large_range, Collected, Committed, LockedFolio, Scratch, Size, Slot, Source},
+        migrate::{large_range, Collected, LockedFolio, Scratch, Size, Slot, Source},
         pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::Lent,
-    queue::{Message, Reply},
+    pipeline::{count, region_bit, Moved, Pipeline},
     space::Space,
-    wire::{command::Status, dma::DmaItem, dma::Kind},
+    transfer::{Carrier, Transfer},
+    wire::command::MAX_CONTROL_COPY_PAGES,
 };
 use core::ops::Range;
 use kernel::{
@@ -37,8 +38,14 @@ use kernel::{
 };
 
 /// Small pages around a touched one that come back with it: the next touch is likely to
-/// be near, and a round trip costs as much as copying many pages.
-const TOUCH_WINDOW: usize = 64 * PAGE_SIZE;
+/// be near, and a round trip costs as much as copying many pages. As many as a
+/// [`ShortCopy`] can copy.
+const TOUCH_WINDOW: usize = MAX_CONTROL_COPY_PAGES as usize * PAGE_SIZE;
+
+/// How much is moved with the mmap lock held: as long as that takes, other threads of the
+/// process cannot change its mappings. A multiple of a large page, and at most 64 of them, see
+/// [`region_bit`].
+const STRETCH: usize = 16 * LARGE_SIZE;
 
 /// The memory of a device, as the page map sees it.
 pub(crate) struct Store {
@@ -65,11 +72,11 @@ impl DeviceMemory for Store {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tally {
     /// Pages that could have been moved.
-    offered: u64,
+    pub(crate) offered: u64,
     /// Pages that have been moved.
     pub(crate) moved: u64,
     /// Large pages among these, once each.
-    large: u64,
+    pub(crate) large: u64,
     /// Pages for which there was no memory at the destination.
     pub(crate) no_memory: u64,
     /// Pages of areas of a kind that cannot be moved.
@@ -97,7 +104,7 @@ impl Injection {
 }
 
 impl Tally {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.moved += other.moved;
         self.large += other.large;
         self.no_memory += other.no_memory;
@@ -115,27 +122,28 @@ impl Tally {
 /// given up.
 pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
     let core = &device.core;
-    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
-        if core.frames.is_short((step.len() >> PAGE_SHIFT) as u64) {
+    let tally = for_each_stretch(mm, range, |vma, stretch| {
+        if core.frames.is_short((stretch.len() >> PAGE_SHIFT) as u64) {
             core.discard_stale()?;
         }
-        let mut out = |step, size| {
-            let collecting = core.counters.collect_nanoseconds.time();
-            let collected = device.pagemap.collect_to_device(vma, step, size, scratch)?;
-            drop(collecting);
-            exchange(device, collected, |collected, slot| {
-                fill_device(device, collected, slot)
-            })
+        let out = |size| {
+            let mut pipeline = Pipeline::new(device);
+            pipeline.push(
+                stretch.clone(),
+                |part, scratch| device.pagemap.collect_to_device(vma, part, size, scratch),
+                |collected, slot, _| fill_device(device, collected, slot),
+            )?;
+            pipeline.finish().map(|moved| moved.tally)
         };
         if !device.pagemap.takes_large() {
-            return out(step, Size::Small);
+            return out(Size::Small);
         }
-        let whole = out(step.clone(), Size::Whole)?;
+        let whole = out(Size::Whole)?;
         if whole.no_memory == 0 || core.frames.used() == core.frames.total() {
             return Ok(whole);
         }
         // Where there is no block of frames for a large page, there may be single ones.
-        let small = out(step, Size::Small)?;
+        let small = out(Size::Small)?;
         Ok(Tally {
             offered: whole.moved + small.offered,
             moved: whole.moved + small.moved,
@@ -174,35 +182,38 @@ enum Failed {
 fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> Result<Tally> {
     let device = &*space.device;
     let core = &device.core;
-    let most = range.len().min(core.limits.max_move << PAGE_SHIFT) >> PAGE_SHIFT;
     let takes_large = device.pagemap.takes_large();
-    let mut pages = Pages::new(if takes_large { most } else { 0 })?;
-    let tally = for_each_step(core, mm, range, |vma, step, scratch| {
-        let (mut tally, mut stay) = whole_home(space, vma, step.clone(), scratch, &mut pages)?;
+    let most = if takes_large {
+        range.len().min(STRETCH) >> PAGE_SHIFT
+    } else {
+        0
+    };
+    let mut pages = Pages::new(most)?;
+    let tally = for_each_stretch(mm, range, |vma, stretch| {
+        let Moved {
+            mut tally,
+            failed: mut stay,
+        } = whole_home(space, vma, stretch.clone(), &mut pages)?;
         if failed == Failed::IsSplit {
             stay = 0;
         }
         // What is left is split as it is collected.
-        let mut start = step.start;
-        while start < step.end {
-            let mut end = start;
-            while end < step.end && stay & region_bit(&step, end) == 0 {
-                end = step.end.min(large_range(end).end);
-            }
-            if start < end {
-                let range = start..end;
-                let collecting = core.counters.collect_nanoseconds.time();
-                let small = device
-                    .pagemap
-                    .collect_to_system(vma, range, Size::Small, scratch)?;
-                drop(collecting);
-                tally.add(exchange(device, small, |collected, slot| {
-                    fill_system(core, collected, slot, Some((vma, start)))
-                })?);
-            }
-            // At the end, or at a large page that stays.
-            start = large_range(end).end;
-        }
+        let mut pipeline = Pipeline::new(device);
+        runs(
+            &stretch,
+            |address| stay & region_bit(address) == 0,
+            |run| {
+                pipeline.push(
+                    run,
+                    |part, scratch| {
+                        let pagemap = &device.pagemap;
+                        pagemap.collect_to_system(vma, part, Size::Small, scratch)
+                    },
+                    |collected, slot, start| fill_system(core, collected, slot, Some((vma, start))),
+                )
+            },
+        )?;
+        tally.add(pipeline.finish()?.tally);
         Ok(tally)
     })?;
     let counters = &core.counters;
@@ -211,28 +222,41 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
     Ok(tally)
 }
 
-/// The bit that stands for the large page around an address of a step.
-fn region_bit(step: &Range<usize>, address: usize) -> u64 {
-    1 << ((address / LARGE_SIZE - step.start / LARGE_SIZE) % u64::BITS as usize)
+/// Calls `visit` for the longest parts of a range whose regions of 2 MiB all are such as `is_so`
+/// says by their addresses.
+fn runs(
+    range: &Range<usize>,
+    is_so: impl Fn(usize) -> bool,
+    mut visit: impl FnMut(Range<usize>) -> Result,
+) -> Result {
+    let mut start = range.start;
+    while start < range.end {
+        let mut end = start;
+        while end < range.end && is_so(end) {
+            end = range.end.min(large_range(end).end);
+        }
+        if start < end {
+            visit(start..end)?;
+        }
+        // At the end, or in a region that is not so.
+        start = large_range(end).end;
+    }
+    Ok(())
 }
 
 /// Moves large pages of `range` back that no other process has, so that they stay large. Tells
-/// also, by [`region_bit`], which of them could not be copied.
+/// also which of them could not be copied.
 fn whole_home(
     space: &Space,
     vma: LockedVma<'_>,
     range: Range<usize>,
-    scratch: &mut Scratch,
     pages: &mut Pages,
-) -> Result<(Tally, u64)> {
+) -> Result<Moved> {
     let device = &*space.device;
     let core = &device.core;
-    let step = range.clone();
-    let mut stay = 0;
     let range = range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1);
-    let mut tally = Tally::default();
     if range.is_empty() || !device.pagemap.takes_large() || core.frames.used() == 0 {
-        return Ok((tally, stay));
+        return Ok(Moved::default());
     }
     let still = space.interval.keep_still()?;
     let owner = device.pagemap.owner();
@@ -242,7 +266,7 @@ fn whole_home(
     {
         Ok(found) => found,
         // All of them can come in pieces.
-        Err(_) => return Ok((tally, stay)),
+        Err(_) => return Ok(Moved::default()),
     };
     let is_whole = |address: usize| {
         let page = found.page((address - range.start) >> PAGE_SHIFT);
@@ -252,65 +276,21 @@ fn whole_home(
             page.is_writable() && page.order() >= LARGE_ORDER && page.pfn().is_some_and(is_ours)
         })
     };
-    let mut start = range.start;
-    while start < range.end {
-        let mut end = start;
-        while end < range.end && is_whole(end) {
-            end += LARGE_SIZE;
-        }
-        if start < end {
-            let collecting = core.counters.collect_nanoseconds.time();
-            let collected =
-                device
-                    .pagemap
-                    .collect_to_system(vma, start..end, Size::Whole, scratch)?;
-            drop(collecting);
-            let mut filled = 0;
-            let one = exchange(device, collected, |collected, slot| {
-                let is_filled = fill_system(core, collected, slot, Some((vma, start)))?;
-                if is_filled && slot.order == LARGE_ORDER {
-                    filled |= region_bit(&step, start + (slot.index << PAGE_SHIFT));
-                }
-                Ok(is_filled)
-            })?;
-            if one.moved < one.offered - one.no_memory {
-                stay |= filled;
-            }
-            tally.add(one);
-        }
-        start = end.max(start + LARGE_SIZE);
-    }
-    // What lacked memory gets another chance, in pieces.
-    tally.no_memory = 0;
-    Ok((tally, stay))
-}
-
-/// Lends new memory to what has been collected, by `fill`, which says whether there was any;
-/// copies it, and commits what has been copied.
-fn exchange(
-    device: &Device,
-    mut collected: Collected<'_>,
-    mut fill: impl FnMut(&mut Collected<'_>, Slot) -> Result<bool>,
-) -> Result<Tally> {
-    let counters = &device.core.counters;
-    let mut tally = Tally::default();
-    let lending = counters.lend_nanoseconds.time();
-    for_each_slot(&mut collected, |collected, slot| {
-        tally.offered += 1 << slot.order;
-        if !fill(collected, slot)? {
-            tally.no_memory += 1 << slot.order;
-        }
-        Ok(())
+    let mut pipeline = Pipeline::new(device);
+    runs(&range, is_whole, |run| {
+        pipeline.push(
+            run,
+            |part, scratch| {
+                let pagemap = &device.pagemap;
+                pagemap.collect_to_system(vma, part, Size::Whole, scratch)
+            },
+            |collected, slot, start| fill_system(core, collected, slot, Some((vma, start))),
+        )
     })?;
-    drop(lending);
-    copy_or_stay(&device.core, &device.pagemap, &mut collected)?;
-    let committing = counters.commit_nanoseconds.time();
-    let committed = collected.commit();
-    drop(committing);
-    tally.add(count(&committed));
-    let _finalising = counters.finalise_nanoseconds.time();
-    drop(committed);
-    Ok(tally)
+    let mut moved = pipeline.finish()?;
+    // What lacked memory gets another chance, in pieces.
+    moved.tally.no_memory = 0;
+    Ok(moved)
 }
 
 /// Brings back all pages of the process of a space, as far as that is possible at the
@@ -336,7 +316,7 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     if !fault.is_large() {
         let start = address & !(TOUCH_WINDOW - 1);
         let around = vma.clip(&(start..start + TOUCH_WINDOW));
-        return fetch(core, pagemap, fault, around, Fetch::Small);
+        return fetch::<ShortCopy>(core, pagemap, fault, around, Fetch::Small);
     }
     // Of a page that another process has, too, only that one's notifier could keep it still, if
     // it has any. But it is held by who touches it: see `Committed::keep_taken`.
@@ -348,7 +328,7 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
         .transpose()
         .map_err(|_| Lost::NoMemory)?;
     let how = Fetch::Whole { exclusive };
-    fetch(core, pagemap, fault, large_range(address), how)
+    fetch::<command::Copy>(core, pagemap, fault, large_range(address), how)
 }
 
 /// How pages are fetched that a CPU has touched.
@@ -362,7 +342,7 @@ enum Fetch {
 }
 
 /// Brings back the page that a CPU has touched, and what else is in device memory of `range`.
-fn fetch(
+fn fetch<C: Carrier>(
     core: &Core,
     pagemap: &Pagemap<Store>,
     fault: &CpuFault<'_>,
@@ -371,13 +351,13 @@ fn fetch(
 ) -> Result<(), Lost> {
     let vma = fault.vma();
     let start = range.start;
-    let mut scratch = Scratch::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
+    let scratch = Scratch::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
     let (size, exclusive) = match how {
         Fetch::Small => (Size::Small, false),
         Fetch::Whole { exclusive } => (Size::Whole, exclusive),
     };
     let collecting = core.counters.collect_nanoseconds.time();
-    let Ok(mut collected) = fault.collect(pagemap, range, size, &mut scratch) else {
+    let Ok(collected) = fault.collect(pagemap, range, size, scratch) else {
         return Err(Lost::Contents);
     };
     drop(collecting);
@@ -385,22 +365,27 @@ fn fetch(
     let index = (fault.address() - start) >> PAGE_SHIFT;
     let is_touched = |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);
     let mut wanted = None;
-    let mut lacking = false;
     let lending = core.counters.lend_nanoseconds.time();
-    for_each_slot(&mut collected, |collected, slot| {
+    let transfer = Transfer::<C>::begin(core, pagemap, collected, |collected, slot| {
         let filled = fill_touched(core, collected, slot, (vma, start), exclusive)?;
         if is_touched(slot) && slot.source != Source::Hole {
-            wanted = Some(slot);
-            lacking = !filled;
+            wanted = filled.then_some(slot);
+            if !filled {
+                return Err(ENOMEM);
+            }
         }
-        Ok(())
+        Ok(filled)
     })
     .map_err(|_| Lost::NoMemory)?;
     drop(lending);
-    if lacking {
-        return Err(Lost::NoMemory);
-    }
-    copy_or_stay(core, pagemap, &mut collected).map_err(|_| Lost::Contents)?;
+    let copying = core.counters.copy_nanoseconds.time();
+    let collected = transfer
+        .end(|collected, slot| {
+            collected.empty_slot(slot);
+            Ok(())
+        })
+        .map_err(|_| Lost::Contents)?;
+    drop(copying);
     if wanted.is_some_and(|slot| !collected.is_filled(slot.index)) {
         return Err(Lost::Contents);
     }
@@ -412,7 +397,8 @@ fn fetch(
     if size == Size::Whole {
         committed.keep_taken(fault);
     }
-    let tally = count(&committed);
+    let mut tally = Tally::default();
+    count(&committed, &mut tally);
     let finalising = core.counters.finalise_nanoseconds.time();
     drop(committed);
     drop(finalising);
@@ -449,7 +435,8 @@ pub(crate) fn evict_all(device: &Device, stop: &dyn Fn() -> bool) {
 /// Goes once over all of device memory.
 fn evict_once(device: &Device) -> Result<Tally> {
     let core = &device.core;
-    let mut scratch = Scratch::new(core.limits.max_move)?;
+    let most = core.limits.max_move;
+    let mut scratch = None;
     let mut lost = KVec::new();
     let mut sum = Tally::default();
     let mut next = 0;
@@ -462,26 +449,29 @@ fn evict_once(device: &Device) -> Result<Tally> {
             next = first + block;
             continue;
         }
-        let most = if whole { scratch.pages() as u64 } else { block };
-        let frames = (core.frames.total() - first).min(most);
-        let mut collected = device
-            .pagemap
-            .collect_frames(first, frames as usize, &mut scratch)?;
-        for_each_slot(&mut collected, |collected, slot| {
-            fill_system(core, collected, slot, None)?;
-            Ok(())
-        })?;
+        let pages = if whole { most as u64 } else { block };
+        let frames = (core.frames.total() - first).min(pages);
+        let memory = match scratch.take() {
+            Some(memory) => memory,
+            None => Scratch::new(most)?,
+        };
+        let pagemap = &device.pagemap;
+        let collected = pagemap.collect_frames(first, frames as usize, memory)?;
+        let transfer =
+            Transfer::<command::Copy>::begin(core, pagemap, collected, |collected, slot| {
+                fill_system(core, collected, slot, None)
+            })?;
         // The memory must become free in any case. What the device does not give back is
         // lost to its owners, who are told when they touch it.
-        copy(core, &device.pagemap, &mut collected, |collected, slot| {
+        let collected = transfer.end(|collected, slot| {
             if let Some(page) = collected.efface_new(slot) {
                 lost.push(page, GFP_KERNEL)?;
             }
             Ok(())
         })?;
         let committed = collected.commit();
-        sum.add(count(&committed));
-        drop(committed);
+        count(&committed, &mut sum);
+        scratch = Some(committed.finish());
         for page in lost.drain_all() {
             core.counters.pages_lost.add(page.pages());
             page.poison();
@@ -491,16 +481,13 @@ fn evict_once(device: &Device) -> Result<Tally> {
     Ok(sum)
 }
 
-/// Goes over the memory areas of `range` in steps that are not too large; areas that
+/// Goes over the memory areas of `range` in stretches that are not too large; areas that
 /// cannot be migrated are passed over.
-fn for_each_step(
-    core: &Core,
+fn for_each_stretch(
     mm: &MmWithUser,
     range: Range<usize>,
-    mut step: impl FnMut(LockedVma<'_>, Range<usize>, &mut Scratch) -> Result<Tally>,
+    mut visit: impl FnMut(LockedVma<'_>, Range<usize>) -> Result<Tally>,
 ) -> Result<Tally> {
-    let most = core.limits.max_move << PAGE_SHIFT;
-    let mut scratch = Scratch::new(range.len().min(most) >> PAGE_SHIFT)?;
     let mut sum = Tally::default();
     let mut at = range.start;
     while at < range.end {
@@ -512,41 +499,17 @@ fn for_each_step(
         if area.is_empty() {
             break;
         }
-        // Large pages are not cut, if the area allows.
-        let cut = (area.start + most) & !(LARGE_SIZE - 1);
-        let end = area.end.min(if cut > area.start {
-            cut
-        } else {
-            area.start + most
-        });
-        match step(vma, area.start..end, &mut scratch) {
+        // Large pages are not cut.
+        let cut = large_range(area.start).start.saturating_add(STRETCH);
+        let stretch = area.start..area.end.min(cut);
+        at = stretch.end;
+        match visit(vma, stretch.clone()) {
             Ok(tally) => sum.add(tally),
-            Err(error) if error == EINVAL => {
-                sum.unmovable += ((end - area.start) >> PAGE_SHIFT) as u64
-            }
+            Err(error) if error == EINVAL => sum.unmovable += (stretch.len() >> PAGE_SHIFT) as u64,
             Err(error) => return Err(error),
         }
-        at = end;
     }
     Ok(sum)
-}
-
-/// Calls `visit` for all that can be moved.
-fn for_each_slot(
-    collected: &mut Collected<'_>,
-    mut visit: impl FnMut(&mut Collected<'_>, Slot) -> Result,
-) -> Result {
-    let mut index = 0;
-    while index < collected.pages() {
-        index += match collected.slot(index) {
-            Some(slot) => {
-                visit(collected, slot)?;
-                1 << slot.order
-            }
-            None => 1,
-        };
-    }
-    Ok(())
 }
 
 /// Lends frames of device memory to a slot; says whether there were any.
@@ -617,155 +580,4 @@ fn fill_touched(
     collected.fill_split(slot, |page| {
         LockedFolio::system(0, Some((vma, first + (page << PAGE_SHIFT))))
     })
-}
-
-/// Copies what has been lent memory; what cannot be copied stays where it is.
-fn copy_or_stay(core: &Core, pagemap: &Pagemap<Store>, collected: &mut Collected<'_>) -> Result {
-    let _copying = core.counters.copy_nanoseconds.time();
-    copy(core, pagemap, collected, |collected, slot| {
-        collected.empty_slot(slot);
-        Ok(())
-    })
-}
-
-/// Has the device copy, or clear, whatever has been lent memory; by one request, in which
-/// neighbours are one item. Calls `failed` for each slot that it did not copy.
-///
-/// # Errors
-///
-/// `ENOMEM` if there is no memory for the request, or what `failed` returns.
-fn copy(
-    core: &Core,
-    pagemap: &Pagemap<Store>,
-    collected: &mut Collected<'_>,
-    mut failed: impl FnMut(&mut Collected<'_>, Slot) -> Result,
-) -> Result {
-    let mut list = List::new(collected.pages())?;
-    for_each_slot(collected, |collected, slot| {
-        let mut page = 0;
-        while page < 1 << slot.order {
-            let index = slot.index + page;
-            page += match collected.new_memory(index) {
-                Some((pfn, order)) => {
-                    let source = match slot.source {
-                        Source::Hole => Source::Hole,
-                        Source::Folio(first) => Source::Folio(first + index - slot.index),
-                    };
-                    list.add(index, item(pagemap, source, pfn, 1 << order))?;
-                    1 << order
-                }
-                None => 1,
-            };
-        }
-        Ok(())
-    })?;
-    let List {
-        message, covered, ..
-    } = list.finish()?;
-    if covered.is_empty() {
-        return Ok(());
-    }
-    let reply = core.link.send(message).ok();
-    for (number, covered) in covered.iter().enumerate() {
-        if is_done(reply.as_ref(), number) {
-            continue;
-        }
-        for_each_slot(collected, |collected, slot| {
-            let end = slot.index + (1 << slot.order);
-            let concerned = slot.index < covered.end && covered.start < end;
-            if concerned && collected.is_filled(slot.index) {
-                failed(collected, slot)?;
-            }
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-fn is_done(reply: Option<&Reply<Copy>>, number: usize) -> bool {
-    let result = reply.and_then(|reply| reply.output(number));
-    result.is_some_and(|result| result.status.get() == Status::Ok.raw())
-}
-
-/// How the contents of `pages` pages get from the source to the frame `pfn`.
-fn item(pagemap: &Pagemap<Store>, source: Source, pfn: usize, pages: u32) -> DmaItem {
-    match (source, pagemap.frame(pfn)) {
-        (Source::Hole, Some(frame)) => Copy::clear(frame, pages),
-        (Source::Folio(from), Some(frame)) => Copy::to_device(from as u64, frame, pages),
-        (Source::Folio(from), None) => {
-            // Only pages of this device memory are collected to be moved back; a frame
-            // that is none would be refused.
-            let from = pagemap.frame(from).unwrap_or(u64::MAX);
-            Copy::to_system(from, pfn as u64, pages)
-        }
-        // Holes are only filled with device memory.
-        (Source::Hole, None) => Copy::to_system(u64::MAX, pfn as u64, pages),
-    }
-}
-
-/// A list of items to copy that is being written.
-struct List {
-    message: Message<Copy>,
-    /// Which pages each item of the message covers.
-    covered: KVVec<Range<usize>>,
-    /// The last item, which the next one may continue.
-    last: Option<(Range<usize>, DmaItem)>,
-}
-
-impl List {
-    fn new(pages: usize) -> Result<Self> {
-        Ok(Self {
-            message: Message::new(0, pages, pages)?,
-            covered: KVVec::with_capacity(pages, GFP_KERNEL)?,
-            last: None,
-        })
-    }
-
-    /// Adds an item for the pages from `index` on.
-    fn add(&mut self, index: usize, item: DmaItem) -> Result {
-        let pages = item.pages.get();
-        if let Some((covered, last)) = &mut self.last {
-            let moved = u64::from(last.pages.get());
-            let reads = last.kind.get() != Kind::Clear.raw();
-            let source = last.source.get() + if reads { moved } else { 0 };
-            if covered.end == index
-                && last.kind == item.kind
-                && source == item.source.get()
-                && last.destination.get() + moved == item.destination.get()
-            {
-                covered.end += pages as usize;
-                last.pages = (last.pages.get() + pages).into();
-                return Ok(());
-            }
-        }
-        self.flush()?;
-        self.last = Some((index..index + pages as usize, item));
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result {
-        if let Some((covered, item)) = self.last.take() {
-            self.message.push(&item)?;
-            self.covered.push(covered, GFP_KERNEL)?;
-        }
-        Ok(())
-    }
-
-    /// The list with all items in the message.
-    fn finish(mut self) -> Result<Self> {
-        self.flush()?;
-        Ok(self)
-    }
-}
-
-/// Counts what has been moved.
-fn count(committed: &Committed<'_>) -> Tally {
-    let mut tally = Tally::default();
-    for index in 0..committed.pages() {
-        if let Some(order) = committed.moved_order(index) {
-            tally.moved += 1 << order;
-            tally.large += u64::from(order > 0);
-        }
-    }
-    tally
 }

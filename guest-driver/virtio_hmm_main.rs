@@ -28,11 +28,13 @@ mod migrate;
 mod mm;
 mod node;
 mod pages;
+mod pipeline;
 mod process;
 mod queue;
 mod residency;
 mod space;
 mod sys;
+mod transfer;
 mod virtio;
 mod wait;
 

@@ -95,7 +95,7 @@ impl Drop for LockedFolio {
     }
 }
 
-/// Memory for one migration, to be used again and again.
+/// Memory for one migration at a time, to be used again and again.
 pub(crate) struct Scratch {
     src: KVVec<usize>,
     dst: KVVec<usize>,
@@ -225,7 +225,7 @@ enum Origin<'a> {
 /// of `dst` that `fill` has set: these stand for a locked folio with a reference.
 pub(crate) struct Collected<'a> {
     origin: Origin<'a>,
-    scratch: &'a mut Scratch,
+    scratch: Scratch,
     pages: usize,
 }
 
@@ -245,7 +245,7 @@ impl<'a> Collected<'a> {
         (select, size): (Select, Size),
         owner: Owner,
         fault: Option<NonNull<bindings::page>>,
-        scratch: &'a mut Scratch,
+        mut scratch: Scratch,
     ) -> Result<Self> {
         let pages = range.len() >> PAGE_SHIFT;
         if pages > scratch.pages() {
@@ -293,11 +293,7 @@ impl<'a> Collected<'a> {
     /// # Safety
     ///
     /// The frames must be device memory of a page map that is alive.
-    pub(super) unsafe fn frames(
-        first: usize,
-        pages: usize,
-        scratch: &'a mut Scratch,
-    ) -> Result<Self> {
+    pub(super) unsafe fn frames(first: usize, pages: usize, mut scratch: Scratch) -> Result<Self> {
         if pages > scratch.pages() {
             return Err(EINVAL);
         }
@@ -343,6 +339,11 @@ impl<'a> Collected<'a> {
             source,
             order,
         })
+    }
+
+    /// The first slot at or behind a place.
+    pub(crate) fn next_slot(&self, index: usize) -> Option<Slot> {
+        (index..self.pages).find_map(|index| self.slot(index))
     }
 
     /// Whether a slot must be filled by one folio of its own size. Without addresses the
@@ -498,18 +499,34 @@ impl Drop for Collected<'_> {
         for index in 0..self.pages {
             self.empty(index);
         }
-        finalize(&mut self.origin, self.scratch, self.pages);
+        finalize(&mut self.origin, &mut self.scratch, self.pages);
     }
 }
 
 /// Pages whose memory has been exchanged, as far as possible.
 pub(crate) struct Committed<'a> {
     origin: Origin<'a>,
-    scratch: &'a mut Scratch,
+    scratch: Scratch,
     pages: usize,
 }
 
 impl Committed<'_> {
+    /// Gives the pages back to their processes, and the memory for the next migration to the
+    /// caller.
+    pub(crate) fn finish(self) -> Scratch {
+        // This does what `drop` would do.
+        let mut this = core::mem::ManuallyDrop::new(self);
+        let Self {
+            origin,
+            scratch,
+            pages,
+        } = &mut *this;
+        finalize(origin, scratch, *pages);
+        // SAFETY: `this` is not dropped, so that the field is read only once; nothing else of
+        // it owns anything.
+        unsafe { core::ptr::read(scratch) }
+    }
+
     /// How many pages the range has.
     pub(crate) fn pages(&self) -> usize {
         self.pages
@@ -536,7 +553,7 @@ impl Committed<'_> {
 
 impl Drop for Committed<'_> {
     fn drop(&mut self) {
-        finalize(&mut self.origin, self.scratch, self.pages);
+        finalize(&mut self.origin, &mut self.scratch, self.pages);
     }
 }
 

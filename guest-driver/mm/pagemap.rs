@@ -296,7 +296,7 @@ impl<T: DeviceMemory> Pagemap<T> {
         vma: LockedVma<'a>,
         range: Range<usize>,
         size: Size,
-        scratch: &'a mut Scratch,
+        scratch: Scratch,
     ) -> Result<Collected<'a>> {
         let select = match self.kind {
             Kind::Private => Select::Private,
@@ -317,7 +317,7 @@ impl<T: DeviceMemory> Pagemap<T> {
         vma: LockedVma<'a>,
         range: Range<usize>,
         size: Size,
-        scratch: &'a mut Scratch,
+        scratch: Scratch,
     ) -> Result<Collected<'a>> {
         let what = (Select::System, size);
         Collected::addresses(vma, range, what, self.owner(), None, scratch)
@@ -334,7 +334,7 @@ impl<T: DeviceMemory> Pagemap<T> {
         &self,
         first: u64,
         count: usize,
-        scratch: &'a mut Scratch,
+        scratch: Scratch,
     ) -> Result<Collected<'a>> {
         let end = first.checked_add(count as u64).ok_or(EINVAL)?;
         if end > self.frames {
@@ -509,11 +509,10 @@ impl<'f> CpuFault<'f> {
     ///
     /// `ENOMEM` if there is no memory for that.
     pub(crate) fn split<T: DeviceMemory>(&self, pagemap: &Pagemap<T>) -> Result {
-        let mut scratch = Scratch::new(1)?;
+        let scratch = Scratch::new(1)?;
         // Of the one page it would only be known after the split that it is locked for us.
         let range = page_range(self.address());
-        self.take(pagemap, range, Size::Small, &mut scratch)
-            .map(drop)
+        self.take(pagemap, range, Size::Small, scratch).map(drop)
     }
 
     /// Takes pages of this device memory away from the process at `range`, which must
@@ -527,7 +526,7 @@ impl<'f> CpuFault<'f> {
         pagemap: &Pagemap<T>,
         range: Range<usize>,
         size: Size,
-        scratch: &'a mut Scratch,
+        scratch: Scratch,
     ) -> Result<Collected<'a>>
     where
         'f: 'a,
@@ -543,7 +542,7 @@ impl<'f> CpuFault<'f> {
         pagemap: &Pagemap<T>,
         range: Range<usize>,
         size: Size,
-        scratch: &'a mut Scratch,
+        scratch: Scratch,
     ) -> Result<Collected<'a>>
     where
         'f: 'a,

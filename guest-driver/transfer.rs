@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The contents of pages on the move.
+//!
+//! A [`Transfer`] has lent new memory to pages that were collected, and has the device copy
+//! what is in them. As long as it exists, nobody can take the pages away from below the device:
+//! it holds what was collected, and when it is dropped everything has been copied or will not
+//! be.
+//!
+//! Knows nothing of why pages move, nor of what becomes of those that could not be copied.
+
+use crate::{
+    command::Copy,
+    device::Core,
+    mm::{
+        migrate::{Collected, Slot, Source},
+        pagemap::{DeviceMemory, Pagemap},
+    },
+    queue::{Command, Link, Message, Reply, Sent},
+    wire::{
+        command::Status,
+        dma::{DmaItem, ItemResult, Kind},
+    },
+};
+use core::ops::Range;
+use kernel::prelude::*;
+
+/// What carries a list of copies to the device.
+pub(crate) trait Carrier: Command<Entry = DmaItem, Output = ItemResult> {}
+
+impl<C: Command<Entry = DmaItem, Output = ItemResult>> Carrier for C {}
+
+/// Pages whose contents are being copied.
+pub(crate) struct Transfer<'t, 'c, C: Carrier> {
+    // In this order when dropped.
+    copying: Copying<'t, C>,
+    collected: Collected<'c>,
+}
+
+/// A list of copies that has been handed over.
+struct Copying<'t, C: Carrier> {
+    link: &'t Link,
+    /// None if there is nothing to copy, or if the device has been given up.
+    request: Option<Sent<C>>,
+    covered: KVVec<Range<usize>>,
+}
+
+impl<C: Carrier> Drop for Copying<'_, C> {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            // Nobody asks what becomes of it any more.
+            let _ = request.wait(self.link);
+        }
+    }
+}
+
+impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
+    /// Lends new memory to all that has been collected, by `fill`, which says whether there was
+    /// any; and has the device begin to copy, or clear, by one request, in which neighbours are
+    /// one item.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory for the request, or what `fill` returns. All pages then
+    /// are where they were.
+    pub(crate) fn begin<M: DeviceMemory>(
+        core: &'t Core,
+        pagemap: &Pagemap<M>,
+        mut collected: Collected<'c>,
+        mut fill: impl FnMut(&mut Collected<'c>, Slot) -> Result<bool>,
+    ) -> Result<Self> {
+        let mut list = List::new(collected.pages())?;
+        let mut next = 0;
+        while let Some(slot) = collected.next_slot(next) {
+            next = slot.index + (1 << slot.order);
+            if fill(&mut collected, slot)? {
+                list.add_slot(pagemap, &collected, slot)?;
+            }
+        }
+        let (message, covered) = list.finish()?;
+        let link = &core.link;
+        let request = (!covered.is_empty()).then(|| link.submit(message).ok());
+        Ok(Self {
+            copying: Copying {
+                link,
+                request: request.flatten(),
+                covered,
+            },
+            collected,
+        })
+    }
+
+    /// Waits until everything has been copied. Calls `failed` for each slot that was not.
+    ///
+    /// # Errors
+    ///
+    /// What `failed` returns.
+    pub(crate) fn end(
+        self,
+        mut failed: impl FnMut(&mut Collected<'_>, Slot) -> Result,
+    ) -> Result<Collected<'c>> {
+        let Self {
+            mut copying,
+            mut collected,
+        } = self;
+        let request = copying.request.take();
+        let reply = request.and_then(|request| request.wait(copying.link).ok());
+        for (number, covered) in copying.covered.iter().enumerate() {
+            if !is_done(reply.as_ref(), number) {
+                each_filled(&mut collected, covered, &mut failed)?;
+            }
+        }
+        Ok(collected)
+    }
+}
+
+/// Calls `visit` for the slots that have to do with some pages and that new memory has been
+/// lent to.
+fn each_filled(
+    collected: &mut Collected<'_>,
+    pages: &Range<usize>,
+    visit: &mut impl FnMut(&mut Collected<'_>, Slot) -> Result,
+) -> Result {
+    let mut index = 0;
+    while let Some(slot) = collected.next_slot(index) {
+        index = slot.index + (1 << slot.order);
+        let concerned = slot.index < pages.end && pages.start < index;
+        if concerned && collected.is_filled(slot.index) {
+            visit(collected, slot)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_done<C: Carrier>(reply: Option<&Reply<C>>, number: usize) -> bool {
+    let result = reply.and_then(|reply| reply.output(number));
+    result.is_some_and(|result| result.status.get() == Status::Ok.raw())
+}
+
+/// How the contents of `pages` pages get from the source to the frame `pfn`.
+fn item<M: DeviceMemory>(pagemap: &Pagemap<M>, source: Source, pfn: usize, pages: u32) -> DmaItem {
+    match (source, pagemap.frame(pfn)) {
+        (Source::Hole, Some(frame)) => Copy::clear(frame, pages),
+        (Source::Folio(from), Some(frame)) => Copy::to_device(from as u64, frame, pages),
+        (Source::Folio(from), None) => {
+            // Only pages of this device memory are collected to be moved back; a frame
+            // that is none would be refused.
+            let from = pagemap.frame(from).unwrap_or(u64::MAX);
+            Copy::to_system(from, pfn as u64, pages)
+        }
+        // Holes are only filled with device memory.
+        (Source::Hole, None) => Copy::to_system(u64::MAX, pfn as u64, pages),
+    }
+}
+
+/// A list of items to copy that is being written.
+struct List<C: Carrier> {
+    message: Message<C>,
+    /// Which pages each item of the message covers.
+    covered: KVVec<Range<usize>>,
+    /// The last item, which the next one may continue.
+    last: Option<(Range<usize>, DmaItem)>,
+}
+
+impl<C: Carrier> List<C> {
+    fn new(pages: usize) -> Result<Self> {
+        Ok(Self {
+            message: Message::new(0, pages, pages)?,
+            covered: KVVec::with_capacity(pages, GFP_KERNEL)?,
+            last: None,
+        })
+    }
+
+    /// Adds what has been lent memory of a slot.
+    fn add_slot<M: DeviceMemory>(
+        &mut self,
+        pagemap: &Pagemap<M>,
+        collected: &Collected<'_>,
+        slot: Slot,
+    ) -> Result {
+        let mut page = 0;
+        while page < 1 << slot.order {
+            let index = slot.index + page;
+            page += match collected.new_memory(index) {
+                Some((pfn, order)) => {
+                    let source = match slot.source {
+                        Source::Hole => Source::Hole,
+                        Source::Folio(first) => Source::Folio(first + page),
+                    };
+                    self.add(index, item(pagemap, source, pfn, 1 << order))?;
+                    1 << order
+                }
+                None => 1,
+            };
+        }
+        Ok(())
+    }
+
+    /// Adds an item for the pages from `index` on.
+    fn add(&mut self, index: usize, item: DmaItem) -> Result {
+        let pages = item.pages.get();
+        if let Some((covered, last)) = &mut self.last {
+            let moved = u64::from(last.pages.get());
+            let reads = last.kind.get() != Kind::Clear.raw();
+            let source = last.source.get() + if reads { moved } else { 0 };
+            if covered.end == index
+                && last.kind == item.kind
+                && source == item.source.get()
+                && last.destination.get() + moved == item.destination.get()
+            {
+                covered.end += pages as usize;
+                last.pages = (last.pages.get() + pages).into();
+                return Ok(());
+            }
+        }
+        self.flush()?;
+        self.last = Some((index..index + pages as usize, item));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result {
+        if let Some((covered, item)) = self.last.take() {
+            self.message.push(&item)?;
+            self.covered.push(covered, GFP_KERNEL)?;
+        }
+        Ok(())
+    }
+
+    /// The request, and which pages each of its items covers.
+    fn finish(mut self) -> Result<(Message<C>, KVVec<Range<usize>>)> {
+        self.flush()?;
+        Ok((self.message, self.covered))
+    }
+}
