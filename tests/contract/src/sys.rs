@@ -242,7 +242,7 @@ fn single(address: usize, bytes: usize) -> libc::iovec {
     }
 }
 
-/// Reads memory of another process.
+/// Reads memory of a process, maybe of this one.
 pub(crate) fn read_process(id: i32, address: usize, into: &mut [u8]) -> io::Result<usize> {
     let local = single(into.as_mut_ptr().expose_provenance(), into.len());
     let remote = single(address, into.len());

@@ -5,7 +5,6 @@
 //! [`machine`](crate::machine) knows, and cannot run elsewhere.
 
 use std::cell::RefCell;
-use std::os::fd::AsFd;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::{Destination, Device, Place, Reason};
@@ -138,17 +137,19 @@ fn in_place(bound: &Bound, area: &Area, place: Place) -> Result<Vec<usize>> {
 
 /// Reads a page by the kernel's hand: whether it could be, and was right.
 fn can_be_read(area: &Area, page: usize, tag: u8) -> Result<bool> {
-    let (read, write) = sys::pipe()?;
-    match sys::write_from(write.as_fd(), area.address(page), PAGE) {
+    let mut bytes = [0; PAGE];
+    // By a call that brings the page in once: others touch it again when that fails, and some
+    // later copy may go well.
+    let this = i32::try_from(std::process::id())?;
+    match sys::read_process(this, area.address(page), &mut bytes) {
         Err(error) if error.raw_os_error() == Some(libc::EFAULT) => return Ok(false),
-        other => ensure!(other.context("write(2)")? == PAGE, "a part of page {page}"),
+        other => ensure!(
+            other.context("process_vm_readv(2)")? == PAGE,
+            "a part of page {page}"
+        ),
     }
-    let copy = Area::small(1)?;
-    // SAFETY: the range lies in the area.
-    let count = unsafe { sys::read_into(read.as_fd(), copy.address(0), PAGE) };
-    ensure!(count.context("read(2)")? == PAGE, "a page is read");
-    for index in 0..PAGE / 8 {
-        let found = copy.read_word(0, index);
+    for word in bytes.chunks_exact(8) {
+        let found = u64::from_ne_bytes(word.try_into()?);
         ensure!(
             found == area.word(page, tag),
             "page {page} holds {found:#x} instead of what was written or nothing"
@@ -316,7 +317,16 @@ fn toucher(area: &Area, page: usize) -> Result<Child> {
 fn touch_until_refused(bound: &Bound, area: &Area, number: usize) -> Result<()> {
     let lost = driver(number)?.pages_lost;
     let (mut by_call, mut by_touch, mut served) = (0, 0, 0);
-    for round in 0..ROUNDS {
+    let other = Area::small(1)?;
+    other.write(other.all(), 1);
+    let mut rng = fastrand::Rng::with_seed(5);
+    for round in 0..4 * ROUNDS {
+        // Every so many copies fail: without some others in between, it might always be the call,
+        // or always the touch.
+        for _ in 0..rng.usize(..5) {
+            let _ = bound.migrate(&other, other.all(), Destination::Device)?;
+            let _ = bound.migrate(&other, other.all(), Destination::System)?;
+        }
         move_apart_or_whole(bound, area)?;
         let page = round * 7 % area.pages();
         let refused = if round % 2 == 0 {
