@@ -96,6 +96,9 @@ pub(crate) struct Bench {
     /// enough.
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     pub(crate) mapped: usize,
+    /// Measure this part only; may be given several times.
+    #[arg(long, value_name = "PART", value_enum)]
+    pub(crate) only: Vec<Measured>,
     /// Another device, to measure what changes of memory cost that both have mapped.
     #[arg(long, value_name = "PATH")]
     pub(crate) second: Option<PathBuf>,
@@ -103,6 +106,30 @@ pub(crate) struct Bench {
     /// driver it belongs to.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["second", "mapped", "largest"])]
     pub(crate) dmirror: Option<PathBuf>,
+}
+
+impl Bench {
+    /// Whether this part is to be measured.
+    pub(crate) fn has(&self, part: Measured) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+/// A part of what `hmm bench` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Measured {
+    /// Jobs: what it takes to hand one in.
+    Jobs,
+    /// Pages that the device has not mapped yet.
+    Faults,
+    /// Pages that move on request.
+    Migration,
+    /// Pages that a CPU touches on the device.
+    Touch,
+    /// Changes of what is mapped on the device.
+    Changes,
+    /// What the driver takes itself.
+    Memory,
 }
 
 /// What a process of the `processes` workload does.

@@ -238,9 +238,10 @@ layout! {
 
         /// Nanoseconds that migrations took to take pages away from their processes.
         pub collect_nanoseconds: u64,
-        /// Nanoseconds that they took to find memory for these at the destination.
+        /// Nanoseconds that they took to find memory for these at the destination, and to send
+        /// the lists of what is to be copied there.
         pub lend_nanoseconds: u64,
-        /// Nanoseconds from writing the list of what is to be copied to its answer.
+        /// Nanoseconds that they waited for copies when all that was done.
         pub copy_nanoseconds: u64,
         /// Nanoseconds that migrations took to exchange the memory.
         pub commit_nanoseconds: u64,

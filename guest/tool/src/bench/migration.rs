@@ -32,7 +32,7 @@ const SHOWN: [usize; 2] = [4 << 10, 2 << 20];
 const STAGES: [(&str, Better, Stage); 6] = [
     ("collect", Better::Lower, |c| c.driver.collect_nanoseconds),
     ("lend memory", Better::Lower, |c| c.driver.lend_nanoseconds),
-    ("request and copy", Better::Lower, |c| {
+    ("waiting for the copy", Better::Lower, |c| {
         c.driver.copy_nanoseconds
     }),
     ("the copy itself", Better::Higher, |c| {

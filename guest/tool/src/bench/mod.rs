@@ -21,7 +21,7 @@ use anyhow::{ensure, Result};
 use hmm::{Destination, Device, PageRange, Space};
 use hmm_bench::{Bench, Format};
 
-use crate::args;
+use crate::args::{self, Measured};
 use crate::memory::available;
 use buffer::LARGE;
 
@@ -34,18 +34,30 @@ pub(crate) fn measure(path: &Path, options: &args::Bench, json: bool) -> Result<
         return Ok(bench.is_complete());
     }
     let space = Device::open(path)?.bind()?;
-    jobs::measure(&mut bench, &space)?;
-    faults::measure(&mut bench, &space);
-    migration::measure(&mut bench, &space, options.largest)?;
-    touch::measure(&mut bench, &space);
     let mapped = mapped(options.mapped)?;
-    invalidation::measure(&mut bench, &space, mapped);
-    if let Some(path) = &options.second {
-        // Not before, because changes then concern it, too.
-        let second = Device::open(path)?.bind()?;
-        invalidation::measure_two(&mut bench, (&space, &second), mapped);
+    if options.has(Measured::Jobs) {
+        jobs::measure(&mut bench, &space)?;
     }
-    footprint::measure(&mut bench, &space, mapped);
+    if options.has(Measured::Faults) {
+        faults::measure(&mut bench, &space);
+    }
+    if options.has(Measured::Migration) {
+        migration::measure(&mut bench, &space, options.largest)?;
+    }
+    if options.has(Measured::Touch) {
+        touch::measure(&mut bench, &space);
+    }
+    if options.has(Measured::Changes) {
+        invalidation::measure(&mut bench, &space, mapped);
+        if let Some(path) = &options.second {
+            // Not before, because changes then concern it, too.
+            let second = Device::open(path)?.bind()?;
+            invalidation::measure_two(&mut bench, (&space, &second), mapped);
+        }
+    }
+    if options.has(Measured::Memory) {
+        footprint::measure(&mut bench, &space, mapped);
+    }
     Ok(bench.is_complete())
 }
 
