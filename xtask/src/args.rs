@@ -136,7 +136,7 @@ pub(crate) enum BenchPart {
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
     /// The kernels to run the virtual machine tests on; may be repeated
-    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
+    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock, KernelChoice::Debug])]
     pub(crate) kernels: Vec<KernelChoice>,
 }
 
