@@ -1,10 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use log::LevelFilter;
 
+use crate::backend::Options;
 use crate::device::DeviceConfig;
 use crate::inject::Rule;
 
@@ -48,6 +50,11 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 2,
         value_parser = clap::value_parser!(u32).range(1..=MAX_ENGINES))]
     pub engines: u32,
+
+    /// How long at most to look for the next control request before sleeping, in
+    /// microseconds, up to 128 [default: 128, or 0 on a single processor]
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub poll: Option<u32>,
 
     /// Check every use of a translation and of a frame, and report those that are wrong
     #[arg(long)]
@@ -104,6 +111,17 @@ impl Args {
             self.memory.next_power_of_two() >> 20,
             self.memory >> 20
         ))
+    }
+
+    /// What the vhost-user side of the device is to be like.
+    pub fn backend(&self) -> Options {
+        let default = Options::default();
+        Options {
+            coherent: self.coherent,
+            poll: self.poll.map_or(default.poll, |microseconds| {
+                Duration::from_micros(microseconds.into())
+            }),
+        }
     }
 
     /// Sizes and limits of the device.

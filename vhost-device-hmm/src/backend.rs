@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig};
@@ -53,6 +54,26 @@ const CONFIG_BYTES: usize = 64;
 /// vhost-user's own feature bit.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// What the vhost-user side of a device is to be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The guest's CPUs can address device memory.
+    pub coherent: bool,
+    /// How long at most to look for the next control request before sleeping.
+    pub poll: Duration,
+}
+
+impl Default for Options {
+    /// Private memory; and who looks for requests does not take the only processor.
+    fn default() -> Self {
+        let alone = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
+        Self {
+            coherent: false,
+            poll: if alone { Duration::ZERO } else { window::MOST },
+        }
+    }
+}
+
 /// The guest's memory, as it may change at any time.
 pub type GuestMemoryHandle = GuestMemoryAtomic<GuestMemoryMmap>;
 
@@ -72,16 +93,17 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A device for a front end whose memory will be known by this handle. If it is
-    /// `coherent`, the guest's CPUs can address device memory too.
-    pub fn new(accelerator: Accelerator, coherent: bool, memory: GuestMemoryHandle) -> Arc<Self> {
-        let region = coherent.then(|| Region::new(Arc::clone(accelerator.device_memory())));
+    /// A device for a front end whose memory will be known by this handle.
+    pub fn new(accelerator: Accelerator, options: Options, memory: GuestMemoryHandle) -> Arc<Self> {
+        let region = options
+            .coherent
+            .then(|| Region::new(Arc::clone(accelerator.device_memory())));
         let backend = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             region,
             memory,
             lanes: [Queue::Control, Queue::Dma, Queue::Submit, Queue::Fault]
-                .map(|queue| Lane::new(queue, accelerator.injector())),
+                .map(|queue| Lane::new(queue, accelerator.injector(), options.poll)),
             accelerator,
             held: Mutex::default(),
             next_ticket: AtomicU64::new(0),

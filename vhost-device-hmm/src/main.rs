@@ -40,7 +40,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         .ok_or("a socket path is needed")?;
     args.check_memory()?;
     let device = args.device();
-    server::serve(path, &device, args.coherent, || {
+    server::serve(path, &device, args.backend(), || {
         eprintln!(
             "vhost-device-hmm: listening on {} ({})",
             path.display(),

@@ -15,7 +15,7 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EventFd, EFD_CLOEXEC};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Options};
 use crate::device::{Accelerator, DeviceConfig, StartError};
 
 /// Why the daemon cannot serve.
@@ -61,7 +61,7 @@ impl From<Errno> for Error {
 pub fn serve(
     path: &Path,
     device: &DeviceConfig,
-    coherent: bool,
+    options: Options,
     listening: impl FnOnce(),
 ) -> Result<(), Error> {
     let mut signals = SigSet::empty();
@@ -78,7 +78,7 @@ pub fn serve(
         // A front end finds a device as it is after power-on.
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let accelerator = Accelerator::new(device.clone())?;
-        let backend = Backend::new(accelerator, coherent, memory.clone());
+        let backend = Backend::new(accelerator, options, memory.clone());
         let daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&backend), memory)
             .map_err(Error::Serve)?;
         if let Some(listening) = listening.take() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hmm_bench::{Bench, Per, Turn};
-use vhost_device_hmm::backend::{Backend, GuestMemoryHandle};
+use vhost_device_hmm::backend::{Backend, GuestMemoryHandle, Options};
 use vhost_device_hmm::device::request::{Command, Copy, Outcome};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
 use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
@@ -71,7 +71,12 @@ pub(crate) fn measure(bench: &mut Bench) {
         ..DeviceConfig::default()
     };
     let accelerator = Accelerator::new(config).expect("there is memory for a device");
-    let backend = Backend::new(accelerator, false, handle.clone());
+    // What is measured is work, not waiting for more.
+    let options = Options {
+        poll: Duration::ZERO,
+        ..Options::default()
+    };
+    let backend = Backend::new(accelerator, options, handle.clone());
     backend
         .update_memory(handle.clone())
         .expect("the memory is there");

@@ -4,6 +4,7 @@
 //! after the last chain that was moved.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use log::Level;
 use parking_lot::{Mutex, MutexGuard};
@@ -45,14 +46,14 @@ pub(super) enum State {
 }
 
 impl Lane {
-    pub(super) fn new(queue: Queue, injector: &Arc<Injector>) -> Self {
+    pub(super) fn new(queue: Queue, injector: &Arc<Injector>, poll: Duration) -> Self {
         Self {
             queue,
             vring: OnceLock::new(),
             state: Mutex::new(State::Stopped(None)),
             unusable: Limited::default(),
             injector: Arc::clone(injector),
-            window: (queue == Queue::Control).then(Window::default),
+            window: (queue == Queue::Control).then(|| Window::new(poll)),
         }
     }
 

@@ -3,9 +3,11 @@
 //! A kick and the wake-up behind it take longer than most requests, and drivers send many that
 //! depend on each other. But who looks for nothing takes processor time away from the guest.
 //! So the window follows the pauses there were between requests lately: it opens when a
-//! somewhat longer one would have been enough, and closes when the longest would not.
+//! somewhat longer one would have been enough, and closes when the longest would not. Where
+//! processors are too few, so that whoever looks is stopped for somebody else, nobody looks for a
+//! while.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -13,18 +15,37 @@ use parking_lot::Mutex;
 /// What a window opens to.
 const LEAST: Duration = Duration::from_micros(16);
 
-/// How far: what a kick and a wake-up take at most where nothing else is to be done.
-const MOST: Duration = Duration::from_micros(128);
+/// How far at most: what a kick and a wake-up take where nothing else is to be done.
+pub(super) const MOST: Duration = Duration::from_micros(128);
+
+/// Who looks again only after that time was stopped in between.
+const STOPPED: Duration = Duration::from_micros(20);
+
+/// How many times then go by without looking.
+const REST: u32 = 200;
 
 /// How long is worth looking for requests of one queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Window {
+    most: Duration,
     nanoseconds: AtomicU64,
+    /// How many times are to come without looking.
+    rest: AtomicU32,
     /// When there was nothing to do any more.
     idle: Mutex<Option<Instant>>,
 }
 
 impl Window {
+    /// One that is closed and opens as far as this, or [`MOST`] if that is less.
+    pub(super) fn new(most: Duration) -> Self {
+        Self {
+            most: most.min(MOST),
+            nanoseconds: AtomicU64::new(0),
+            rest: AtomicU32::new(0),
+            idle: Mutex::new(None),
+        }
+    }
+
     /// There is a request.
     pub(super) fn busy(&self) {
         if let Some(idle) = self.idle.lock().take() {
@@ -37,12 +58,23 @@ impl Window {
     pub(super) fn look(&self, mut look: impl FnMut() -> bool) -> bool {
         let idle = Instant::now();
         *self.idle.lock() = Some(idle);
-        let window = self.length();
-        while idle.elapsed() < window {
+        let rest = self.rest.load(Ordering::Relaxed);
+        if rest > 0 {
+            self.rest.store(rest - 1, Ordering::Relaxed);
+            return false;
+        }
+        let (window, mut looked) = (self.length(), idle);
+        while looked - idle < window {
             if look() {
                 return true;
             }
             std::hint::spin_loop();
+            let now = Instant::now();
+            if now - looked > STOPPED {
+                self.rest.store(REST, Ordering::Relaxed);
+                return false;
+            }
+            looked = now;
         }
         false
     }
@@ -56,7 +88,7 @@ impl Window {
         let next = match pause {
             _ if pause <= now => return,
             _ if pause > MOST => now / 2,
-            _ => (now * 2).clamp(LEAST, MOST),
+            _ => (now * 2).max(LEAST).min(self.most),
         };
         let next = u64::try_from(next.as_nanos()).unwrap_or(0);
         self.nanoseconds.store(next, Ordering::Relaxed);
@@ -69,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_window_opens_for_short_pauses_and_closes_for_long_ones() {
-        let window = Window::default();
+        let window = Window::new(MOST);
         window.learn(MOST * 2);
         assert_eq!(window.length(), Duration::ZERO);
         for expected in [LEAST, LEAST * 2, LEAST * 4, MOST] {
@@ -85,12 +117,36 @@ mod tests {
 
     #[test]
     fn a_closed_window_does_not_look() {
-        assert!(!Window::default().look(|| panic!("it looks")));
+        assert!(!Window::new(MOST).look(|| panic!("it looks")));
+    }
+
+    #[test]
+    fn a_window_that_may_not_open_stays_closed() {
+        let window = Window::new(Duration::ZERO);
+        for _ in 0..9 {
+            window.learn(LEAST);
+        }
+        assert_eq!(window.length(), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_is_stopped_while_looking_rests() {
+        let window = Window::new(MOST);
+        window.learn(LEAST);
+        let stopped = || {
+            std::thread::sleep(2 * STOPPED);
+            false
+        };
+        assert!(!window.look(stopped));
+        for _ in 0..REST {
+            assert!(!window.look(|| panic!("it looks")));
+        }
+        assert!(window.look(|| true));
     }
 
     #[test]
     fn an_open_window_sees_what_comes() {
-        let window = Window::default();
+        let window = Window::new(MOST);
         window.learn(LEAST);
         assert!(window.look(|| true));
         window.busy();
