@@ -29,10 +29,10 @@ const MOST: u32 = 600;
 
 /// Who looks again only after so many microseconds was stopped in between: one look takes far
 /// less, and an interrupt takes less, too.
-const STOPPED: i64 = 50;
+const STOPPED: i64 = 150;
 
 /// How many waits then go without looking.
-const REST: u32 = 200;
+const REST: u32 = 16;
 
 /// How long is worth looking, for one kind of answers.
 pub(super) struct Window {

@@ -22,7 +22,7 @@ pub(super) const MOST: Duration = Duration::from_micros(128);
 const STOPPED: Duration = Duration::from_micros(20);
 
 /// How many times then go by without looking.
-const REST: u32 = 200;
+const REST: u32 = 48;
 
 /// How long is worth looking for requests of one queue.
 #[derive(Debug)]
