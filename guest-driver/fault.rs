@@ -359,7 +359,7 @@ impl<'a> Resolver<'a> {
                 wish.want(wish.places(&(next..end)), want);
                 Ok(())
             };
-            match self.installer.install(next, describe, &mut None) {
+            match self.installer.install_ahead(next, describe) {
                 Ok(installed) => next = installed.end,
                 Err(_) => return,
             }

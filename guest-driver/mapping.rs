@@ -46,9 +46,15 @@ const PERSISTENCE: i64 = 2000;
 /// How long the kernel may wait for changes by others in one attempt, in milliseconds.
 const PATIENCE: u32 = 1000;
 
+/// How often it is tried to map what nobody waits for: once to see what lacks, once when it is
+/// there.
+const ATTEMPTS_AHEAD: u32 = 2;
+
 /// Counts attempts.
 struct Attempts {
     left: u32,
+    /// For so many milliseconds their number does not matter.
+    persistence: i64,
     begun: Instant<Monotonic>,
 }
 
@@ -56,14 +62,25 @@ impl Attempts {
     fn new() -> Self {
         Self {
             left: ATTEMPTS,
+            persistence: PERSISTENCE,
+            begun: Instant::now(),
+        }
+    }
+
+    /// For what nobody waits for.
+    fn ahead() -> Self {
+        Self {
+            left: ATTEMPTS_AHEAD,
+            persistence: 0,
             begun: Instant::now(),
         }
     }
 
     /// Whether it makes sense to try once more.
     fn go_on(&mut self) -> bool {
+        let goes_on = self.left > 0 || self.begun.elapsed().as_millis() < self.persistence;
         self.left = self.left.saturating_sub(1);
-        self.left > 0 || self.begun.elapsed().as_millis() < PERSISTENCE
+        goes_on
     }
 }
 
@@ -247,7 +264,22 @@ impl<'a> Installer<'a> {
         answers: &mut Option<Message<Answer>>,
     ) -> Result<Installed> {
         // Only a wish for atomics can be for another place.
-        self.settle(address, describe, answers)?.ok_or(EBUSY)
+        self.settle(address, describe, answers, Attempts::new())?
+            .ok_or(EBUSY)
+    }
+
+    /// The same for what nobody waits for as yet: it is not tried for long.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::install`].
+    pub(crate) fn install_ahead(
+        &mut self,
+        address: usize,
+        describe: impl Fn(&mut Wish) -> Result,
+    ) -> Result<Installed> {
+        self.settle(address, describe, &mut None, Attempts::ahead())?
+            .ok_or(EBUSY)
     }
 
     /// Maps the page at an address so that the device can write to it and replace values
@@ -267,7 +299,8 @@ impl<'a> Installer<'a> {
                 Ok(())
             }
         };
-        if let Some(installed) = self.settle(address, wish(Atomics::InDevice), answers)? {
+        let in_device = wish(Atomics::InDevice);
+        if let Some(installed) = self.settle(address, in_device, answers, Attempts::new())? {
             return Ok(installed);
         }
         match self.install_exclusive(address, answers) {
@@ -275,7 +308,8 @@ impl<'a> Installer<'a> {
             other => return other,
         }
         // CPUs keep the page, and the device's atomic operations are atomic to them also.
-        self.settle(address, wish(Atomics::Anywhere), answers)?
+        let anywhere = wish(Atomics::Anywhere);
+        self.settle(address, anywhere, answers, Attempts::new())?
             .ok_or(EBUSY)
     }
 
@@ -307,13 +341,13 @@ impl<'a> Installer<'a> {
         address: usize,
         describe: impl Fn(&mut Wish) -> Result,
         answers: &mut Option<Message<Answer>>,
+        mut attempts: Attempts,
     ) -> Result<Option<Installed>> {
         // All that may take memory comes before the lock.
         let mut means = Some(Means {
             map: self.map_message(LARGE_PAGES)?,
             region: Region::around(address)?,
         });
-        let mut attempts = Attempts::new();
         while attempts.go_on() {
             let mut wish = Wish::around(self.mm, address).ok_or(EFAULT)?;
             describe(&mut wish)?;

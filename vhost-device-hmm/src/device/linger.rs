@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::memory::{DeviceMemory, FrameSet};
 
@@ -142,7 +142,13 @@ impl Linger {
             let mut next = Some(0);
             while let (false, Some(frame)) = (*closed, next) {
                 next = match self.frames.try_write() {
-                    Some(mut frames) => frames.age(frame, device),
+                    Some(mut frames) => {
+                        let next = frames.age(frame, device);
+                        drop(frames);
+                        // To let it be closed.
+                        MutexGuard::bump(&mut closed);
+                        next
+                    }
                     None => {
                         self.changed.wait_for(&mut closed, PAUSE);
                         Some(frame)
