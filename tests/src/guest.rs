@@ -29,6 +29,9 @@ use crate::klog::{judge_console, Complaint};
 use crate::logs::{tail, Logs};
 use crate::pace::{Pace, ANSWER, BOOT};
 
+/// What a guest does until its agent greets.
+pub(crate) const BOOTING: &str = "the kernel boots";
+
 /// The guest.
 #[derive(Debug)]
 pub struct Guest {
@@ -57,7 +60,7 @@ impl Guest {
         thread::Builder::new()
             .name("guest".into())
             .spawn(move || reader.read(from_agent, &greeted))?;
-        let doing = || "the kernel boots".to_owned();
+        let doing = || BOOTING.to_owned();
         let release = match greeting.recv_timeout(pace.scale(BOOT)) {
             Ok(release) => release,
             Err(RecvTimeoutError::Disconnected) => Err(Error::Gone {
