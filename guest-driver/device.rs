@@ -210,7 +210,7 @@ impl Core {
                 message.push(&Copy::discard(run.first, run.pages))?;
             }
             let sent = self.link.send(message);
-            // Discarding gives memory back and hides old contents. Frames that the device
+            // Discarding lets the device give memory back. Frames that the device
             // did not discard can be used none the less: all are written before they are
             // read.
             self.frames.discarded(&runs);

@@ -202,16 +202,7 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
         runs(
             &stretch,
             |address| stay & region_bit(address) == 0,
-            |run| {
-                pipeline.push(
-                    run,
-                    |part, scratch| {
-                        let pagemap = &device.pagemap;
-                        pagemap.collect_to_system(vma, part, Size::Small, scratch)
-                    },
-                    |collected, slot, start| fill_system(core, collected, slot, Some((vma, start))),
-                )
-            },
+            |run| push_home(&mut pipeline, device, vma, run, Size::Small),
         )?;
         tally.add(pipeline.finish()?.tally);
         Ok(tally)
@@ -220,6 +211,21 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
     counters.pages_to_system.add(tally.moved);
     counters.large_to_system.add(tally.large);
     Ok(tally)
+}
+
+/// Moves what is in device memory of a range of `vma` back.
+fn push_home<'m>(
+    pipeline: &mut Pipeline<'_, 'm>,
+    device: &Device,
+    vma: LockedVma<'m>,
+    range: Range<usize>,
+    size: Size,
+) -> Result {
+    pipeline.push(
+        range,
+        |part, scratch| device.pagemap.collect_to_system(vma, part, size, scratch),
+        |collected, slot, start| fill_system(&device.core, collected, slot, Some((vma, start))),
+    )
 }
 
 /// Calls `visit` for the longest parts of a range whose regions of 2 MiB all are such as `is_so`
@@ -278,14 +284,7 @@ fn whole_home(
     };
     let mut pipeline = Pipeline::new(device);
     runs(&range, is_whole, |run| {
-        pipeline.push(
-            run,
-            |part, scratch| {
-                let pagemap = &device.pagemap;
-                pagemap.collect_to_system(vma, part, Size::Whole, scratch)
-            },
-            |collected, slot, start| fill_system(core, collected, slot, Some((vma, start))),
-        )
+        push_home(&mut pipeline, device, vma, run, Size::Whole)
     })?;
     let mut moved = pipeline.finish()?;
     // What lacked memory gets another chance, in pieces.
@@ -379,12 +378,7 @@ fn fetch<C: Carrier>(
     .map_err(|_| Lost::NoMemory)?;
     drop(lending);
     let copying = core.counters.copy_nanoseconds.time();
-    let collected = transfer
-        .end(|collected, slot| {
-            collected.empty_slot(slot);
-            Ok(())
-        })
-        .map_err(|_| Lost::Contents)?;
+    let collected = transfer.end_or_stay().map_err(|_| Lost::Contents)?;
     drop(copying);
     if wanted.is_some_and(|slot| !collected.is_filled(slot.index)) {
         return Err(Lost::Contents);

@@ -154,10 +154,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             large,
         } = part;
         let copying = counters.copy_nanoseconds.time();
-        let collected = transfer.end(|collected, slot| {
-            collected.empty_slot(slot);
-            Ok(())
-        })?;
+        let collected = transfer.end_or_stay()?;
         drop(copying);
         let committing = counters.commit_nanoseconds.time();
         let committed = collected.commit();

@@ -114,6 +114,20 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     }
 }
 
+impl<'c, C: Carrier> Transfer<'_, 'c, C> {
+    /// Waits until everything has been copied; what could not be copied stays where it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::end`].
+    pub(crate) fn end_or_stay(self) -> Result<Collected<'c>> {
+        self.end(|collected, slot| {
+            collected.empty_slot(slot);
+            Ok(())
+        })
+    }
+}
+
 /// Calls `visit` for the slots that have to do with some pages and that new memory has been
 /// lent to.
 fn each_filled(

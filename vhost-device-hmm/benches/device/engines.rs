@@ -7,12 +7,10 @@ use hmm_bench::{Bench, Per, Turn};
 use ndarray::linalg::general_mat_mul;
 use ndarray::Array2;
 use vhost_device_hmm::device::DeviceConfig;
-use virtio_hmm_spec::wire::operation::{Checksum, Gemm, Operation};
+use virtio_hmm_spec::wire::operation::{Checksum, Operation};
 
+use crate::jobs::{gemm, ORDER};
 use crate::machine::{Leaves, Machine, BASE, MEMORY};
-
-/// Rows and columns of the matrices.
-const ORDER: u64 = 512;
 
 /// Bytes of a job's operand.
 const BYTES: u64 = 32 << 20;
@@ -56,24 +54,6 @@ fn checksum(source: u64) -> Operation {
     Checksum {
         source,
         bytes: BYTES,
-    }
-    .into()
-}
-
-fn gemm(a: u64) -> Operation {
-    let bytes = ORDER * ORDER * 4;
-    Gemm {
-        a,
-        b: a + bytes,
-        c: a + 2 * bytes,
-        m: ORDER,
-        n: ORDER,
-        k: ORDER,
-        a_stride: ORDER,
-        b_stride: ORDER,
-        c_stride: ORDER,
-        alpha: 1.0,
-        beta: 0.0,
     }
     .into()
 }

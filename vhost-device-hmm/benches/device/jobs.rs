@@ -22,7 +22,7 @@ use crate::machine::{all_of, index, shuffled, Leaves, Machine, Plain, BASE};
 const BYTES: u64 = 64 << 20;
 
 /// Rows and columns of the matrices.
-const ORDER: u64 = 512;
+pub(crate) const ORDER: u64 = 512;
 
 /// Tiny jobs in a round.
 const JOBS: u64 = 200;
@@ -60,11 +60,29 @@ pub(crate) fn measure(bench: &mut Bench) {
     }
 }
 
+/// The product of two matrices that lie behind each other at an address, as the third one there.
+pub(crate) fn gemm(a: u64) -> Operation {
+    let bytes = ORDER * ORDER * 4;
+    Gemm {
+        a,
+        b: a + bytes,
+        c: a + 2 * bytes,
+        m: ORDER,
+        n: ORDER,
+        k: ORDER,
+        a_stride: ORDER,
+        b_stride: ORDER,
+        c_stride: ORDER,
+        alpha: 1.0,
+        beta: 0.0,
+    }
+    .into()
+}
+
 /// What streams through memory, and how much of it.
 fn operations() -> [(&'static str, Per, Operation); 9] {
     let (x, y, element) = (BASE, BASE + BYTES, Element::F32);
     let (bytes, count) = (BYTES, BYTES / 4);
-    let matrix = ORDER * ORDER * 4;
     [
         (
             "fill",
@@ -144,24 +162,7 @@ fn operations() -> [(&'static str, Per, Operation); 9] {
             }
             .into(),
         ),
-        (
-            "gemm 512",
-            Per::Flops(2 * ORDER * ORDER * ORDER),
-            Gemm {
-                a: x,
-                b: x + matrix,
-                c: x + 2 * matrix,
-                m: ORDER,
-                n: ORDER,
-                k: ORDER,
-                a_stride: ORDER,
-                b_stride: ORDER,
-                c_stride: ORDER,
-                alpha: 1.0,
-                beta: 0.0,
-            }
-            .into(),
-        ),
+        ("gemm 512", Per::Flops(2 * ORDER * ORDER * ORDER), gemm(x)),
     ]
 }
 
