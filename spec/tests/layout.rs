@@ -10,8 +10,8 @@ use virtio_hmm_spec::uapi::{
     Bind, Call, Counters, DriverStatistics, Info, Migrate, Residency, Submit, Wait,
 };
 use virtio_hmm_spec::wire::command::{
-    AnswerEntry, CancelEntry, InitEntry, MapEntry, QueryResult, RangeEntry, ReplyHeader, Request,
-    RequestHeader, Status,
+    AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
+    ReplyHeader, Request, RequestHeader, Status,
 };
 use virtio_hmm_spec::wire::config::Config;
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
@@ -46,6 +46,7 @@ fn every_structure_has_the_layout_that_is_written_down() {
     assert_layout::<AnswerEntry>(16, &[0, 8, 12]);
     assert_layout::<CancelEntry>(8, &[0]);
     assert_layout::<QueryResult>(16, &[0, 8, 12]);
+    assert_layout::<FetchEntry>(32, &[0, 8, 16, 24, 28]);
     assert_layout::<DmaItem>(24, &[0, 4, 8, 16]);
     assert_layout::<ItemResult>(4, &[0]);
     assert_layout::<JobDescriptor>(120, &[0, 4, 8]);
@@ -177,6 +178,13 @@ fn the_fields_of_the_wire_are_read_at_their_places_and_little_endian() {
         frame: 0x0706_0504_0302_0100,
         flags: 0x0b0a_0908,
         order: 0x0f0e_0d0c,
+    });
+    assert_fields!(FetchEntry {
+        address: 0x0706_0504_0302_0100,
+        source: 0x0f0e_0d0c_0b0a_0908,
+        destination: 0x1716_1514_1312_1110,
+        pages: 0x1b1a_1918,
+        reserved: 0x1f1e_1d1c,
     });
     assert_fields!(DmaItem {
         kind: 0x0302_0100,
@@ -520,7 +528,7 @@ macro_rules! assert_values {
 
 #[test]
 fn only_numbers_that_are_listed_are_values() {
-    assert_values!(Request: u16, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16]);
+    assert_values!(Request: u16, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16]);
     assert_values!(
         Status: u32,
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 255]

@@ -6,8 +6,8 @@
 use std::mem::size_of;
 
 use virtio_hmm_spec::wire::command::{
-    AnswerEntry, CancelEntry, InitEntry, MapEntry, QueryResult, RangeEntry, ReplyHeader, Request,
-    RequestHeader, Status,
+    AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
+    ReplyHeader, Request, RequestHeader, Status,
 };
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
 use virtio_hmm_spec::wire::fault::{Action, FaultHeader, FaultRecord, Reason};
@@ -132,7 +132,14 @@ pub fn decode_control(raw: Raw<'_>) -> Decoded<Command<'_>> {
             framed.room_for::<Statistics>(1)?;
             Command::Statistics
         }
-        Request::Copy => Command::Copy(decode_copy(raw)?),
+        Request::Fetch => {
+            framed.room_for::<ItemResult>(framed.count.into())?;
+            let entries = framed.list(DeviceConfig::MAX_ENTRIES, |entry: &FetchEntry| {
+                entry.pages.get() != 0 && entry.reserved.get() == 0
+            })?;
+            Command::Fetch { space, entries }
+        }
+        Request::Copy => return Err(misplaced(decode_copy(raw))),
     };
     Ok(command)
 }

@@ -14,9 +14,7 @@ use vhost_device_hmm::device::linger::PERIOD;
 use vhost_device_hmm::device::memory::FRAME_BYTES;
 use vhost_device_hmm::device::request::{Command, Copy, Outcome, Refusal};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
-use virtio_hmm_spec::wire::command::{
-    MapEntry, Request, RequestHeader, Status, MAX_CONTROL_COPY_PAGES,
-};
+use virtio_hmm_spec::wire::command::{FetchEntry, MapEntry, Request, RequestHeader, Status};
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::{rights, LARGE_PAGES, PAGE_BYTES};
@@ -48,6 +46,16 @@ fn control(accelerator: &Accelerator, bytes: &[u8]) -> (Status, u32) {
     match accelerator.execute(decode_control(raw(bytes))) {
         Outcome::Refused(refusal) => (refusal.status, refusal.entry),
         _ => (Status::Ok, 0),
+    }
+}
+
+fn fetch(pages: u32, reserved: u32) -> FetchEntry {
+    FetchEntry {
+        address: 0.into(),
+        source: 0.into(),
+        destination: 0.into(),
+        pages: pages.into(),
+        reserved: reserved.into(),
     }
 }
 
@@ -92,6 +100,10 @@ fn bytes_that_are_no_request_are_malformed() {
             1,
             &[1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0],
         ),
+        request(Request::Fetch.raw(), 1, 1, fetch(0, 0).as_bytes()),
+        request(Request::Fetch.raw(), 1, 1, fetch(1, 1).as_bytes()),
+        request(Request::Fetch.raw(), 1, 2, fetch(1, 0).as_bytes()),
+        request(Request::Fetch.raw(), 1, 0, &[]),
         // A list of copies is malformed before it is on the wrong queue.
         request(Request::Copy.raw(), 0, 1, &[0; 23]),
     ];
@@ -102,18 +114,16 @@ fn bytes_that_are_no_request_are_malformed() {
             "{bytes:?}"
         );
     }
-    let short = Raw {
-        room: 8,
-        ..raw(&request(Request::Statistics.raw(), 0, 0, &[]))
+    for bytes in [
+        request(Request::Statistics.raw(), 0, 0, &[]),
+        request(Request::Fetch.raw(), 1, 1, fetch(1, 0).as_bytes()),
+    ] {
+        let short = Raw {
+            room: 8,
+            ..raw(&bytes)
+        };
+        assert_eq!(decode_control(short).unwrap_err().status, Status::Malformed);
     }
-    .room;
-    let bytes = request(Request::Statistics.raw(), 0, 0, &[]);
-    let refusal = decode_control(Raw {
-        room: short,
-        ..raw(&bytes)
-    })
-    .unwrap_err();
-    assert_eq!(refusal.status, Status::Malformed);
     assert_eq!(
         machine.statistics().requests_refused.get(),
         cases.len() as u64
@@ -421,37 +431,6 @@ fn a_frame_that_is_discarded_gives_its_memory_back_before_long() {
 }
 
 #[test]
-fn a_short_copy_may_come_among_control_requests() {
-    let machine = Machine::plain();
-    machine.write_ram(0, &[7; 64]);
-    let most = u32::try_from(MAX_CONTROL_COPY_PAGES).unwrap();
-    let items = [item(Kind::ToDevice, 0, 0, 1), item(Kind::ToSystem, 0, 1, 1)];
-    let list = |items: &[DmaItem]| {
-        let count = u32::try_from(items.len()).unwrap();
-        request(Request::Copy.raw(), 0, count, items.as_bytes())
-    };
-    let bytes = list(&items);
-    match machine.accelerator.execute(decode_control(raw(&bytes))) {
-        Outcome::Copied(results) => {
-            let statuses: Vec<u32> = results.iter().map(|result| result.status.get()).collect();
-            assert_eq!(statuses, [Status::Ok.raw(); 2]);
-        }
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(machine.read_ram(1, 64), [7; 64]);
-    // A long one would keep others waiting.
-    let halves = [
-        item(Kind::Clear, 0, 0, most / 2),
-        item(Kind::Clear, 0, u64::from(most), most / 2),
-    ];
-    let (accelerator, ok) = (&machine.accelerator, (Status::Ok, 0));
-    assert_eq!(control(accelerator, &list(&halves)), ok);
-    let long = [halves[0], halves[1], item(Kind::Clear, 0, 0, 1)];
-    assert_eq!(control(accelerator, &list(&long)), (Status::Limit, 0));
-    assert_eq!(machine.copy(&long), [Status::Ok; 3]);
-}
-
-#[test]
 fn a_reset_gives_all_memory_back_at_once() {
     let machine = Machine::plain();
     machine.copy(&[item(Kind::ToDevice, 0, 0, 2), item(Kind::Discard, 0, 0, 1)]);
@@ -493,7 +472,7 @@ proptest! {
                 prop_assert!(submitted.is_err());
             }
         }
-        if operation != Request::Copy.raw() {
+        if ![Request::Copy.raw(), Request::Fetch.raw()].contains(&operation) {
             let after = machine.ram.read_obj::<[u8; 32]>(GuestAddress(0)).unwrap();
             prop_assert_eq!(before, after);
         }

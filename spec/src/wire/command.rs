@@ -30,6 +30,9 @@ values! {
         /// Read the counters; answered with
         /// [`Statistics`](super::statistics::Statistics).
         Statistics = 10,
+        /// Remove mappings, then copy to the guest's memory; [`FetchEntry`], each answered with
+        /// an [`ItemResult`](super::dma::ItemResult).
+        Fetch = 11,
         /// Carry out a list of [`DmaItem`](super::dma::DmaItem); only on the dma queue.
         Copy = 16,
     }
@@ -152,6 +155,20 @@ layout! {
         pub job: U64,
     }
 
+    /// A run of pages to be brought home.
+    pub struct FetchEntry {
+        /// The virtual address of the first page, aligned to a page.
+        pub address: U64,
+        /// The first frame of device memory.
+        pub source: U64,
+        /// The first frame of the guest's memory.
+        pub destination: U64,
+        /// How many pages; at least one.
+        pub pages: U32,
+        /// Zero.
+        pub reserved: U32,
+    }
+
     /// How one page of a queried range is translated.
     pub struct QueryResult {
         /// The page's frame.
@@ -181,8 +198,8 @@ pub mod query_flags {
     pub const DIRTY: u32 = 1 << 18;
 }
 
-/// The most pages that a `Copy` on the control queue may be about, all items together.
-pub const MAX_CONTROL_COPY_PAGES: u64 = 64;
+/// The most pages that one [`Request::Fetch`] may be about, all entries together.
+pub const MAX_FETCH_PAGES: u64 = 64;
 
 /// The most entries that one query may be answered with, in pages.
 pub const MAX_QUERY_PAGES: u64 = 512;

@@ -2,8 +2,8 @@
 
 use virtio_hmm_spec::uapi::{Bind, Submit};
 use virtio_hmm_spec::wire::command::{
-    map_flags, query_flags, AnswerEntry, InitEntry, MapEntry, QueryResult, RangeEntry, ReplyHeader,
-    Request, RequestHeader, Status,
+    map_flags, query_flags, AnswerEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
+    ReplyHeader, Request, RequestHeader, Status,
 };
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult, Kind};
@@ -64,16 +64,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
                 &[item(Kind::ToDevice, 512, 0x45600, 0x200)],
             ),
         ),
-        (
-            "copy-reply",
-            reply(
-                Status::Ok,
-                1,
-                &[ItemResult {
-                    status: Status::Ok.raw().into(),
-                }],
-            ),
-        ),
+        ("copy-reply", copied()),
         (
             "map-large-request",
             request(Request::Map, SPACE, &[map_large()]),
@@ -87,16 +78,11 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
             request(Request::Query, SPACE, &[range(LARGE + 15 * 0x1000, 2)]),
         ),
         ("query-reply", query_reply()),
+        ("fetch-request", request(Request::Fetch, SPACE, &[fetch()])),
+        ("fetch-reply", copied()),
         (
-            "copy-to-system-request",
-            request(
-                Request::Copy,
-                0,
-                &[
-                    item(Kind::ToSystem, 16, 0x200, 0x60000),
-                    item(Kind::Discard, 16, 0, 0x200),
-                ],
-            ),
+            "discard-request",
+            request(Request::Copy, 0, &[item(Kind::Discard, 16, 0, 0x200)]),
         ),
         (
             "refused-request",
@@ -215,6 +201,24 @@ fn item(kind: Kind, pages: u32, source: u64, destination: u64) -> DmaItem {
         source: source.into(),
         destination: destination.into(),
     }
+}
+
+fn fetch() -> FetchEntry {
+    FetchEntry {
+        address: LARGE.into(),
+        source: 0x200.into(),
+        destination: 0x60000.into(),
+        pages: 16.into(),
+        reserved: 0.into(),
+    }
+}
+
+/// The reply to one item that was copied.
+fn copied() -> Vec<u8> {
+    let done = ItemResult {
+        status: Status::Ok.raw().into(),
+    };
+    reply(Status::Ok, 1, &[done])
 }
 
 fn job_request() -> Vec<u8> {

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use virtio_hmm_spec::uapi::dmirror::{self, protection, DmirrorCall, DmirrorCommand};
 use virtio_hmm_spec::uapi::{self, page_state, CALLS};
 use virtio_hmm_spec::wire::command::{
-    self, map_flags, query_flags, AnswerEntry, CancelEntry, InitEntry, MapEntry, QueryResult,
-    RangeEntry, ReplyHeader, Request, RequestHeader, Status,
+    self, map_flags, query_flags, AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry,
+    QueryResult, RangeEntry, ReplyHeader, Request, RequestHeader, Status,
 };
 use virtio_hmm_spec::wire::config::{self, capability, Config};
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult, Kind};
@@ -105,6 +105,7 @@ impl Interface {
                 structure::<AnswerEntry>(),
                 structure::<CancelEntry>(),
                 structure::<QueryResult>(),
+                structure::<FetchEntry>(),
                 structure::<DmaItem>(),
                 structure::<ItemResult>(),
                 structure::<JobDescriptor>(),
@@ -142,7 +143,7 @@ impl Interface {
                 capability { CHECK, COHERENT }
                 map_flags { DEVICE, ALL }
                 query_flags { PRESENT, ACCESSED, DIRTY }
-                command { MAX_CONTROL_COPY_PAGES, MAX_QUERY_PAGES }
+                command { MAX_FETCH_PAGES, MAX_QUERY_PAGES }
                 job { MAX_ARGUMENTS }
                 fault { MIN_BUFFER, STORM_RETRIES }
                 uapi { VERSION, IOCTL_TYPE, MAX_DEVICES, MAX_SUBMIT, MAX_RESIDENCY_PAGES }

@@ -32,7 +32,7 @@ macro_rules! attacks {
 
 /// Every attack.
 pub(crate) const ATTACKS: &[Attack] = attacks! {
-    requests: mutated_control_requests mutated_copies mutated_jobs requests_after_a_reset;
+    requests: mutated_control_requests mutated_copies mutated_fetches mutated_jobs requests_after_a_reset;
     limits: lists_of_every_length every_space every_job every_page_table;
     garbage: random_bytes flipped_bits garbage_on_the_fault_queue;
     chains: broken_chains broken_indirect_tables chains_cut_into_bytes replies_without_room;

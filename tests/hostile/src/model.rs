@@ -8,8 +8,8 @@
 use std::collections::BTreeSet;
 
 use virtio_hmm_spec::wire::command::{
-    map_flags, AnswerEntry, CancelEntry, InitEntry, MapEntry, RangeEntry, Request, RequestHeader,
-    Status, MAX_CONTROL_COPY_PAGES, MAX_QUERY_PAGES,
+    map_flags, AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, RangeEntry, Request,
+    RequestHeader, Status, MAX_FETCH_PAGES, MAX_QUERY_PAGES,
 };
 use virtio_hmm_spec::wire::config::{Config, VERSION};
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
@@ -70,7 +70,7 @@ impl Model {
         };
         let operation = match Request::from_raw(header.operation.get()) {
             None => return Expected::whole(Status::Unsupported),
-            Some(Request::Copy) => return self.short_copy(request, room),
+            Some(Request::Copy) => return misplaced(&self.dma(request, room).0),
             Some(operation) => operation,
         };
         match operation {
@@ -88,6 +88,7 @@ impl Model {
                 self.list(header, entries, room, |entry| self.range(entry))
             }
             Request::Query => self.list(header, entries, room, |entry| self.query(entry)),
+            Request::Fetch => self.list(header, entries, room, |entry| self.fetch(entry)),
             Request::Answer => self.list(header, entries, room, answer),
             Request::Cancel => self.list(header, entries, room, |_: &CancelEntry| vec![]),
             Request::SpaceCreate | Request::SpaceDestroy | Request::Statistics | Request::Copy => {
@@ -96,15 +97,20 @@ impl Model {
         }
     }
 
-    /// The answers that are right for a list of copies on the control queue.
-    fn short_copy(&self, request: &[u8], room: usize) -> Expected {
-        let expected = self.dma(request, room).0;
+    /// The answers that are right for each entry of a `Fetch` that is accepted.
+    pub(crate) fn fetched(&self, request: &[u8]) -> Vec<Verdict> {
         let entries = request.get(size_of::<RequestHeader>()..).unwrap_or(&[]);
-        let is_long = self.copy_pages(entries) > MAX_CONTROL_COPY_PAGES;
-        if is_long && expected.statuses.contains(&Status::Ok) {
-            return Expected::whole(Status::Limit);
-        }
-        expected
+        let entries = <[FetchEntry]>::ref_from_bytes(entries).unwrap_or(&[]);
+        let item = |entry: &FetchEntry| DmaItem {
+            kind: Kind::ToSystem.raw().into(),
+            pages: entry.pages,
+            source: entry.source,
+            destination: entry.destination,
+        };
+        entries
+            .iter()
+            .map(|entry| self.item(&item(entry)))
+            .collect()
     }
 
     /// The answers that are right for a request on the dma queue, and for each of its
@@ -199,7 +205,17 @@ impl Model {
             return Expected::whole(Status::Malformed);
         }
         let mut whole = self.whole(header, operation);
-        if operation == Some(Request::Copy) && self.copy_pages(entries) > self.limit_pages() {
+        let too_many = match operation {
+            Some(Request::Copy) => {
+                pages(entries, |item: &DmaItem| item.pages.get())
+                    > self.config.max_copy_pages.get().into()
+            }
+            Some(Request::Fetch) => {
+                pages(entries, |entry: &FetchEntry| entry.pages.get()) > MAX_FETCH_PAGES
+            }
+            _ => false,
+        };
+        if too_many {
             whole.push(Status::Limit);
         }
         // Entries of a request that has too many of them are not looked at.
@@ -326,6 +342,17 @@ impl Model {
         }
     }
 
+    fn fetch(&self, entry: &FetchEntry) -> Verdict {
+        let pages = u64::from(entry.pages.get());
+        if pages == 0 || entry.reserved.get() != 0 {
+            vec![Status::Malformed]
+        } else if self.canonical(entry.address.get(), pages, 1) {
+            vec![]
+        } else {
+            vec![Status::BadAddress]
+        }
+    }
+
     fn query(&self, entry: &RangeEntry) -> Verdict {
         let mut apply = self.range(entry);
         if entry.pages.get() > MAX_QUERY_PAGES {
@@ -390,18 +417,15 @@ impl Model {
             _ => Place::Outside,
         }
     }
+}
 
-    fn copy_pages(&self, entries: &[u8]) -> u64 {
-        <[DmaItem]>::ref_from_bytes(entries)
-            .unwrap_or(&[])
-            .iter()
-            .map(|item| u64::from(item.pages.get()))
-            .sum()
-    }
-
-    fn limit_pages(&self) -> u64 {
-        self.config.max_copy_pages.get().into()
-    }
+/// How many pages entries are about, all together.
+fn pages<E>(entries: &[u8], of: impl Fn(&E) -> u32) -> u64
+where
+    E: FromBytes + Immutable,
+{
+    let entries = <[E]>::ref_from_bytes(entries).unwrap_or(&[]);
+    entries.iter().map(|entry| u64::from(of(entry))).sum()
 }
 
 /// What a request is answered with on a queue that does not have its operation: if it
@@ -434,7 +458,9 @@ fn shape(operation: Option<Request>) -> (bool, Count) {
     match operation {
         Some(Request::Init) => (false, Count::One),
         Some(Request::SpaceCreate | Request::SpaceDestroy) => (true, Count::None),
-        Some(Request::Map | Request::Unmap | Request::Protect) => (true, Count::Some),
+        Some(Request::Map | Request::Unmap | Request::Protect | Request::Fetch) => {
+            (true, Count::Some)
+        }
         Some(Request::Query) => (true, Count::One),
         Some(Request::Statistics) | None => (false, Count::None),
         Some(Request::Answer | Request::Cancel | Request::Copy) => (false, Count::Some),

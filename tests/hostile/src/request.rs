@@ -4,8 +4,8 @@
 
 use anyhow::{ensure, Context, Result};
 use virtio_hmm_spec::wire::command::{
-    AnswerEntry, CancelEntry, InitEntry, MapEntry, QueryResult, RangeEntry, ReplyHeader, Request,
-    RequestHeader, Status,
+    AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
+    ReplyHeader, Request, RequestHeader, Status,
 };
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult, Kind};
@@ -106,6 +106,17 @@ pub(crate) fn item(kind: Kind, pages: u32, source: u64, destination: u64) -> Dma
     }
 }
 
+/// A run of pages to be taken back and copied to the guest's memory.
+pub(crate) fn fetch(address: u64, source: u64, destination: u64, pages: u32) -> FetchEntry {
+    FetchEntry {
+        address: U64::new(address),
+        source: U64::new(source),
+        destination: U64::new(destination),
+        pages: U32::new(pages),
+        reserved: U32::ZERO,
+    }
+}
+
 /// A job.
 pub(crate) fn job(job: u64, space: u32, operation: impl Into<Operation>) -> Vec<u8> {
     let request = JobRequest {
@@ -131,6 +142,7 @@ pub(crate) fn reply_room(request: &[u8]) -> usize {
                 .saturating_mul(size_of::<QueryResult>())
         }),
         Some(Request::Copy) => rest.len() / size_of::<DmaItem>() * size_of::<ItemResult>(),
+        Some(Request::Fetch) => rest.len() / size_of::<FetchEntry>() * size_of::<ItemResult>(),
         _ => 0,
     };
     header.saturating_add(results)

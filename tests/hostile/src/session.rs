@@ -172,6 +172,10 @@ impl Session {
                     self.faults.clear();
                 }
                 Some(Request::SpaceDestroy) => self.generation += 1,
+                Some(Request::Fetch) => {
+                    statuses(&reply, &self.model.fetched(request))
+                        .with_context(|| describe(request))?;
+                }
                 _ => {}
             }
         }
@@ -269,19 +273,7 @@ impl Session {
         if reply.status != Status::Ok {
             return Ok(Vec::new());
         }
-        let results = reply.results::<zerocopy::little_endian::U32>()?;
-        ensure!(results.len() == items.len(), "a status for every item");
-        let mut statuses = Vec::new();
-        for (position, (result, right)) in results.iter().zip(items).enumerate() {
-            let status = request::status(result.get())?;
-            ensure!(
-                right.contains(&status),
-                "item {position} ended with {status:?} instead of {right:?}; {}",
-                describe(request)
-            );
-            statuses.push(status);
-        }
-        Ok(statuses)
+        statuses(&reply, &items).with_context(|| describe(request))
     }
 
     /// Submits a job under a name that no other job bears.
@@ -563,4 +555,20 @@ fn describe(request: &[u8]) -> String {
         request.len(),
         bytes.join(" ")
     )
+}
+
+/// The status of each item or entry, which must be one of those that are right for it.
+fn statuses(reply: &Reply, right: &[Vec<Status>]) -> Result<Vec<Status>> {
+    let results = reply.results::<zerocopy::little_endian::U32>()?;
+    ensure!(results.len() == right.len(), "a status for every item");
+    let each = results.iter().zip(right).enumerate();
+    each.map(|(position, (result, right))| {
+        let status = request::status(result.get())?;
+        ensure!(
+            right.contains(&status),
+            "item {position} ended with {status:?} instead of {right:?}"
+        );
+        Ok(status)
+    })
+    .collect()
 }

@@ -346,29 +346,23 @@ impl Accelerator {
         // Readiness is looked at under the lock that a reset takes.
         let lingering = self.copying.share();
         let Copy { items } = self.admit(request)?;
-        self.carry_out(
-            items,
-            DeviceConfig::MAX_COPY_PAGES.into(),
-            &lingering,
-            results,
-        )?;
+        // At most 2^12 items of 2^32 pages: the sum fits.
+        let pages: u64 = items.iter().map(|item| u64::from(item.pages.get())).sum();
+        if pages > DeviceConfig::MAX_COPY_PAGES.into() {
+            return Err(Status::Limit.into());
+        }
+        self.carry_out(items.iter().copied(), &lingering, results);
         self.copying.unlock(lingering);
         Ok(())
     }
 
-    /// Carries out a list of copies of so many pages in all at most.
+    /// Carries out items of a list that is not too long.
     fn carry_out(
         &self,
-        items: &[DmaItem],
-        most: u64,
+        items: impl Iterator<Item = DmaItem>,
         lingering: &Lingering,
         results: &mut Vec<ItemResult>,
-    ) -> Result<(), Refusal> {
-        // At most 2^12 items of 2^32 pages: the sum fits.
-        let pages: u64 = items.iter().map(|item| u64::from(item.pages.get())).sum();
-        if pages > most {
-            return Err(Status::Limit.into());
-        }
+    ) {
         let system = Arc::clone(&self.system.read());
         let dma = Dma {
             device: &self.device,
@@ -379,13 +373,12 @@ impl Accelerator {
             injector: &self.injector,
         };
         let begun = Instant::now();
-        results.extend(items.iter().map(|item| ItemResult {
-            status: U32::new(dma.run(item).raw()),
+        results.extend(items.map(|item| ItemResult {
+            status: U32::new(dma.run(&item).raw()),
         }));
         self.counters
             .copy_nanoseconds
             .add(nanoseconds(begun.elapsed()));
-        Ok(())
     }
 
     /// Hands in a job. Its end comes with the ticket.

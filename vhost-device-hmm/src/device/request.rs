@@ -4,7 +4,7 @@
 //! operation exists. Whether what it names exists and may be used is for the
 //! accelerator to say, by a status.
 
-use virtio_hmm_spec::wire::command::{MapEntry, QueryResult, RangeEntry, Status};
+use virtio_hmm_spec::wire::command::{FetchEntry, MapEntry, QueryResult, RangeEntry, Status};
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
 use virtio_hmm_spec::wire::fault::Reason;
 use virtio_hmm_spec::wire::statistics::Statistics;
@@ -48,8 +48,13 @@ pub enum Command<'a> {
         /// Of which mappings.
         ranges: &'a [RangeEntry],
     },
-    /// Carry out a short list of copies.
-    Copy(Copy<'a>),
+    /// Remove mappings, then copy to the guest's memory.
+    Fetch {
+        /// Where.
+        space: u32,
+        /// Which ones, and what to copy.
+        entries: &'a [FetchEntry],
+    },
     /// Answer faults.
     Answer(Vec<Answer>),
     /// End jobs early.
@@ -127,7 +132,7 @@ pub enum Outcome {
     Done,
     /// It was refused.
     Refused(Refusal),
-    /// How each item of a list of copies went.
+    /// How the copy of each entry went.
     Copied(Vec<ItemResult>),
     /// How pages are translated.
     Translations(Vec<QueryResult>),

@@ -1,7 +1,7 @@
 //! Bytes that were never meant to be a request.
 
 use anyhow::{ensure, Context, Result};
-use virtio_hmm_spec::wire::command::{Request, RequestHeader};
+use virtio_hmm_spec::wire::command::{FetchEntry, Request, RequestHeader};
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::fault::{Reason, MIN_BUFFER};
 use virtio_hmm_spec::wire::operation::Checksum;
@@ -13,7 +13,7 @@ use super::requests::Ground;
 use crate::device::{Part, ANSWER_DEADLINE, DATA};
 use crate::health::frame;
 use crate::machine::Place;
-use crate::request::{bare, flags, init, item, job, list, mapping, range};
+use crate::request::{bare, fetch, flags, init, item, job, list, mapping, range};
 use crate::session::{Faults, Session};
 
 const REQUESTS: usize = 64;
@@ -47,7 +47,7 @@ pub(super) fn flipped_bits(session: &mut Session, random: &mut fastrand::Rng) ->
             source: Ground::SYSTEM,
             bytes: 100,
         };
-        let mut request = match random.u8(0..8) {
+        let mut request = match random.u8(0..9) {
             0 => init(),
             1 => bare(Request::SpaceCreate, 3),
             2 => list(Request::Map, 1, &[mapping(0x1000, start, 4, 0, read)]),
@@ -55,6 +55,7 @@ pub(super) fn flipped_bits(session: &mut Session, random: &mut fastrand::Rng) ->
             4 => list(Request::Query, 1, &[range(Ground::SYSTEM, 4)]),
             5 => list(Request::Copy, 0, &[item(Kind::ToSystem, 1, 0, start)]),
             6 => list(Request::Copy, 0, &[item(Kind::ToDevice, 1, start, 0)]),
+            7 => list(Request::Fetch, 1, &[fetch(0x1000, 0, start, 1)]),
             _ => job(name, Ground::SPACE, checksum),
         };
         for _ in 0..random.usize(1..4) {
@@ -126,19 +127,32 @@ fn send(session: &mut Session, random: &mut fastrand::Rng, request: &[u8]) -> Re
 /// Whether the device, doing exactly what is asked, writes to nothing but what is
 /// ours: a guest that overwrites its own kernel tells nothing about the device.
 fn spares_our_kernel(session: &mut Session, request: &[u8]) -> bool {
-    let copy = Request::Copy.raw().to_le_bytes();
-    if !request.starts_with(&copy) {
-        return true;
-    }
-    let items = request.get(size_of::<RequestHeader>()..).unwrap_or(&[]);
-    let Ok((items, _)) = <[DmaItem]>::ref_from_prefix(items) else {
+    let Ok((header, entries)) = RequestHeader::ref_from_prefix(request) else {
         return true;
     };
-    items.iter().all(|item| {
-        let first = item.destination.get();
-        let pages = u64::from(item.pages.get());
-        Kind::from_raw(item.kind.get()) != Some(Kind::ToSystem)
-            || session.model().machine().frames(first, pages) == Place::Outside
+    let mut ours = |first: u64, pages: u32| {
+        let pages = u64::from(pages);
+        session.model().machine().frames(first, pages) == Place::Outside
             || session.device.arena.owns(first, pages)
-    })
+    };
+    match Request::from_raw(header.operation.get()) {
+        Some(Request::Copy) => {
+            let items = <[DmaItem]>::ref_from_prefix(entries);
+            items
+                .map_or(&[][..], |(items, _)| items)
+                .iter()
+                .all(|item| {
+                    Kind::from_raw(item.kind.get()) != Some(Kind::ToSystem)
+                        || ours(item.destination.get(), item.pages.get())
+                })
+        }
+        Some(Request::Fetch) => {
+            let entries = <[FetchEntry]>::ref_from_prefix(entries);
+            entries
+                .map_or(&[][..], |(entries, _)| entries)
+                .iter()
+                .all(|entry| ours(entry.destination.get(), entry.pages.get()))
+        }
+        _ => true,
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use virtio_hmm_spec::wire::command::{
-    map_flags, AnswerEntry, CancelEntry, InitEntry, Request, RequestHeader,
+    map_flags, AnswerEntry, CancelEntry, FetchEntry, InitEntry, Request, RequestHeader,
 };
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::fault::Reason;
@@ -20,7 +20,7 @@ use super::pick;
 use crate::device::{DATA, DATA_PAGES};
 use crate::health::frame;
 use crate::memory::HUGE;
-use crate::request::{bare, flags, init, item, list, mapping, range};
+use crate::request::{bare, fetch, flags, init, item, list, mapping, range};
 use crate::session::{Faults, Session};
 
 const REQUESTS: usize = 64;
@@ -62,6 +62,19 @@ pub(super) fn mutated_copies(session: &mut Session, random: &mut fastrand::Rng) 
         }
         let request = mutate_header(random, list(Request::Copy, 0, &items));
         session.dma(&request)?;
+    }
+    Ok(())
+}
+
+/// Pages to be fetched whose entries make no sense.
+pub(super) fn mutated_fetches(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
+    Ground::lay(session)?;
+    for _ in 0..REQUESTS {
+        let count = random.usize(1..8);
+        let entries: Vec<_> = (0..count).map(|_| any_fetch(session, random)).collect();
+        let space = pick(random, &[Ground::SPACE, Ground::SPACE, 0, u32::MAX]);
+        let request = mutate_header(random, list(Request::Fetch, space, &entries));
+        session.control(&request)?;
     }
     Ok(())
 }
@@ -263,6 +276,22 @@ fn any_item(session: &Session, random: &mut fastrand::Rng) -> DmaItem {
         item.kind = U32::new(pick(random, &[0, 6, 7, u32::MAX]));
     }
     item
+}
+
+fn any_fetch(session: &Session, random: &mut fastrand::Rng) -> FetchEntry {
+    // Only to our own memory or to none: the rest is our kernel's.
+    let at = random.u32(..512);
+    let pages = pick(random, &[0, 1, 1, 1, 2, 16, 64, 65, u32::MAX]);
+    let (destination, pages) = match random.bool() {
+        true => (frame(session, DATA) + u64::from(at), pages.min(512 - at)),
+        false => (no_memory(random), pages),
+    };
+    let device = any_device_frame(session, random);
+    let mut entry = fetch(any_address(random), device, destination, pages);
+    if random.u8(..) < 16 {
+        entry.reserved = U32::new(random.u32(..));
+    }
+    entry
 }
 
 fn any_job(session: &mut Session, random: &mut fastrand::Rng) -> Vec<u8> {

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use virtio_hmm_spec::wire::command::{
-    map_flags, query_flags, MapEntry, QueryResult, RangeEntry, Status, MAX_CONTROL_COPY_PAGES,
+    map_flags, query_flags, FetchEntry, MapEntry, QueryResult, RangeEntry, Status, MAX_FETCH_PAGES,
     MAX_QUERY_PAGES,
 };
 use virtio_hmm_spec::wire::config::VERSION;
+use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::statistics::Statistics;
 use virtio_hmm_spec::wire::{rights, PAGE_BYTES};
 use zerocopy::little_endian::{U32, U64};
@@ -19,7 +20,7 @@ use super::Accelerator;
 use crate::device::check::Check;
 use crate::device::engine::nanoseconds;
 use crate::device::mmu::{PageRange, Place, Run};
-use crate::device::request::{self, first_refusal, Answer, Command, Outcome, Refusal};
+use crate::device::request::{first_refusal, Answer, Command, Outcome, Refusal};
 use crate::device::schedule::News;
 use crate::device::space::{Space, Taken};
 use crate::device::statistics::Gauges;
@@ -59,7 +60,7 @@ impl Accelerator {
             Command::Protect { space, ranges } => {
                 self.take_back(space, ranges, Space::protect, ALL & !rights::READ)
             }
-            Command::Copy(list) => self.copy_in_order(list),
+            Command::Fetch { space, entries } => self.fetch(space, entries),
             Command::Answer(answers) => Ok(self.answer(&answers)),
             Command::Cancel(jobs) => Ok(self.cancel(&jobs)),
             Command::Query { space, range } => self.query(space, &range),
@@ -95,15 +96,6 @@ impl Accelerator {
         self.ready.store(true, Ordering::Release);
         drop(copying);
         Ok(Outcome::Done)
-    }
-
-    /// A short list of copies, beside what the dma queue copies.
-    fn copy_in_order(&self, list: request::Copy<'_>) -> Result<Outcome, Refusal> {
-        let mut results = Vec::new();
-        let lingering = self.copying.share();
-        self.carry_out(list.items, MAX_CONTROL_COPY_PAGES, &lingering, &mut results)?;
-        self.copying.unlock(lingering);
-        Ok(Outcome::Copied(results))
     }
 
     fn create_space(&self, id: u32) -> Result<Outcome, Refusal> {
@@ -156,16 +148,42 @@ impl Accelerator {
         access: u32,
     ) -> Result<Outcome, Refusal> {
         let space = self.space(id)?;
-        let mut ranges = Vec::with_capacity(entries.len());
-        first_refusal(
-            entries
-                .iter()
-                .map(|entry| validate::range(entry).map(|range| ranges.push(range))),
-        )?;
+        let ranges = ranges(entries.iter().copied())?;
         let taken = take(&space, &ranges, self.check.as_deref());
         self.account_taken(&taken, ranges.len());
         self.audit(&space, &taken, &ranges, access);
         Ok(Outcome::Done)
+    }
+
+    /// Takes pages back, and brings their contents to the guest's memory.
+    fn fetch(&self, id: u32, entries: &[FetchEntry]) -> Result<Outcome, Refusal> {
+        // At most 2^12 entries of 2^32 pages: the sum fits.
+        let pages: u64 = entries
+            .iter()
+            .map(|entry| u64::from(entry.pages.get()))
+            .sum();
+        if pages > MAX_FETCH_PAGES {
+            return Err(Status::Limit.into());
+        }
+        let space = self.space(id)?;
+        let ranges = ranges(entries.iter().map(|entry| RangeEntry {
+            address: entry.address,
+            pages: u64::from(entry.pages.get()).into(),
+        }))?;
+        let taken = space.unmap(&ranges, self.check.as_deref());
+        self.account_taken(&taken, ranges.len());
+        self.audit(&space, &taken, &ranges, ALL);
+        let mut results = Vec::with_capacity(entries.len());
+        let lingering = self.copying.share();
+        let items = entries.iter().map(|entry| DmaItem {
+            kind: Kind::ToSystem.raw().into(),
+            pages: entry.pages,
+            source: entry.source,
+            destination: entry.destination,
+        });
+        self.carry_out(items, &lingering, &mut results);
+        self.copying.unlock(lingering);
+        Ok(Outcome::Copied(results))
     }
 
     fn account_taken(&self, taken: &Taken, ranges: usize) {
@@ -277,6 +295,13 @@ impl Accelerator {
             .saturating_mul(PAGE_BYTES);
         self.counters.snapshot(&now)
     }
+}
+
+/// The pages that range entries stand for, if all of them stand for some.
+fn ranges(entries: impl Iterator<Item = RangeEntry>) -> Result<Vec<PageRange>, Refusal> {
+    let mut ranges = Vec::with_capacity(entries.size_hint().0);
+    first_refusal(entries.map(|entry| validate::range(&entry).map(|range| ranges.push(range))))?;
+    Ok(ranges)
 }
 
 #[cfg(test)]

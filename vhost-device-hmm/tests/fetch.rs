@@ -1,0 +1,188 @@
+//! Pages that a CPU waits for: taken back and copied home by one request.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::*;
+use vhost_device_hmm::device::job::End;
+use vhost_device_hmm::device::request::{Command, Outcome, Refusal};
+use vhost_device_hmm::device::DeviceConfig;
+use virtio_hmm_spec::wire::command::{FetchEntry, Status, MAX_FETCH_PAGES};
+use virtio_hmm_spec::wire::dma::Kind;
+use virtio_hmm_spec::wire::operation::{AtomicAdd, Element};
+use virtio_hmm_spec::wire::LARGE_PAGES;
+
+/// Pages from `page_number` on, whose contents are in device memory from frame `source` on.
+fn entry(page_number: u64, source: u64, destination: u64, pages: u32) -> FetchEntry {
+    FetchEntry {
+        address: page(page_number).into(),
+        source: source.into(),
+        destination: destination.into(),
+        pages: pages.into(),
+        reserved: 0.into(),
+    }
+}
+
+/// How each entry went.
+fn fetch(machine: &Machine, entries: &[FetchEntry]) -> Vec<Status> {
+    match machine.execute(Command::Fetch { space: 1, entries }) {
+        Outcome::Copied(results) => results
+            .iter()
+            .map(|result| Status::from_raw(result.status.get()).unwrap())
+            .collect(),
+        other => panic!("{entries:?} came to {other:?}"),
+    }
+}
+
+fn is_mapped(machine: &Machine, page_number: u64) -> bool {
+    machine.query(1, page(page_number), 1)[0].flags.get() != 0
+}
+
+#[test]
+fn pages_come_home_and_are_not_mapped_any_more() {
+    let machine = Machine::checking();
+    for frame in 0..4 {
+        machine.write_ram(frame, &[frame as u8 + 1; 64]);
+    }
+    machine.copy(&[item(Kind::ToDevice, 0, 5, 4)]);
+    machine.map(1, &[device(page(10), 5, 4, ALL)]);
+    let entries = [entry(10, 5, 100, 1), entry(12, 7, 102, 2)];
+    assert_eq!(fetch(&machine, &entries), [Status::Ok; 2]);
+    let mapped: Vec<bool> = (10..14).map(|page| is_mapped(&machine, page)).collect();
+    assert_eq!(mapped, [false, true, false, false]);
+    let home: Vec<u8> = (100..104).map(|at| machine.read_ram(at, 1)[0]).collect();
+    assert_eq!(home, [1, 0, 3, 4]);
+    let statistics = machine.statistics();
+    assert_eq!(statistics.invalidations.get(), 2);
+    assert_eq!(statistics.invalidated_pages.get(), 3);
+    assert_eq!(statistics.bytes_to_system.get(), page(3));
+    assert_eq!(statistics.stale_accesses.get(), 0);
+}
+
+#[test]
+fn no_write_of_a_job_is_missed() {
+    let machine = Machine::checking();
+    machine.copy(&[item(Kind::Clear, 0, 5, 1)]);
+    machine.map(1, &[device(page(10), 5, 1, ALL)]);
+    machine.submit(
+        1,
+        1,
+        AtomicAdd {
+            address: page(10),
+            element: Element::U64,
+            operand: 1,
+            repeat: u64::MAX,
+        },
+    );
+    let mut last = 0;
+    for _ in 0..50 {
+        assert_eq!(fetch(&machine, &[entry(10, 5, 100, 1)]), [Status::Ok]);
+        let fault = machine.fault();
+        // What the job wrote last is in the frame still; it must have been copied.
+        machine.copy(&[item(Kind::ToSystem, 5, 101, 1)]);
+        assert_eq!(machine.read_ram(100, 8), machine.read_ram(101, 8));
+        let count = u64::from_le_bytes(machine.read_ram(100, 8).try_into().unwrap());
+        assert!(count >= last);
+        last = count;
+        machine.map(1, &[device(page(10), 5, 1, ALL)]);
+        machine.answer(vhost_device_hmm::device::request::Answer::Retry {
+            fault: fault.fault.get(),
+        });
+    }
+    machine.done(Command::Cancel(vec![1]));
+    assert_eq!(machine.end_of(1).end, End::Cancelled);
+    assert_eq!(machine.statistics().stale_accesses.get(), 0);
+}
+
+#[test]
+fn one_page_of_a_large_leaf_comes_home_alone() {
+    let machine = Machine::checking();
+    machine.copy(&[item(Kind::Clear, 0, 0, 512)]);
+    let large = common::entry(0, 0, 512, 9, ALL | 1 << 8);
+    machine.map(1, &[large]);
+    assert_eq!(fetch(&machine, &[entry(7, 7, 100, 1)]), [Status::Ok]);
+    let mapped = (0..LARGE_PAGES).filter(|page| is_mapped(&machine, *page));
+    assert_eq!(mapped.count() as u64, LARGE_PAGES - 1);
+    assert!(!is_mapped(&machine, 7));
+}
+
+#[test]
+fn what_cannot_be_copied_is_told_and_does_not_stop_the_others() {
+    let machine = Machine::checking();
+    machine.write_ram(0, &[9; 8]);
+    machine.copy(&[item(Kind::ToDevice, 0, 5, 1), item(Kind::Clear, 0, 6, 3)]);
+    machine.map(1, &[device(page(10), 5, 4, ALL)]);
+    let entries = [
+        entry(11, 6, RAM_PAGES, 1),
+        entry(12, 1 << 40, 100, 1),
+        entry(13, 8, u64::MAX, 1),
+        entry(10, 5, 101, 1),
+    ];
+    let bad = Status::BadFrame;
+    assert_eq!(fetch(&machine, &entries), [bad, bad, bad, Status::Ok]);
+    assert_eq!(machine.read_ram(101, 8), [9; 8]);
+    assert!(!(10..14).any(|page| is_mapped(&machine, page)));
+    assert_eq!(machine.statistics().items_failed.get(), 3);
+}
+
+#[test]
+fn a_fetch_that_is_refused_changes_nothing() {
+    let machine = Machine::checking();
+    machine.copy(&[item(Kind::Clear, 0, 0, 512)]);
+    machine.map(1, &[device(page(10), 0, 4, ALL)]);
+    machine.write_ram(100, &[9; 8]);
+    let refusal = |space, entries: &[FetchEntry]| {
+        let refusal = machine.refusal(Command::Fetch { space, entries });
+        assert_eq!(machine.read_ram(100, 8), [9; 8]);
+        assert!((10..14).all(|page| is_mapped(&machine, page)));
+        (refusal.status, refusal.entry)
+    };
+    let good = entry(10, 0, 100, 1);
+    let skew = FetchEntry {
+        address: (page(11) + 8).into(),
+        ..good
+    };
+    assert_eq!(refusal(1, &[good, skew]), (Status::BadAddress, 1));
+    assert_eq!(refusal(2, &[good, skew]), (Status::NoSpace, 0));
+    let most = u32::try_from(MAX_FETCH_PAGES).unwrap();
+    let long = [good, entry(100, 100, 100, most)];
+    assert_eq!(refusal(2, &long), (Status::Limit, 0));
+    assert_eq!(machine.statistics().bytes_to_system.get(), 0);
+    let longest = [good, entry(100, 100, 100, most - 1)];
+    assert_eq!(fetch(&machine, &longest), [Status::Ok; 2]);
+}
+
+#[test]
+fn nothing_is_fetched_before_the_device_is_initialised() {
+    let machine = Machine::before_init(small());
+    let entries = &[entry(10, 0, 100, 1)];
+    let refusal = machine.refusal(Command::Fetch { space: 1, entries });
+    assert_eq!(refusal, Refusal::from(Status::NotReady));
+}
+
+#[test]
+fn a_fetch_does_not_wait_for_a_long_list_of_copies() {
+    let machine = Machine::plain();
+    let clear = item(Kind::Clear, 0, 0, 16);
+    let items = vec![clear; DeviceConfig::MAX_ITEMS as usize];
+    let live = machine.accelerator.device_memory().live();
+    let mut came_first = false;
+    // Only one that was stopped for too long can come second.
+    for _ in 0..50 {
+        machine.copy(&[item(Kind::Discard, 0, 0, 16)]);
+        let copied = AtomicBool::new(false);
+        came_first |= std::thread::scope(|scope| {
+            scope.spawn(|| {
+                machine.copy(&items);
+                copied.store(true, Ordering::Release);
+            });
+            while live.count() == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(fetch(&machine, &[entry(10, 100, 100, 1)]), [Status::Ok]);
+            !copied.load(Ordering::Acquire)
+        });
+    }
+    assert!(came_first);
+}
