@@ -7,7 +7,10 @@
 use crate::{
     queue::Command,
     wire::{
-        command::{map_flags, AnswerEntry, InitEntry, MapEntry, QueryResult, RangeEntry, Request},
+        command::{
+            map_flags, AnswerEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
+            Request,
+        },
         config,
         dma::{DmaItem, ItemResult, Kind},
         fault::{Action, Reason},
@@ -50,8 +53,8 @@ commands! {
     ReadStatistics = Statistics on Control (()) -> Statistics;
     /// Copy, clear or discard frames.
     Copy = Copy on Dma (DmaItem) -> ItemResult;
-    /// The same for a few, at once and behind what was sent before.
-    ShortCopy = Copy on Control (DmaItem) -> ItemResult;
+    /// Remove mappings, then copy to the guest's memory.
+    Fetch = Fetch on Control (FetchEntry) -> ItemResult;
 }
 
 impl Init {
@@ -137,6 +140,20 @@ impl Answer {
             fault: fault.into(),
             action: Action::Terminate.raw().into(),
             reason: reason.raw().into(),
+        }
+    }
+}
+
+impl Fetch {
+    /// Takes pages from `address` on away from the device, then does what `item` says, which
+    /// must be to copy them to the guest's memory.
+    pub(crate) fn entry(address: usize, item: &DmaItem) -> FetchEntry {
+        FetchEntry {
+            address: (address as u64).into(),
+            source: item.source,
+            destination: item.destination,
+            pages: item.pages,
+            reserved: 0.into(),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     command::{Copy, Init, ReadStatistics},
     counters::Counters,
     job::Names,
-    migrate::{self, Injection, Store},
+    migrate::{self, Injection},
     mm::{
         pagemap::{Kind, Pagemap, UnusedFrames},
         LARGE_PAGES, PAGE_SHIFT,
@@ -17,6 +17,7 @@ use crate::{
     pages::{Frames, Run},
     queue::{Link, Message, Watch},
     space::{Space, Spaces},
+    touch::Store,
     uapi::DriverStatistics,
     virtio::Queues,
     wait::WorkLink,

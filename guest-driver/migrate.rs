@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages on the move: to device memory, back on request, back because a CPU touched
-//! them, and back because the device goes.
+//! Pages on the move: to device memory, back on request, and back because the device goes.
+//! For those that a CPU touches see `touch`.
 //!
 //! Each move collects pages of a range, lends new memory to those for which there is
 //! some, has the device copy them (see `transfer`), and commits those that were
@@ -11,62 +11,30 @@
 //! Knows nothing of who asks for a move.
 
 use crate::{
-    command::{self, ShortCopy},
     device::{Core, Device},
     mm::{
         hmm::Pages,
         migrate::{large_range, Collected, LockedFolio, Scratch, Size, Slot, Source},
-        pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::Lent,
     pipeline::{count, region_bit, Moved, Pipeline},
     space::Space,
-    transfer::{Carrier, Transfer},
-    wire::command::MAX_CONTROL_COPY_PAGES,
+    transfer::{Plain, Transfer},
 };
 use core::ops::Range;
 use kernel::{
     mm::MmWithUser,
     pr_err_once,
     prelude::*,
-    sync::{
-        atomic::{Atomic, Relaxed},
-        Arc,
-    },
+    sync::atomic::{Atomic, Relaxed},
     time::{delay::fsleep, Delta},
 };
-
-/// Small pages around a touched one that come back with it: the next touch is likely to
-/// be near, and a round trip costs as much as copying many pages. As many as a
-/// [`ShortCopy`] can copy.
-const TOUCH_WINDOW: usize = MAX_CONTROL_COPY_PAGES as usize * PAGE_SIZE;
 
 /// How much is moved with the mmap lock held: as long as that takes, other threads of the
 /// process cannot change its mappings. A multiple of a large page, and at most 64 of them, see
 /// [`region_bit`].
 const STRETCH: usize = 16 * LARGE_SIZE;
-
-/// The memory of a device, as the page map sees it.
-pub(crate) struct Store {
-    core: Arc<Core>,
-}
-
-impl Store {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core }
-    }
-}
-
-impl DeviceMemory for Store {
-    fn freed(&self, frames: UnusedFrames) {
-        self.core.give_back(frames);
-    }
-
-    fn migrate_to_ram(&self, pagemap: &Pagemap<Self>, fault: CpuFault<'_>) -> Result<(), Lost> {
-        touched(&self.core, pagemap, &fault)
-    }
-}
 
 /// What became of the pages of a move.
 #[derive(Clone, Copy, Default)]
@@ -305,102 +273,6 @@ pub(crate) fn send_home(space: &Space) {
     }
 }
 
-/// Brings back the page that a CPU has touched.
-fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Result<(), Lost> {
-    if fault.is_within_folio() {
-        return fault.split(pagemap).map_err(|_| Lost::NoMemory);
-    }
-    let vma = fault.vma();
-    let address = fault.address() & !(PAGE_SIZE - 1);
-    if !fault.is_large() {
-        let start = address & !(TOUCH_WINDOW - 1);
-        let around = vma.clip(&(start..start + TOUCH_WINDOW));
-        return fetch::<ShortCopy>(core, pagemap, fault, around, Fetch::Small);
-    }
-    // Of a page that another process has, too, only that one's notifier could keep it still, if
-    // it has any. But it is held by who touches it: see `Committed::keep_taken`.
-    let space = core.spaces.of(vma.address_space());
-    let exclusive = fault.is_exclusive();
-    let keeper = space.as_ref().filter(|_| exclusive);
-    let _still = keeper
-        .map(|space| space.interval.keep_still())
-        .transpose()
-        .map_err(|_| Lost::NoMemory)?;
-    let how = Fetch::Whole { exclusive };
-    fetch::<command::Copy>(core, pagemap, fault, large_range(address), how)
-}
-
-/// How pages are fetched that a CPU has touched.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fetch {
-    Small,
-    /// A large page, which no other process has if it is `exclusive`.
-    Whole {
-        exclusive: bool,
-    },
-}
-
-/// Brings back the page that a CPU has touched, and what else is in device memory of `range`.
-fn fetch<C: Carrier>(
-    core: &Core,
-    pagemap: &Pagemap<Store>,
-    fault: &CpuFault<'_>,
-    range: Range<usize>,
-    how: Fetch,
-) -> Result<(), Lost> {
-    let vma = fault.vma();
-    let start = range.start;
-    let scratch = Scratch::new(range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
-    let (size, exclusive) = match how {
-        Fetch::Small => (Size::Small, false),
-        Fetch::Whole { exclusive } => (Size::Whole, exclusive),
-    };
-    let collecting = core.counters.collect_nanoseconds.time();
-    let Ok(collected) = fault.collect(pagemap, range, size, scratch) else {
-        return Err(Lost::Contents);
-    };
-    drop(collecting);
-
-    let index = (fault.address() - start) >> PAGE_SHIFT;
-    let is_touched = |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);
-    let mut wanted = None;
-    let lending = core.counters.lend_nanoseconds.time();
-    let transfer = Transfer::<C>::begin(core, pagemap, collected, |collected, slot| {
-        let filled = fill_touched(core, collected, slot, (vma, start), exclusive)?;
-        if is_touched(slot) && slot.source != Source::Hole {
-            wanted = filled.then_some(slot);
-            if !filled {
-                return Err(ENOMEM);
-            }
-        }
-        Ok(filled)
-    })
-    .map_err(|_| Lost::NoMemory)?;
-    drop(lending);
-    let copying = core.counters.copy_nanoseconds.time();
-    let collected = transfer.end_or_stay().map_err(|_| Lost::Contents)?;
-    drop(copying);
-    if wanted.is_some_and(|slot| !collected.is_filled(slot.index)) {
-        return Err(Lost::Contents);
-    }
-    // If the page could not be collected or committed, somebody else has to do with it at
-    // the moment: it will be touched again.
-    let committing = core.counters.commit_nanoseconds.time();
-    let committed = collected.commit();
-    drop(committing);
-    if size == Size::Whole {
-        committed.keep_taken(fault);
-    }
-    let mut tally = Tally::default();
-    count(&committed, &mut tally);
-    let finalising = core.counters.finalise_nanoseconds.time();
-    drop(committed);
-    drop(finalising);
-    core.counters.pages_touched.add(tally.moved);
-    core.counters.large_to_system.add(tally.large);
-    Ok(())
-}
-
 /// Brings all pages back that are in device memory, whosever they are. Returns when there
 /// are none left; or, as long as more can be lent, when `stop` says so or when a round
 /// brought nothing.
@@ -451,10 +323,9 @@ fn evict_once(device: &Device) -> Result<Tally> {
         };
         let pagemap = &device.pagemap;
         let collected = pagemap.collect_frames(first, frames as usize, memory)?;
-        let transfer =
-            Transfer::<command::Copy>::begin(core, pagemap, collected, |collected, slot| {
-                fill_system(core, collected, slot, None)
-            })?;
+        let transfer = Transfer::begin(core, &Plain, pagemap, collected, |collected, slot| {
+            fill_system(core, collected, slot, None)
+        })?;
         // The memory must become free in any case. What the device does not give back is
         // lost to its owners, who are told when they touch it.
         let collected = transfer.end(|collected, slot| {
@@ -536,7 +407,7 @@ fn fill(collected: &mut Collected<'_>, slot: Slot, folio: Option<LockedFolio>) -
 
 /// Lends ordinary memory to a slot; says whether there was any. `near` is the area that
 /// the pages were collected from and the address of the first one.
-fn fill_system(
+pub(crate) fn fill_system(
     core: &Core,
     collected: &mut Collected<'_>,
     slot: Slot,
@@ -550,28 +421,4 @@ fn fill_system(
     }
     let near = near.map(|(vma, start)| (vma, start + (slot.index << PAGE_SHIFT)));
     fill(collected, slot, LockedFolio::system(slot.order, near))
-}
-
-/// The same for a page that a CPU waits for, which must come, as a whole or in pieces. In
-/// pieces only if it is `exclusive`; see [`Collected::fill_split`].
-fn fill_touched(
-    core: &Core,
-    collected: &mut Collected<'_>,
-    slot: Slot,
-    (vma, start): (LockedVma<'_>, usize),
-    exclusive: bool,
-) -> Result<bool> {
-    if fill_system(core, collected, slot, Some((vma, start)))? {
-        return Ok(true);
-    }
-    if slot.order == 0 {
-        return Ok(false);
-    }
-    if !exclusive {
-        return fill_system(core, collected, slot, None);
-    }
-    let first = start + (slot.index << PAGE_SHIFT);
-    collected.fill_split(slot, |page| {
-        LockedFolio::system(0, Some((vma, first + (page << PAGE_SHIFT))))
-    })
 }

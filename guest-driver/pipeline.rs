@@ -6,12 +6,11 @@
 //! Knows nothing of where pages move.
 
 use crate::{
-    command::Copy,
     device::{Core, Device},
     migrate::Tally,
     mm::migrate::{large_range, Collected, Committed, Scratch, Slot},
     mm::{LARGE_ORDER, LARGE_SIZE, PAGE_SHIFT},
-    transfer::Transfer,
+    transfer::{Plain, Transfer},
 };
 use core::ops::Range;
 use kernel::prelude::*;
@@ -32,7 +31,7 @@ pub(crate) struct Pipeline<'a, 'm> {
 
 /// A part that the device copies.
 struct Part<'a, 'm> {
-    transfer: Transfer<'a, 'm, Copy>,
+    transfer: Transfer<'a, 'm, Plain>,
     tally: Tally,
     large: u64,
 }
@@ -125,8 +124,12 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         drop(collecting);
         let (mut tally, mut large) = (Tally::default(), 0);
         let _lending = core.counters.lend_nanoseconds.time();
-        let transfer =
-            Transfer::begin(core, &self.device.pagemap, collected, |collected, slot| {
+        let transfer = Transfer::begin(
+            core,
+            &Plain,
+            &self.device.pagemap,
+            collected,
+            |collected, slot| {
                 let pages = 1 << slot.order;
                 tally.offered += pages;
                 let filled = fill(collected, slot, start)?;
@@ -136,7 +139,8 @@ impl<'a, 'm> Pipeline<'a, 'm> {
                     large |= region_bit(start + (slot.index << PAGE_SHIFT));
                 }
                 Ok(filled)
-            })?;
+            },
+        )?;
         Ok(Part {
             transfer,
             tally,

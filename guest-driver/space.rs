@@ -24,6 +24,7 @@ use crate::{
     },
     queue::{Message, Sent},
     sys::mm_struct,
+    touch::Window,
     virtio::{Chain, Handler},
 };
 use core::ops::Range;
@@ -228,6 +229,7 @@ pub(crate) struct Space {
     pub(crate) jobs: Arc<Jobs>,
     mm: ARef<Mm>,
     pid: Pid,
+    pub(crate) touches: Window,
     #[pin]
     pub(crate) inbox: Inbox,
     #[pin]
@@ -271,6 +273,7 @@ impl Space {
                 jobs,
                 mm: ARef::from(&**mm),
                 pid,
+                touches: Window::new(),
                 inbox <- Inbox::new(),
                 work <- new_work!("Space::work"),
                 interval <- interval,

@@ -25,10 +25,54 @@ use crate::{
 use core::ops::Range;
 use kernel::prelude::*;
 
-/// What carries a list of copies to the device.
-pub(crate) trait Carrier: Command<Entry = DmaItem, Output = ItemResult> {}
+/// How a list of copies is put to the device.
+pub(crate) trait Carrier {
+    /// The request, which is answered with a result for each entry.
+    type Request: Command<Output = ItemResult>;
 
-impl<C: Command<Entry = DmaItem, Output = ItemResult>> Carrier for C {}
+    /// The space that it is about, zero if about none.
+    fn space(&self) -> u32;
+
+    /// The entry for a copy of the pages at some places of what was collected.
+    fn entry(&self, places: &Range<usize>, item: DmaItem) -> <Self::Request as Command>::Entry;
+
+    /// Hands the request over, which is about these places. `None` if the device has been given
+    /// up.
+    ///
+    /// # Errors
+    ///
+    /// If it should not be copied in this way after all.
+    fn send(
+        &self,
+        link: &Link,
+        message: Message<Self::Request>,
+        places: &[Range<usize>],
+    ) -> Result<Option<Sent<Self::Request>>>;
+}
+
+/// On the queue for copies, which may take their time.
+pub(crate) struct Plain;
+
+impl Carrier for Plain {
+    type Request = Copy;
+
+    fn space(&self) -> u32 {
+        0
+    }
+
+    fn entry(&self, _places: &Range<usize>, item: DmaItem) -> DmaItem {
+        item
+    }
+
+    fn send(
+        &self,
+        link: &Link,
+        message: Message<Copy>,
+        _places: &[Range<usize>],
+    ) -> Result<Option<Sent<Copy>>> {
+        Ok(link.submit(message).ok())
+    }
+}
 
 /// Pages whose contents are being copied.
 pub(crate) struct Transfer<'t, 'c, C: Carrier> {
@@ -41,7 +85,7 @@ pub(crate) struct Transfer<'t, 'c, C: Carrier> {
 struct Copying<'t, C: Carrier> {
     link: &'t Link,
     /// None if there is nothing to copy, or if the device has been given up.
-    request: Option<Sent<C>>,
+    request: Option<Sent<C::Request>>,
     covered: KVVec<Range<usize>>,
 }
 
@@ -61,15 +105,16 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if there is no memory for the request, or what `fill` returns. All pages then
-    /// are where they were.
+    /// `ENOMEM` if there is no memory for the request, or what `fill` or the carrier returns.
+    /// All pages then are where they were.
     pub(crate) fn begin<M: DeviceMemory>(
         core: &'t Core,
+        carrier: &C,
         pagemap: &Pagemap<M>,
         mut collected: Collected<'c>,
         mut fill: impl FnMut(&mut Collected<'c>, Slot) -> Result<bool>,
     ) -> Result<Self> {
-        let mut list = List::new(collected.pages())?;
+        let mut list = List::new(carrier, collected.pages())?;
         let mut next = 0;
         while let Some(slot) = collected.next_slot(next) {
             next = slot.index + (1 << slot.order);
@@ -79,11 +124,15 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         }
         let (message, covered) = list.finish()?;
         let link = &core.link;
-        let request = (!covered.is_empty()).then(|| link.submit(message).ok());
+        let request = if covered.is_empty() {
+            None
+        } else {
+            carrier.send(link, message, &covered)?
+        };
         Ok(Self {
             copying: Copying {
                 link,
-                request: request.flatten(),
+                request,
                 covered,
             },
             collected,
@@ -146,7 +195,10 @@ fn each_filled(
     Ok(())
 }
 
-fn is_done<C: Carrier>(reply: Option<&Reply<C>>, number: usize) -> bool {
+fn is_done<R>(reply: Option<&Reply<R>>, number: usize) -> bool
+where
+    R: Command<Output = ItemResult>,
+{
     let result = reply.and_then(|reply| reply.output(number));
     result.is_some_and(|result| result.status.get() == Status::Ok.raw())
 }
@@ -168,18 +220,20 @@ fn item<M: DeviceMemory>(pagemap: &Pagemap<M>, source: Source, pfn: usize, pages
 }
 
 /// A list of items to copy that is being written.
-struct List<C: Carrier> {
-    message: Message<C>,
+struct List<'l, C: Carrier> {
+    carrier: &'l C,
+    message: Message<C::Request>,
     /// Which pages each item of the message covers.
     covered: KVVec<Range<usize>>,
     /// The last item, which the next one may continue.
     last: Option<(Range<usize>, DmaItem)>,
 }
 
-impl<C: Carrier> List<C> {
-    fn new(pages: usize) -> Result<Self> {
+impl<'l, C: Carrier> List<'l, C> {
+    fn new(carrier: &'l C, pages: usize) -> Result<Self> {
         Ok(Self {
-            message: Message::new(0, pages, pages)?,
+            carrier,
+            message: Message::new(carrier.space(), pages, pages)?,
             covered: KVVec::with_capacity(pages, GFP_KERNEL)?,
             last: None,
         })
@@ -234,14 +288,14 @@ impl<C: Carrier> List<C> {
 
     fn flush(&mut self) -> Result {
         if let Some((covered, item)) = self.last.take() {
-            self.message.push(&item)?;
+            self.message.push(&self.carrier.entry(&covered, item))?;
             self.covered.push(covered, GFP_KERNEL)?;
         }
         Ok(())
     }
 
     /// The request, and which pages each of its items covers.
-    fn finish(mut self) -> Result<(Message<C>, KVVec<Range<usize>>)> {
+    fn finish(mut self) -> Result<(Message<C::Request>, KVVec<Range<usize>>)> {
         self.flush()?;
         Ok((self.message, self.covered))
     }

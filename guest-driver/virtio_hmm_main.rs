@@ -34,6 +34,7 @@ mod queue;
 mod residency;
 mod space;
 mod sys;
+mod touch;
 mod transfer;
 mod virtio;
 mod wait;

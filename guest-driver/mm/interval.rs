@@ -39,6 +39,10 @@ use kernel::{
 /// passes. More take one pass each, one after the other.
 const SPARES: usize = 4;
 
+/// How many threads at a time can tell the mirror themselves of what they move; see
+/// [`Interval::move_by_caller`].
+const MOVERS: usize = 4;
+
 /// How long a change waits for who keeps the address space still, in milliseconds; see
 /// [`Interval::keep_still`]. Longer than it ever takes, as long as the device answers.
 const STILL_PATIENCE: u32 = 5000;
@@ -132,24 +136,45 @@ struct State<T: Mirror> {
     at_exclusive: Option<usize>,
     /// Who keeps the address space still.
     still: Option<Stillness>,
+    /// Who tells the mirror of what it moves.
+    movers: [Option<Thread>; MOVERS],
 }
 
 /// Somebody keeps an address space still.
 struct Stillness {
-    /// The thread, which is not to wait for itself. It is only compared.
-    task: *const Task,
+    /// The thread, which is not to wait for itself.
+    thread: Thread,
     /// Happens when it is over.
     over: Arc<Event>,
 }
 
-// SAFETY: The pointer is only compared.
-unsafe impl Send for Stillness {}
+/// A thread, to be compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Thread(*const Task);
 
-/// The thread that calls, to be compared.
-fn caller() -> *const Task {
-    let caller = current!();
-    let task: &Task = caller;
-    task
+// SAFETY: The pointer is only compared.
+unsafe impl Send for Thread {}
+
+impl Thread {
+    /// The one that calls.
+    fn current() -> Self {
+        let caller = current!();
+        let task: &Task = caller;
+        Self(task)
+    }
+}
+
+/// As long as it exists, what the thread that made it moves to or from device memory of the
+/// mirror's owner does not concern the mirror.
+pub(crate) struct OwnMove<'a, T: Mirror> {
+    interval: &'a Interval<T>,
+    place: usize,
+}
+
+impl<T: Mirror> Drop for OwnMove<'_, T> {
+    fn drop(&mut self) {
+        self.interval.state.lock().movers[self.place] = None;
+    }
 }
 
 /// As long as it exists, changes of the address space wait before they begin.
@@ -231,6 +256,7 @@ impl<T: Mirror> Interval<T> {
                     changes: 0,
                     at_exclusive: None,
                     still: None,
+                    movers: [None; MOVERS],
                 },
                 "Interval::state"
             ),
@@ -306,11 +332,28 @@ impl<T: Mirror> Interval<T> {
                 drop(guard);
                 other.wait();
             } else if !self.has_changed(&guard, seq) {
-                let task = caller();
-                guard.0.still = Some(Stillness { task, over });
+                let thread = Thread::current();
+                guard.0.still = Some(Stillness { thread, over });
                 return Ok(Still(self));
             }
         }
+    }
+
+    /// Lets the caller move memory without the mirror being asked to forget it: it will see to
+    /// that itself, for all pages that it has taken away from the process, before anything is
+    /// done with them and before it gives them back. Others are not concerned, because such a
+    /// move leaves them alone. What was learnt of the address space before the move must not be
+    /// used after it, as ever.
+    ///
+    /// `None` if too many do that already; the mirror is asked then.
+    pub(crate) fn move_by_caller(&self) -> Option<OwnMove<'_, T>> {
+        let mut guard = self.lock();
+        let place = guard.0.movers.iter().position(Option::is_none)?;
+        guard.0.movers[place] = Some(Thread::current());
+        Some(OwnMove {
+            interval: self,
+            place,
+        })
     }
 
     /// Waits until no change goes on that the mirror has been told of.
@@ -342,7 +385,7 @@ impl<T: Mirror> Interval<T> {
         // SAFETY: As above.
         let blockable = unsafe { bindings::virtio_hmm_blockable(range) };
         // SAFETY: As above.
-        let is_own = unsafe { is_exclusive_for(&*range, this.mirror.owner()) };
+        let own = unsafe { own_event(&*range, this.mirror.owner()) };
 
         this.mirror.changing();
         let mut state = if blockable {
@@ -361,19 +404,24 @@ impl<T: Mirror> Interval<T> {
         // SAFETY: `raw` is inserted, `seq` is what this callback was given, and `state`
         // is the lock under which sequences are compared.
         unsafe { bindings::virtio_hmm_set_seq(raw, seq) };
-        if is_own {
+        if own == Some(bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE) {
             // The page stays where it is, and only CPUs lose it.
             state.at_exclusive = is_alone.then_some(state.changes);
             return true;
         }
         state.changes = state.changes.wrapping_add(1);
+        let thread = Thread::current();
+        let own_move = own == Some(bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE);
+        if own_move && state.movers.contains(&Some(thread)) {
+            // See `move_by_caller`.
+            return true;
+        }
         let concerned = this.mirror.concerned(&state.mirrored, &(start..end));
         // SAFETY: The kernel calls with a valid range.
         let moves = unsafe { (*range).event } == bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE;
-        let task = caller();
         // Moves do not take memory away; that of another device may need this one to go on.
         let still = state.still.as_ref();
-        let still = still.filter(|still| !moves && still.task != task);
+        let still = still.filter(|still| !moves && still.thread != thread);
         let over = still.map(|still| still.over.clone());
         drop(state);
         if !blockable && (over.is_some() || concerned.is_some()) {
@@ -454,13 +502,21 @@ impl<T: Mirror> PinnedDrop for Interval<T> {
     }
 }
 
-/// Whether a change takes a page away from the CPUs for this owner.
+/// The event of a change that comes from what this owner does: it takes a page away from the
+/// CPUs, or moves pages.
 ///
 /// # Safety
 ///
 /// `range` must be one that the kernel calls back with.
-unsafe fn is_exclusive_for(range: &bindings::mmu_notifier_range, owner: Owner) -> bool {
-    // Only some events have an owner at all, so the event comes first.
-    range.event == bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE
-        && Owner::new(range.owner) == owner
+unsafe fn own_event(
+    range: &bindings::mmu_notifier_range,
+    owner: Owner,
+) -> Option<bindings::mmu_notifier_event> {
+    // Only these events have an owner at all.
+    let has_owner = matches!(
+        range.event,
+        bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE
+            | bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE
+    );
+    (has_owner && Owner::new(range.owner) == owner).then_some(range.event)
 }

@@ -28,7 +28,8 @@ pub(super) fn measure(bench: &mut Bench, path: &Path) -> Result<()> {
             .open(path)
             .with_context(|| format!("opening {}", path.display()))?,
     };
-    for walk in &WALKS {
+    // Nodes of `test_hmm` map what they send away by other calls than ours.
+    for walk in WALKS.iter().filter(|walk| !walk.mapped) {
         bench.alone(walk.name, walk.per(), || -> Result<Duration> {
             let mut buffer = walk.away(|buffer, part| node.send_away(buffer, part))?;
             Ok(walk.touch(&mut buffer))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fastrand::Rng;
-use hmm::{Destination, Space};
+use hmm::{work, Destination, Space};
 use hmm_bench::{Bench, Better, Per, Turn, Unit};
 
 use super::buffer::{Buffer, Pages, LARGE};
@@ -22,10 +22,12 @@ pub(super) struct Walk {
     stride: usize,
     count: usize,
     shuffled: bool,
+    /// The device has mapped it, and loses it with the touch.
+    pub(super) mapped: bool,
 }
 
 /// Every walk.
-pub(super) const WALKS: [Walk; 4] = [
+pub(super) const WALKS: [Walk; 5] = [
     // Far from each other, so that no page brings its neighbour along.
     Walk {
         name: "one page of 4 KiB",
@@ -33,6 +35,15 @@ pub(super) const WALKS: [Walk; 4] = [
         stride: LARGE,
         count: 32,
         shuffled: false,
+        mapped: false,
+    },
+    Walk {
+        name: "one page of 4 KiB that the device has mapped",
+        pages: Pages::Small,
+        stride: LARGE,
+        count: 32,
+        shuffled: false,
+        mapped: true,
     },
     Walk {
         name: "one page of 2 MiB",
@@ -40,6 +51,7 @@ pub(super) const WALKS: [Walk; 4] = [
         stride: LARGE,
         count: 8,
         shuffled: false,
+        mapped: false,
     },
     Walk {
         name: "16 MiB in order, a page",
@@ -47,6 +59,7 @@ pub(super) const WALKS: [Walk; 4] = [
         stride: 4096,
         count: 4096,
         shuffled: false,
+        mapped: false,
     },
     Walk {
         name: "16 MiB at random, a page",
@@ -54,6 +67,7 @@ pub(super) const WALKS: [Walk; 4] = [
         stride: 4096,
         count: 4096,
         shuffled: true,
+        mapped: false,
     },
 ];
 
@@ -80,6 +94,12 @@ impl Walk {
                 let mut buffer = self.away(|buffer, part| {
                     move_all(space, buffer.range_of(part), Destination::Device).map(|_| ())
                 })?;
+                if self.mapped {
+                    let stride = self.stride / size_of::<u64>();
+                    for words in buffer.words().chunks(stride) {
+                        space.run(work::sum(&words[..1]))?;
+                    }
+                }
                 let (traffic, time) = Traffic::of(space, || Ok(self.touch(&mut buffer)))?;
                 seen.push(traffic);
                 Ok(time)

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages in device memory that a CPU touches: they come back, and some around them with them.
+//!
+//! Somebody waits. A small page is taken away from the device and copied by one request. The
+//! more of what lies around touched pages comes with them, the more is brought next time; what
+//! is touched now and then comes alone, so that the device keeps what is around it.
+//!
+//! Knows nothing of why pages are on the device.
+
+use crate::{
+    command::Fetch,
+    device::Core,
+    migrate::{fill_system, Tally},
+    mm::{
+        interval::OwnMove,
+        migrate::{large_range, Collected, LockedFolio, Scratch, Size, Slot, Source},
+        pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
+        LockedVma, PAGE_SHIFT, PAGE_SIZE,
+    },
+    pipeline::count,
+    queue::{Link, Message, Sent},
+    space::{Mapper, Space},
+    transfer::{Carrier, Plain, Transfer},
+    wire::{command::MAX_FETCH_PAGES, dma::DmaItem},
+};
+use core::ops::Range;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
+    time::{Instant, Monotonic},
+};
+
+/// The most pages that come with a touched one, and itself: as many as one [`Fetch`] can be
+/// about. From there on, a touch costs what its pages cost, and hardly more.
+const MOST: u32 = MAX_FETCH_PAGES as u32;
+
+/// By what the number of pages grows and shrinks.
+const STEP: u32 = 8;
+
+/// After so many milliseconds without a touch, the next one has nothing to do with it.
+const PAUSE: i64 = 10;
+
+/// The memory of a device, as the page map sees it.
+pub(crate) struct Store {
+    core: Arc<Core>,
+}
+
+impl Store {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+}
+
+impl DeviceMemory for Store {
+    fn freed(&self, frames: UnusedFrames) {
+        self.core.give_back(frames);
+    }
+
+    fn migrate_to_ram(&self, pagemap: &Pagemap<Self>, fault: CpuFault<'_>) -> Result<(), Lost> {
+        touched(&self.core, pagemap, &fault)
+    }
+}
+
+/// How many small pages a touch brings, in one process.
+pub(crate) struct Window {
+    pages: Atomic<u32>,
+    /// When the last one was brought, in milliseconds.
+    last: Atomic<i64>,
+    begun: Instant<Monotonic>,
+}
+
+impl Window {
+    pub(crate) fn new() -> Self {
+        Self {
+            pages: Atomic::new(1),
+            last: Atomic::new(0),
+            begun: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> i64 {
+        self.begun.elapsed().as_millis()
+    }
+
+    /// How many this time: a power of two.
+    fn pages(&self) -> u32 {
+        if self.now() - self.last.load(Relaxed) > PAUSE {
+            self.pages.store(1, Relaxed);
+        }
+        self.pages.load(Relaxed)
+    }
+
+    /// Of so many, so many were on the device.
+    fn learn(&self, pages: u32, moved: u32) {
+        // If several threads touch pages, each of them knows as much.
+        let next = if moved * 2 >= pages {
+            (pages * STEP).min(MOST)
+        } else {
+            (pages / STEP).max(1)
+        };
+        self.pages.store(next, Relaxed);
+        self.last.store(self.now(), Relaxed);
+    }
+}
+
+/// Copies pages to the guest's memory that the device loses by the same request.
+struct Home<'a> {
+    space: &'a Space,
+    /// The address of the first place of what is collected.
+    start: usize,
+}
+
+impl Home<'_> {
+    fn addresses(&self, places: &Range<usize>) -> Range<usize> {
+        self.start + (places.start << PAGE_SHIFT)..self.start + (places.end << PAGE_SHIFT)
+    }
+}
+
+impl Carrier for Home<'_> {
+    type Request = Fetch;
+
+    fn space(&self) -> u32 {
+        self.space.id()
+    }
+
+    fn entry(
+        &self,
+        places: &Range<usize>,
+        item: DmaItem,
+    ) -> <Fetch as crate::queue::Command>::Entry {
+        Fetch::entry(self.addresses(places).start, &item)
+    }
+
+    fn send(
+        &self,
+        link: &Link,
+        message: Message<Fetch>,
+        places: &[Range<usize>],
+    ) -> Result<Option<Sent<Fetch>>> {
+        let Ok(room) = link.room::<Fetch>() else {
+            return Ok(None);
+        };
+        let mut mapped = self.space.interval.lock();
+        if mapped.is_ended() {
+            // The device may use the pages until it says that the space is ended. Whoever
+            // touches them again finds no space, and is in nobody's way.
+            return Err(EAGAIN);
+        }
+        // Before the device has. Until it has, who gets to know that would be mistaken about
+        // these frames only, and they are held until then. A `Map` that follows is behind this.
+        for places in places {
+            mapped.forget(&self.addresses(places));
+        }
+        let sent = link.post(room, message);
+        drop(mapped);
+        link.kick::<Fetch>();
+        Ok(Some(sent))
+    }
+}
+
+/// Brings back the page that a CPU has touched.
+fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Result<(), Lost> {
+    if fault.is_within_folio() {
+        return fault.split(pagemap).map_err(|_| Lost::NoMemory);
+    }
+    let space = core.spaces.of(fault.vma().address_space());
+    if fault.is_large() {
+        large_touched(core, pagemap, fault, space.as_deref())
+    } else {
+        small_touched(core, pagemap, fault, space.as_deref())
+    }
+}
+
+fn small_touched(
+    core: &Core,
+    pagemap: &Pagemap<Store>,
+    fault: &CpuFault<'_>,
+    space: Option<&Space>,
+) -> Result<(), Lost> {
+    let pages = space.map_or(1, |space| space.touches.pages());
+    let bytes = pages as usize * PAGE_SIZE;
+    let start = fault.address() & !(bytes - 1);
+    let visit = Visit {
+        core,
+        pagemap,
+        fault,
+        range: fault.vma().clip(&(start..start + bytes)),
+        how: How::Small,
+    };
+    let Some(space) = space else {
+        return visit.fetch(&Plain, None).map(drop);
+    };
+    let mover = space.interval.move_by_caller();
+    let start = visit.range.start;
+    let moved = visit.fetch(&Home { space, start }, mover)?;
+    space.touches.learn(pages, moved as u32);
+    Ok(())
+}
+
+fn large_touched(
+    core: &Core,
+    pagemap: &Pagemap<Store>,
+    fault: &CpuFault<'_>,
+    space: Option<&Space>,
+) -> Result<(), Lost> {
+    // Of a page that another process has, too, only that one's notifier could keep it still, if
+    // it has any. But it is held by who touches it: see `Committed::keep_taken`.
+    let exclusive = fault.is_exclusive();
+    let keeper = space.filter(|_| exclusive);
+    let _still = keeper
+        .map(|space| space.interval.keep_still())
+        .transpose()
+        .map_err(|_| Lost::NoMemory)?;
+    let visit = Visit {
+        core,
+        pagemap,
+        fault,
+        range: large_range(fault.address()),
+        how: How::Whole { exclusive },
+    };
+    visit.fetch(&Plain, None).map(drop)
+}
+
+/// How pages are fetched that a CPU has touched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Small,
+    /// A large page, which no other process has if it is `exclusive`.
+    Whole {
+        exclusive: bool,
+    },
+}
+
+/// A page that a CPU has touched, and what is to come with it.
+struct Visit<'v, 'f> {
+    core: &'v Core,
+    pagemap: &'v Pagemap<Store>,
+    fault: &'v CpuFault<'f>,
+    range: Range<usize>,
+    how: How,
+}
+
+impl Visit<'_, '_> {
+    /// Brings back the page, and what else is in device memory of the range; returns how many
+    /// pages that were. With a `mover`, it is the carrier who tells the device.
+    fn fetch<C: Carrier>(
+        &self,
+        carrier: &C,
+        mover: Option<OwnMove<'_, Mapper>>,
+    ) -> Result<u64, Lost> {
+        let Self {
+            core,
+            pagemap,
+            fault,
+            ..
+        } = *self;
+        let start = self.range.start;
+        let scratch = Scratch::new(self.range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
+        let (size, exclusive) = match self.how {
+            How::Small => (Size::Small, false),
+            How::Whole { exclusive } => (Size::Whole, exclusive),
+        };
+        let collecting = core.counters.collect_nanoseconds.time();
+        let Ok(collected) = fault.collect(pagemap, self.range.clone(), size, scratch) else {
+            return Err(Lost::Contents);
+        };
+        drop(collecting);
+        drop(mover);
+
+        let index = (fault.address() - start) >> PAGE_SHIFT;
+        let is_touched = |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);
+        let mut wanted = None;
+        let lending = core.counters.lend_nanoseconds.time();
+        let near = (fault.vma(), start);
+        let begun = Transfer::begin(core, carrier, pagemap, collected, |collected, slot| {
+            let filled = fill_touched(core, collected, slot, near, exclusive)?;
+            if is_touched(slot) && slot.source != Source::Hole {
+                wanted = filled.then_some(slot);
+                if !filled {
+                    return Err(ENOMEM);
+                }
+            }
+            Ok(filled)
+        });
+        let transfer = match begun {
+            Ok(transfer) => transfer,
+            // It will be touched again.
+            Err(error) if error == EAGAIN => return Ok(0),
+            Err(_) => return Err(Lost::NoMemory),
+        };
+        drop(lending);
+        let copying = core.counters.copy_nanoseconds.time();
+        let collected = transfer.end_or_stay().map_err(|_| Lost::Contents)?;
+        drop(copying);
+        if wanted.is_some_and(|slot| !collected.is_filled(slot.index)) {
+            return Err(Lost::Contents);
+        }
+        // If the page could not be collected or committed, somebody else has to do with it at
+        // the moment: it will be touched again.
+        let committing = core.counters.commit_nanoseconds.time();
+        let committed = collected.commit();
+        drop(committing);
+        if size == Size::Whole {
+            committed.keep_taken(fault);
+        }
+        let mut tally = Tally::default();
+        count(&committed, &mut tally);
+        let finalising = core.counters.finalise_nanoseconds.time();
+        drop(committed);
+        drop(finalising);
+        core.counters.pages_touched.add(tally.moved);
+        core.counters.large_to_system.add(tally.large);
+        Ok(tally.moved)
+    }
+}
+
+/// Lends ordinary memory to a slot of pages that a CPU waits for, as a whole or in pieces. In
+/// pieces only if it is `exclusive`; see [`Collected::fill_split`].
+fn fill_touched(
+    core: &Core,
+    collected: &mut Collected<'_>,
+    slot: Slot,
+    (vma, start): (LockedVma<'_>, usize),
+    exclusive: bool,
+) -> Result<bool> {
+    if fill_system(core, collected, slot, Some((vma, start)))? {
+        return Ok(true);
+    }
+    if slot.order == 0 {
+        return Ok(false);
+    }
+    if !exclusive {
+        return fill_system(core, collected, slot, None);
+    }
+    let first = start + (slot.index << PAGE_SHIFT);
+    collected.fill_split(slot, |page| {
+        LockedFolio::system(0, Some((vma, first + (page << PAGE_SHIFT))))
+    })
+}
