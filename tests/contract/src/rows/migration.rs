@@ -5,15 +5,19 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::Barrier;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
-use hmm::{Destination, Place, Reason};
+use hmm::{Destination, Place, Progress, Reason};
 
 use crate::area::{Area, LARGE_PAGES, PAGE, ZERO};
-use crate::bound::Bound;
+use crate::bound::{add, Bound};
 use crate::kernel;
 use crate::row::{cannot_run, Chapter, Row};
 use crate::sys;
+
+/// Longer than touches have to do with each other.
+const PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Migration",
@@ -77,6 +81,20 @@ pub(crate) const CHAPTER: Chapter = Chapter {
                    from there",
             source: "hmm.rst: Migration, step 3: clearing a page's bit",
             run: a_full_device_refuses_the_rest,
+        },
+        Row {
+            name: "a-touch-takes-one-request",
+            duty: "a page on the device that a CPU touches is taken away from the device, which \
+                   has written it, and copied home by one request",
+            source: "hmm.rst: Migration, steps 1 to 7; drivers take their own mappings back",
+            run: a_touch_takes_one_request,
+        },
+        Row {
+            name: "a-touch-misses-no-write",
+            duty: "what a job adds to a word goes on counting, whatever CPU touches the page and \
+                   however often it goes back to the device meanwhile",
+            source: "mm/memory.c: do_swap_page; include/linux/mmu_notifier.h: MMU_NOTIFY_MIGRATE",
+            run: a_touch_misses_no_write,
         },
         Row {
             name: "many-threads-touch-one-page",
@@ -439,6 +457,57 @@ fn many_threads_touch(area: &Area, bound: &Bound, rounds: u64) -> Result<()> {
     }
     area.expect(0..page, 1)?;
     area.expect(page + 1..area.pages(), 1)
+}
+
+fn a_touch_takes_one_request() -> Result<()> {
+    let (area, bound) = (Area::small(64)?, Bound::new()?);
+    for page in [5, 6, 40] {
+        area.write(area.all(), 1);
+        bound.move_there(&area, area.all())?;
+        bound.write(&area, area.all(), 2)?;
+        ensure!(bound.mapped(&area, area.all())? == area.pages());
+        // As after any pause, the page comes alone.
+        thread::sleep(PAUSE);
+        let before = bound.counters()?.driver.control_requests;
+        let word = area.read_word(page, 7);
+        // One of them reads the counters themselves.
+        let requests = bound.counters()?.driver.control_requests - before - 1;
+        ensure!(requests == 1, "the touch took {requests} requests");
+        ensure!(word == area.word(page, 2), "the device's write is lost");
+        bound.expect_place(&area, page..page + 1, Place::System)?;
+        ensure!(bound.mapped(&area, page..page + 1)? == 0);
+        bound.expect_place(&area, page + 1..area.pages(), Place::Device)?;
+        ensure!(bound.mapped(&area, area.all())? == area.pages() - 1);
+        bound.expect(&area, area.all(), 2)?;
+        area.expect(area.all(), 2)?;
+    }
+    Ok(())
+}
+
+fn a_touch_misses_no_write() -> Result<()> {
+    const TIMES: u64 = 20_000_000;
+    let (area, bound) = (Area::small(8)?, Bound::new()?);
+    area.write(area.all(), 1);
+    area.write_word(3, 9, 0);
+    bound.move_there(&area, area.all())?;
+    let mut job = bound.start(add(&area, 3, 9, 1, TIMES))?;
+    let (mut last, mut touches) = (0, 0);
+    loop {
+        let now = area.read_word(3, 9);
+        ensure!(now >= last, "{now} after {last}");
+        last = now;
+        touches += 1;
+        bound.migrate(&area, area.all(), Destination::Device)?;
+        job = match job.wait_timeout(Duration::ZERO)? {
+            Progress::Running(job) => job,
+            Progress::Ended(_) => break,
+        };
+    }
+    ensure!(touches > 10, "it ended after {touches} touches");
+    let sum = area.read_word(3, 9);
+    ensure!(sum == TIMES, "{sum} instead of {TIMES}");
+    area.expect(0..3, 1)?;
+    area.expect(4..8, 1)
 }
 
 fn many_threads_touch_one_page() -> Result<()> {
