@@ -18,6 +18,10 @@ const LEAST: Duration = Duration::from_micros(16);
 /// How far at most: what a kick and a wake-up take where nothing else is to be done.
 pub(super) const MOST: Duration = Duration::from_micros(128);
 
+/// Who looks lets others have its processor now and then, if any wait: another device's thread,
+/// say, that the guest waits for, too.
+const SHARE: Duration = Duration::from_micros(8);
+
 /// Who looks again only after that time was stopped in between.
 const STOPPED: Duration = Duration::from_micros(20);
 
@@ -63,7 +67,7 @@ impl Window {
             self.rest.store(rest - 1, Ordering::Relaxed);
             return false;
         }
-        let (window, mut looked) = (self.length(), idle);
+        let (window, mut looked, mut shared) = (self.length(), idle, idle);
         while looked - idle < window {
             if look() {
                 return true;
@@ -75,6 +79,10 @@ impl Window {
                 return false;
             }
             looked = now;
+            if now - shared > SHARE {
+                std::thread::yield_now();
+                shared = now;
+            }
         }
         false
     }

@@ -172,6 +172,7 @@ fn one_device(bench: &mut Bench, space: &Space, change: Change, lot: &Lot, engin
 /// for.
 fn two_devices(bench: &mut Bench, (first, second): (&Space, &Space), lot: &Lot) {
     let reference = "mapped on one of them";
+    let (mut for_two, mut for_one) = (Vec::new(), Vec::new());
     bench.pair(
         &lot.name,
         lot.per(),
@@ -182,9 +183,27 @@ fn two_devices(bench: &mut Bench, (first, second): (&Space, &Space), lot: &Lot) 
             if turn == Turn::Measured {
                 map(second, &memory)?;
             }
-            Change::Unmap.make(memory)
+            let both = || Traffic::of(second, || Change::Unmap.make(memory));
+            let (one, (other, time)) = Traffic::of(first, both)?;
+            let waited = |traffic: &Traffic| traffic.grown(|all| all.driver.promise_nanoseconds);
+            // Few.
+            #[allow(clippy::cast_precision_loss)]
+            let wait = (waited(&one) + waited(&other)) / lot.count as f64;
+            match turn {
+                Turn::Measured => for_two.push(wait),
+                Turn::Reference => for_one.push(wait),
+            }
+            Ok(time)
         },
     );
+    for (whose, mut waits) in [("both promises", for_two), ("one promise", for_one)] {
+        // The first round is not counted among the repetitions.
+        bench.gathered(
+            &format!("  waiting for {whose}, {}", lot.name),
+            (Unit::Nanoseconds, Better::Lower),
+            waits.split_off(waits.len().min(1)),
+        );
+    }
 }
 
 /// Does something while all engines have jobs on other memory.
