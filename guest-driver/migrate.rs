@@ -20,7 +20,7 @@ use crate::{
     pages::Lent,
     pipeline::{count, region_bit, Moved, Pipeline},
     space::Space,
-    transfer::{Plain, Transfer},
+    transfer::{ListMemory, Plain, Transfer},
 };
 use core::ops::Range;
 use kernel::{
@@ -302,7 +302,7 @@ pub(crate) fn evict_all(device: &Device, stop: &dyn Fn() -> bool) {
 fn evict_once(device: &Device) -> Result<Tally> {
     let core = &device.core;
     let most = core.limits.max_move;
-    let mut scratch = None;
+    let (mut scratch, mut list) = (None, None);
     let mut lost = KVec::new();
     let mut sum = Tally::default();
     let mut next = 0;
@@ -321,14 +321,17 @@ fn evict_once(device: &Device) -> Result<Tally> {
             Some(memory) => memory,
             None => Scratch::new(most)?,
         };
+        let memory_of_list = match list.take() {
+            Some(memory) => memory,
+            None => ListMemory::new(0, most)?,
+        };
         let pagemap = &device.pagemap;
         let collected = pagemap.collect_frames(first, frames as usize, memory)?;
-        let transfer = Transfer::begin(core, &Plain, pagemap, collected, |collected, slot| {
-            fill_system(core, collected, slot, None)
-        })?;
+        let fill = |collected: &mut Collected<'_>, slot| fill_system(core, collected, slot, None);
+        let transfer = Transfer::begin(core, &Plain, pagemap, collected, memory_of_list, fill)?;
         // The memory must become free in any case. What the device does not give back is
         // lost to its owners, who are told when they touch it.
-        let collected = transfer.end(|collected, slot| {
+        let (collected, memory_of_list) = transfer.end(|collected, slot| {
             if let Some(page) = collected.efface_new(slot) {
                 lost.push(page, GFP_KERNEL)?;
             }
@@ -336,7 +339,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
         })?;
         let committed = collected.commit();
         count(&committed, &mut sum);
-        scratch = Some(committed.finish());
+        (scratch, list) = (Some(committed.finish()), memory_of_list);
         for page in lost.drain_all() {
             core.counters.pages_lost.add(page.pages());
             page.poison();

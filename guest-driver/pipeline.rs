@@ -6,11 +6,12 @@
 //! Knows nothing of where pages move.
 
 use crate::{
+    command::Copy,
     device::{Core, Device},
     migrate::Tally,
     mm::migrate::{large_range, Collected, Committed, Scratch, Slot},
     mm::{LARGE_ORDER, LARGE_SIZE, PAGE_SHIFT},
-    transfer::{Plain, Transfer},
+    transfer::{ListMemory, Plain, Transfer},
 };
 use core::ops::Range;
 use kernel::prelude::*;
@@ -26,6 +27,7 @@ pub(crate) struct Pipeline<'a, 'm> {
     device: &'a Device,
     under_way: [Option<Part<'a, 'm>>; DEPTH],
     spare: Option<Scratch>,
+    spare_list: Option<ListMemory<Copy>>,
     moved: Moved,
 }
 
@@ -57,6 +59,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             device,
             under_way: [const { None }; DEPTH],
             spare: None,
+            spare_list: None,
             moved: Moved::default(),
         }
     }
@@ -119,6 +122,10 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             Some(scratch) if scratch.pages() >= pages => scratch,
             _ => Scratch::new(pages)?,
         };
+        let list = match self.spare_list.take() {
+            Some(list) if list.pages() >= pages => list,
+            _ => ListMemory::new(0, pages)?,
+        };
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = collect(range, scratch)?;
         drop(collecting);
@@ -129,6 +136,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             &Plain,
             &self.device.pagemap,
             collected,
+            list,
             |collected, slot| {
                 let pages = 1 << slot.order;
                 tally.offered += pages;
@@ -158,8 +166,9 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             large,
         } = part;
         let copying = counters.copy_nanoseconds.time();
-        let collected = transfer.end_or_stay()?;
+        let (collected, list) = transfer.end_or_stay()?;
         drop(copying);
+        self.spare_list = list;
         let committing = counters.commit_nanoseconds.time();
         let committed = collected.commit();
         drop(committing);

@@ -178,6 +178,20 @@ impl<C: Command> Message<C> {
         })
     }
 
+    /// A request that was answered, without entries. Does not allocate. `None` if somebody else
+    /// still holds it.
+    fn again(chain: Arc<Chain>, capacity: usize) -> Option<Self> {
+        let mut draft = Draft::again(chain)?;
+        draft.request().truncate(size_of::<RequestHeader>());
+        // INVARIANT: The header is left and no entry.
+        Some(Self {
+            draft,
+            count: 0,
+            capacity,
+            _command: PhantomData,
+        })
+    }
+
     /// How many entries there are.
     pub(crate) fn count(&self) -> u32 {
         self.count
@@ -227,6 +241,7 @@ impl<C: Command> Sent<C> {
         match parse(reply) {
             Some((Status::Ok, _)) => Ok(Reply {
                 chain: self.chain,
+                capacity: self.capacity,
                 _command: PhantomData,
             }),
             Some((status, _)) => Err(Failure::Refused(status)),
@@ -248,19 +263,12 @@ impl<C: Command> Sent<C> {
                 link.violated();
             }
         }
-        let Some(mut draft) = Draft::again(self.chain) else {
+        let message = Message::again(self.chain, self.capacity);
+        if message.is_none() {
             // Nobody else holds it; but rather no device than one that cannot be told.
             link.violated();
-            return None;
-        };
-        draft.request().truncate(size_of::<RequestHeader>());
-        // INVARIANT: The header is left and no entry.
-        Some(Message {
-            draft,
-            count: 0,
-            capacity: self.capacity,
-            _command: PhantomData,
-        })
+        }
+        message
     }
 }
 
@@ -275,6 +283,7 @@ impl Link {
 /// A reply that says `Ok`.
 pub(crate) struct Reply<C: Command> {
     chain: Arc<Chain>,
+    capacity: usize,
     _command: PhantomData<C>,
 }
 
@@ -287,6 +296,11 @@ impl<C: Command> Reply<C> {
         C::Output::read_from_prefix(bytes)
             .ok()
             .map(|(output, _)| output)
+    }
+
+    /// Makes the same request ready to be written again, without entries. Does not allocate.
+    pub(crate) fn reuse(self) -> Option<Message<C>> {
+        Message::again(self.chain, self.capacity)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     },
     queue::{Message, Sent},
     sys::mm_struct,
-    touch::Window,
+    touch::Touches,
     virtio::{Chain, Handler},
 };
 use core::ops::Range;
@@ -229,7 +229,8 @@ pub(crate) struct Space {
     pub(crate) jobs: Arc<Jobs>,
     mm: ARef<Mm>,
     pid: Pid,
-    pub(crate) touches: Window,
+    #[pin]
+    pub(crate) touches: Touches,
     #[pin]
     pub(crate) inbox: Inbox,
     #[pin]
@@ -273,7 +274,7 @@ impl Space {
                 jobs,
                 mm: ARef::from(&**mm),
                 pid,
-                touches: Window::new(),
+                touches <- Touches::new(),
                 inbox <- Inbox::new(),
                 work <- new_work!("Space::work"),
                 interval <- interval,

@@ -16,20 +16,21 @@ use crate::{
         interval::OwnMove,
         migrate::{large_range, Collected, LockedFolio, Scratch, Size, Slot, Source},
         pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
-        LockedVma, PAGE_SHIFT, PAGE_SIZE,
+        LockedVma, LARGE_PAGES, PAGE_SHIFT, PAGE_SIZE,
     },
     pipeline::count,
-    queue::{Link, Message, Sent},
+    queue::{Command, Link, Message, Sent},
     space::{Mapper, Space},
-    transfer::{Carrier, Plain, Transfer},
+    transfer::{Carrier, ListMemory, Plain, Transfer},
     wire::{command::MAX_FETCH_PAGES, dma::DmaItem},
 };
 use core::ops::Range;
 use kernel::{
+    new_spinlock,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
-        Arc,
+        Arc, SpinLock,
     },
     time::{Instant, Monotonic},
 };
@@ -65,21 +66,59 @@ impl DeviceMemory for Store {
     }
 }
 
-/// How many small pages a touch brings, in one process.
-pub(crate) struct Window {
+/// What it takes to fetch pages.
+struct Memory<R: Command> {
+    scratch: Scratch,
+    list: ListMemory<R>,
+}
+
+impl<R: Command> Memory<R> {
+    /// For so many pages, by requests about a space, zero if about none.
+    fn new(space: u32, pages: usize) -> Result<Self, Lost> {
+        let new = || -> Result<_> {
+            Ok(Self {
+                scratch: Scratch::new(pages)?,
+                list: ListMemory::new(space, pages)?,
+            })
+        };
+        new().map_err(|_| Lost::NoMemory)
+    }
+}
+
+/// The small pages that CPUs touch in one process.
+#[pin_data]
+pub(crate) struct Touches {
+    /// How many a touch brings.
     pages: Atomic<u32>,
     /// When the last one was brought, in milliseconds.
     last: Atomic<i64>,
     begun: Instant<Monotonic>,
+    /// Kept for the next touch.
+    #[pin]
+    memory: SpinLock<Option<Memory<Fetch>>>,
 }
 
-impl Window {
-    pub(crate) fn new() -> Self {
-        Self {
+impl Touches {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
             pages: Atomic::new(1),
             last: Atomic::new(0),
             begun: Instant::now(),
-        }
+            memory <- new_spinlock!(None, "Touches::memory"),
+        })
+    }
+
+    /// Memory for a touch, in the process of a space.
+    fn memory(&self, space: u32) -> Result<Memory<Fetch>, Lost> {
+        let kept = self.memory.lock().take();
+        kept.map_or_else(|| Memory::new(space, MOST as usize), Ok)
+    }
+
+    /// Keeps memory for the next touch.
+    fn keep(&self, memory: Memory<Fetch>) {
+        let surplus = self.memory.lock().replace(memory);
+        // Not with the lock held: several threads may touch pages at the same time.
+        drop(surplus);
     }
 
     fn now(&self) -> i64 {
@@ -123,15 +162,7 @@ impl Home<'_> {
 impl Carrier for Home<'_> {
     type Request = Fetch;
 
-    fn space(&self) -> u32 {
-        self.space.id()
-    }
-
-    fn entry(
-        &self,
-        places: &Range<usize>,
-        item: DmaItem,
-    ) -> <Fetch as crate::queue::Command>::Entry {
+    fn entry(&self, places: &Range<usize>, item: DmaItem) -> <Fetch as Command>::Entry {
         Fetch::entry(self.addresses(places).start, &item)
     }
 
@@ -192,12 +223,17 @@ fn small_touched(
         how: How::Small,
     };
     let Some(space) = space else {
-        return visit.fetch(&Plain, None).map(drop);
+        return visit.fetch(&Plain, None, Memory::new(0, 1)?).map(drop);
     };
+    let touches = &space.touches;
+    let memory = touches.memory(space.id())?;
     let mover = space.interval.move_by_caller();
     let start = visit.range.start;
-    let moved = visit.fetch(&Home { space, start }, mover)?;
-    space.touches.learn(pages, moved as u32);
+    let (moved, memory) = visit.fetch(&Home { space, start }, mover, memory)?;
+    touches.learn(pages, moved as u32);
+    if let Some(memory) = memory {
+        touches.keep(memory);
+    }
     Ok(())
 }
 
@@ -222,7 +258,9 @@ fn large_touched(
         range: large_range(fault.address()),
         how: How::Whole { exclusive },
     };
-    visit.fetch(&Plain, None).map(drop)
+    visit
+        .fetch(&Plain, None, Memory::new(0, LARGE_PAGES)?)
+        .map(drop)
 }
 
 /// How pages are fetched that a CPU has touched.
@@ -245,13 +283,15 @@ struct Visit<'v, 'f> {
 }
 
 impl Visit<'_, '_> {
-    /// Brings back the page, and what else is in device memory of the range; returns how many
-    /// pages that were. With a `mover`, it is the carrier who tells the device.
+    /// Brings back the page, and what else is in device memory of the range, by `memory`, which
+    /// must suffice for that. With a `mover`, it is the carrier who tells the device. Returns how
+    /// many pages there were, and the memory for the next ones, if it can be used again.
     fn fetch<C: Carrier>(
         &self,
         carrier: &C,
         mover: Option<OwnMove<'_, Mapper>>,
-    ) -> Result<u64, Lost> {
+        memory: Memory<C::Request>,
+    ) -> Result<(u64, Option<Memory<C::Request>>), Lost> {
         let Self {
             core,
             pagemap,
@@ -259,7 +299,7 @@ impl Visit<'_, '_> {
             ..
         } = *self;
         let start = self.range.start;
-        let scratch = Scratch::new(self.range.len() >> PAGE_SHIFT).map_err(|_| Lost::NoMemory)?;
+        let Memory { scratch, list } = memory;
         let (size, exclusive) = match self.how {
             How::Small => (Size::Small, false),
             How::Whole { exclusive } => (Size::Whole, exclusive),
@@ -276,25 +316,32 @@ impl Visit<'_, '_> {
         let mut wanted = None;
         let lending = core.counters.lend_nanoseconds.time();
         let near = (fault.vma(), start);
-        let begun = Transfer::begin(core, carrier, pagemap, collected, |collected, slot| {
-            let filled = fill_touched(core, collected, slot, near, exclusive)?;
-            if is_touched(slot) && slot.source != Source::Hole {
-                wanted = filled.then_some(slot);
-                if !filled {
-                    return Err(ENOMEM);
+        let begun = Transfer::begin(
+            core,
+            carrier,
+            pagemap,
+            collected,
+            list,
+            |collected, slot| {
+                let filled = fill_touched(core, collected, slot, near, exclusive)?;
+                if is_touched(slot) && slot.source != Source::Hole {
+                    wanted = filled.then_some(slot);
+                    if !filled {
+                        return Err(ENOMEM);
+                    }
                 }
-            }
-            Ok(filled)
-        });
+                Ok(filled)
+            },
+        );
         let transfer = match begun {
             Ok(transfer) => transfer,
             // It will be touched again.
-            Err(error) if error == EAGAIN => return Ok(0),
+            Err(error) if error == EAGAIN => return Ok((0, None)),
             Err(_) => return Err(Lost::NoMemory),
         };
         drop(lending);
         let copying = core.counters.copy_nanoseconds.time();
-        let collected = transfer.end_or_stay().map_err(|_| Lost::Contents)?;
+        let (collected, list) = transfer.end_or_stay().map_err(|_| Lost::Contents)?;
         drop(copying);
         if wanted.is_some_and(|slot| !collected.is_filled(slot.index)) {
             return Err(Lost::Contents);
@@ -310,11 +357,11 @@ impl Visit<'_, '_> {
         let mut tally = Tally::default();
         count(&committed, &mut tally);
         let finalising = core.counters.finalise_nanoseconds.time();
-        drop(committed);
+        let scratch = committed.finish();
         drop(finalising);
         core.counters.pages_touched.add(tally.moved);
         core.counters.large_to_system.add(tally.large);
-        Ok(tally.moved)
+        Ok((tally.moved, list.map(|list| Memory { scratch, list })))
     }
 }
 

@@ -30,9 +30,6 @@ pub(crate) trait Carrier {
     /// The request, which is answered with a result for each entry.
     type Request: Command<Output = ItemResult>;
 
-    /// The space that it is about, zero if about none.
-    fn space(&self) -> u32;
-
     /// The entry for a copy of the pages at some places of what was collected.
     fn entry(&self, places: &Range<usize>, item: DmaItem) -> <Self::Request as Command>::Entry;
 
@@ -56,10 +53,6 @@ pub(crate) struct Plain;
 impl Carrier for Plain {
     type Request = Copy;
 
-    fn space(&self) -> u32 {
-        0
-    }
-
     fn entry(&self, _places: &Range<usize>, item: DmaItem) -> DmaItem {
         item
     }
@@ -71,6 +64,30 @@ impl Carrier for Plain {
         _places: &[Range<usize>],
     ) -> Result<Option<Sent<Copy>>> {
         Ok(link.submit(message).ok())
+    }
+}
+
+/// Memory for one list of copies at a time, to be used again and again.
+pub(crate) struct ListMemory<R: Command> {
+    message: Message<R>,
+    /// Which pages each item of the message covers.
+    covered: KVVec<Range<usize>>,
+    pages: usize,
+}
+
+impl<R: Command> ListMemory<R> {
+    /// Memory for the copies of so many pages, by requests about a space, zero if about none.
+    pub(crate) fn new(space: u32, pages: usize) -> Result<Self> {
+        Ok(Self {
+            message: Message::new(space, pages, pages)?,
+            covered: KVVec::with_capacity(pages, GFP_KERNEL)?,
+            pages,
+        })
+    }
+
+    /// How many pages it suffices for.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
     }
 }
 
@@ -86,7 +103,10 @@ struct Copying<'t, C: Carrier> {
     link: &'t Link,
     /// None if there is nothing to copy, or if the device has been given up.
     request: Option<Sent<C::Request>>,
+    /// A message that was not needed.
+    unused: Option<Message<C::Request>>,
     covered: KVVec<Range<usize>>,
+    pages: usize,
 }
 
 impl<C: Carrier> Drop for Copying<'_, C> {
@@ -101,20 +121,24 @@ impl<C: Carrier> Drop for Copying<'_, C> {
 impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     /// Lends new memory to all that has been collected, by `fill`, which says whether there was
     /// any; and has the device begin to copy, or clear, by one request, in which neighbours are
-    /// one item.
+    /// one item. `memory` must suffice for what was collected.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if there is no memory for the request, or what `fill` or the carrier returns.
-    /// All pages then are where they were.
+    /// What `fill` or the carrier returns. All pages then are where they were.
     pub(crate) fn begin<M: DeviceMemory>(
         core: &'t Core,
         carrier: &C,
         pagemap: &Pagemap<M>,
         mut collected: Collected<'c>,
+        memory: ListMemory<C::Request>,
         mut fill: impl FnMut(&mut Collected<'c>, Slot) -> Result<bool>,
     ) -> Result<Self> {
-        let mut list = List::new(carrier, collected.pages())?;
+        let mut list = List {
+            carrier,
+            memory,
+            last: None,
+        };
         let mut next = 0;
         while let Some(slot) = collected.next_slot(next) {
             next = slot.index + (1 << slot.order);
@@ -122,24 +146,31 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
                 list.add_slot(pagemap, &collected, slot)?;
             }
         }
-        let (message, covered) = list.finish()?;
+        let ListMemory {
+            message,
+            covered,
+            pages,
+        } = list.finish()?;
         let link = &core.link;
-        let request = if covered.is_empty() {
-            None
+        let (request, unused) = if covered.is_empty() {
+            (None, Some(message))
         } else {
-            carrier.send(link, message, &covered)?
+            (carrier.send(link, message, &covered)?, None)
         };
         Ok(Self {
             copying: Copying {
                 link,
                 request,
+                unused,
                 covered,
+                pages,
             },
             collected,
         })
     }
 
     /// Waits until everything has been copied. Calls `failed` for each slot that was not.
+    /// Returns also the memory for the next list, unless the device refused this one.
     ///
     /// # Errors
     ///
@@ -147,7 +178,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     pub(crate) fn end(
         self,
         mut failed: impl FnMut(&mut Collected<'_>, Slot) -> Result,
-    ) -> Result<Collected<'c>> {
+    ) -> Result<(Collected<'c>, Option<ListMemory<C::Request>>)> {
         let Self {
             mut copying,
             mut collected,
@@ -159,7 +190,15 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
                 each_filled(&mut collected, covered, &mut failed)?;
             }
         }
-        Ok(collected)
+        let message = reply.map_or(copying.unused.take(), Reply::reuse);
+        let mut covered = core::mem::take(&mut copying.covered);
+        covered.clear();
+        let memory = message.map(|message| ListMemory {
+            message,
+            covered,
+            pages: copying.pages,
+        });
+        Ok((collected, memory))
     }
 }
 
@@ -169,7 +208,7 @@ impl<'c, C: Carrier> Transfer<'_, 'c, C> {
     /// # Errors
     ///
     /// As [`Self::end`].
-    pub(crate) fn end_or_stay(self) -> Result<Collected<'c>> {
+    pub(crate) fn end_or_stay(self) -> Result<(Collected<'c>, Option<ListMemory<C::Request>>)> {
         self.end(|collected, slot| {
             collected.empty_slot(slot);
             Ok(())
@@ -222,23 +261,12 @@ fn item<M: DeviceMemory>(pagemap: &Pagemap<M>, source: Source, pfn: usize, pages
 /// A list of items to copy that is being written.
 struct List<'l, C: Carrier> {
     carrier: &'l C,
-    message: Message<C::Request>,
-    /// Which pages each item of the message covers.
-    covered: KVVec<Range<usize>>,
+    memory: ListMemory<C::Request>,
     /// The last item, which the next one may continue.
     last: Option<(Range<usize>, DmaItem)>,
 }
 
-impl<'l, C: Carrier> List<'l, C> {
-    fn new(carrier: &'l C, pages: usize) -> Result<Self> {
-        Ok(Self {
-            carrier,
-            message: Message::new(carrier.space(), pages, pages)?,
-            covered: KVVec::with_capacity(pages, GFP_KERNEL)?,
-            last: None,
-        })
-    }
-
+impl<C: Carrier> List<'_, C> {
     /// Adds what has been lent memory of a slot.
     fn add_slot<M: DeviceMemory>(
         &mut self,
@@ -288,15 +316,17 @@ impl<'l, C: Carrier> List<'l, C> {
 
     fn flush(&mut self) -> Result {
         if let Some((covered, item)) = self.last.take() {
-            self.message.push(&self.carrier.entry(&covered, item))?;
-            self.covered.push(covered, GFP_KERNEL)?;
+            let memory = &mut self.memory;
+            memory.message.push(&self.carrier.entry(&covered, item))?;
+            // Within the capacity this does not allocate.
+            memory.covered.push(covered, GFP_KERNEL)?;
         }
         Ok(())
     }
 
-    /// The request, and which pages each of its items covers.
-    fn finish(mut self) -> Result<(Message<C::Request>, KVVec<Range<usize>>)> {
+    /// The memory, with the list in it.
+    fn finish(mut self) -> Result<ListMemory<C::Request>> {
         self.flush()?;
-        Ok((self.message, self.covered))
+        Ok(self.memory)
     }
 }
