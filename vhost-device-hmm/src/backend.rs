@@ -217,7 +217,7 @@ impl Backend {
                 lane.drop_chain(&self.accelerator, Some(chain.head()), NO_ROOM);
                 return;
             }
-            let request = command::decode_control(raw(&chain));
+            let request = command::decode_control(raw(chain));
             let resets = matches!(request, Ok(Command::Init { version: VERSION }));
             if resets {
                 self.refuse_what_is_queued();
@@ -235,7 +235,7 @@ impl Backend {
             }
             reply.clear();
             command::encode_outcome(&outcome, &mut reply);
-            lane.answer(&chain, &mut reply);
+            lane.answer(chain, &mut reply);
         });
     }
 
@@ -258,11 +258,11 @@ impl Backend {
                 lane.drop_chain(&self.accelerator, Some(chain.head()), NO_ROOM);
                 return;
             }
-            let request = command::decode_copy(raw(&chain));
+            let request = command::decode_copy(raw(chain));
             let done = self.accelerator.copy(request, &mut results);
             reply.clear();
             command::encode_copied(done, &results, &mut reply);
-            lane.answer(&chain, &mut reply);
+            lane.answer(chain, &mut reply);
         });
     }
 
@@ -276,10 +276,10 @@ impl Backend {
                 lane.drop_chain(&self.accelerator, Some(chain.head()), NO_ROOM);
                 return;
             }
-            let submission = command::decode_job(raw(&chain));
+            let submission = command::decode_job(raw(chain));
             let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
             // First, because the job may have ended before it is handed in.
-            self.held.lock().insert(ticket, chain);
+            self.held.lock().insert(ticket, std::mem::take(chain));
             if let Err(refused) = self.accelerator.submit(submission, ticket) {
                 self.return_jobs(lane, &[refused]);
             }
@@ -315,16 +315,16 @@ impl Backend {
         let Some(mut lane) = self.lane(Queue::Fault).running(&memory) else {
             return;
         };
-        let mut contents = Vec::new();
+        let (mut buffer, mut contents) = (Chain::default(), Vec::new());
         loop {
             let mut offered = true;
             while offered && self.accelerator.faults_waiting() > 0 {
-                match lane.take(&self.accelerator, 0) {
+                match lane.take(&self.accelerator, 0, &mut buffer) {
                     None => offered = false,
-                    Some(buffer) if buffer.room() < MIN_BUFFER as u64 => {
+                    Some(()) if buffer.room() < MIN_BUFFER as u64 => {
                         lane.drop_chain(&self.accelerator, Some(buffer.head()), NO_ROOM);
                     }
-                    Some(buffer) => {
+                    Some(()) => {
                         let records = self.accelerator.report_faults(capacity(&buffer));
                         if records.is_empty() {
                             // Their jobs were cancelled in the meantime.

@@ -6,7 +6,11 @@
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+mod nearby;
+
+pub use nearby::Nearby;
 
 /// The most descriptors of a chain that are looked at. A chain may have as many as an
 /// indirect table holds, 65,535; the largest request takes some hundred pages.
@@ -18,18 +22,20 @@ const MAX_DESCRIPTORS: usize = 1024;
 pub struct Broken(#[from] virtio_queue::Error);
 
 /// What the driver has made available.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Available {
     /// Nothing.
     Nothing,
     /// A chain.
-    Chain(Chain),
+    Chain,
     /// A chain that cannot be used. It can be returned if it has a head.
     Unusable(Option<u16>),
 }
 
 /// A chain that the device holds.
-#[derive(Debug)]
+///
+/// One can be used for many, one after the other, so that not each has to allocate.
+#[derive(Debug, Default)]
 pub struct Chain {
     head: u16,
     request: Vec<u8>,
@@ -39,6 +45,15 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// Makes it the chain of this head, of which nothing is known.
+    fn start(&mut self, head: u16) {
+        self.head = head;
+        self.request.clear();
+        self.length = 0;
+        self.room = 0;
+        self.writable.clear();
+    }
+
     /// The head, which the chain is returned by.
     pub fn head(&self) -> u16 {
         self.head
@@ -60,7 +75,7 @@ impl Chain {
     }
 
     /// Writes a reply and returns its length, or zero when there is no room for it.
-    pub fn reply(&self, memory: &GuestMemoryMmap, reply: &[u8]) -> u32 {
+    pub fn reply(&self, memory: &impl GuestMemory, reply: &[u8]) -> u32 {
         if reply.len() as u64 > self.room {
             return 0;
         }
@@ -78,14 +93,18 @@ impl Chain {
     }
 }
 
-/// Takes the next chain and copies up to `most` bytes of its request.
+/// Takes the next chain into `chain` and copies up to `most` bytes of its request.
 ///
 /// # Errors
 ///
 /// [`Broken`] when the ring itself makes no sense.
-pub fn take(queue: &mut Queue, memory: &GuestMemoryMmap, most: usize) -> Result<Available, Broken> {
-    let available = queue.avail_idx(memory, Ordering::Acquire)?;
-    if available.0 == queue.next_avail() {
+pub fn take(
+    queue: &mut Queue,
+    memory: &impl GuestMemory,
+    most: usize,
+    chain: &mut Chain,
+) -> Result<Available, Broken> {
+    if !has_more(queue, memory)? {
         return Ok(Available::Nothing);
     }
     let Some(descriptors) = queue.iter(memory)?.next() else {
@@ -95,13 +114,7 @@ pub fn take(queue: &mut Queue, memory: &GuestMemoryMmap, most: usize) -> Result<
     if head >= queue.size() {
         return Ok(Available::Unusable(None));
     }
-    let mut chain = Chain {
-        head,
-        request: Vec::new(),
-        length: 0,
-        room: 0,
-        writable: Vec::new(),
-    };
+    chain.start(head);
     let mut complete = false;
     for (index, descriptor) in descriptors.enumerate() {
         let (address, length) = (descriptor.addr(), u64::from(descriptor.len()));
@@ -114,7 +127,7 @@ pub fn take(queue: &mut Queue, memory: &GuestMemoryMmap, most: usize) -> Result<
             return Ok(Available::Unusable(Some(head)));
         };
         if index >= MAX_DESCRIPTORS
-            || (bytes != 0 && !GuestMemory::check_range(memory, address, bytes, access))
+            || (bytes != 0 && !memory.check_range(address, bytes, access))
             || (!descriptor.is_write_only() && !chain.writable.is_empty())
         {
             return Ok(Available::Unusable(Some(head)));
@@ -133,7 +146,7 @@ pub fn take(queue: &mut Queue, memory: &GuestMemoryMmap, most: usize) -> Result<
     // The iterator ends without a word at a loop, at an index out of bounds, and at an
     // indirect table that cannot be used.
     Ok(if complete {
-        Available::Chain(chain)
+        Available::Chain
     } else {
         Available::Unusable(Some(head))
     })
@@ -141,7 +154,7 @@ pub fn take(queue: &mut Queue, memory: &GuestMemoryMmap, most: usize) -> Result<
 
 /// Copies bytes to the end of a request of at most so many.
 fn read(
-    memory: &GuestMemoryMmap,
+    memory: &impl GuestMemory,
     address: GuestAddress,
     bytes: usize,
     most: usize,
@@ -162,12 +175,15 @@ pub fn untake(queue: &mut Queue) {
 
 /// Returns chains by their heads, with how many bytes of each were written.
 ///
+/// The driver sees each at once: the ring's index is one store, and to keep it back until a
+/// batch is done would let quick replies wait for slow requests.
+///
 /// # Errors
 ///
 /// [`Broken`] when the ring cannot be written.
 pub fn put_back(
     queue: &mut Queue,
-    memory: &GuestMemoryMmap,
+    memory: &impl GuestMemory,
     used: &[(u16, u32)],
 ) -> Result<(), Broken> {
     for (head, written) in used {
@@ -181,7 +197,7 @@ pub fn put_back(
 /// # Errors
 ///
 /// [`Broken`] when the ring cannot be read.
-pub fn wants_interrupt(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+pub fn wants_interrupt(queue: &mut Queue, memory: &impl GuestMemory) -> Result<bool, Broken> {
     Ok(queue.needs_notification(memory)?)
 }
 
@@ -190,7 +206,7 @@ pub fn wants_interrupt(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bo
 /// # Errors
 ///
 /// [`Broken`] when the ring cannot be read.
-pub fn has_more(queue: &Queue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+pub fn has_more(queue: &Queue, memory: &impl GuestMemory) -> Result<bool, Broken> {
     Ok(queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail())
 }
 
@@ -199,7 +215,7 @@ pub fn has_more(queue: &Queue, memory: &GuestMemoryMmap) -> Result<bool, Broken>
 /// # Errors
 ///
 /// [`Broken`] when the ring cannot be written.
-pub fn refuse_kicks(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<(), Broken> {
+pub fn refuse_kicks(queue: &mut Queue, memory: &impl GuestMemory) -> Result<(), Broken> {
     Ok(queue.disable_notification(memory)?)
 }
 
@@ -209,7 +225,7 @@ pub fn refuse_kicks(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<(), B
 /// # Errors
 ///
 /// [`Broken`] when the ring cannot be used.
-pub fn ask_for_kicks(queue: &mut Queue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+pub fn ask_for_kicks(queue: &mut Queue, memory: &impl GuestMemory) -> Result<bool, Broken> {
     Ok(queue.enable_notification(memory)?)
 }
 

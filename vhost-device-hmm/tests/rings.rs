@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use vhost_device_hmm::queue::{self, Available};
+use vhost_device_hmm::queue::{self, Available, Chain};
 use virtio_queue::desc::{split::Descriptor, RawDescriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
@@ -46,9 +46,9 @@ fn a_chain_is_copied_once_and_answered_in_its_pieces() {
         descriptor(0x3_0000, 100, WRITE, 0),
     ];
     let mut queue = ring(&memory, &chain);
-    let Available::Chain(chain) = queue::take(&mut queue, &memory, 8).unwrap() else {
-        panic!("there is a chain");
-    };
+    let mut chain = Chain::default();
+    let taken = queue::take(&mut queue, &memory, 8, &mut chain).unwrap();
+    assert_eq!(taken, Available::Chain);
     memory
         .write_slice(b"HELLO WORLD", GuestAddress(0x1_0000))
         .unwrap();
@@ -69,20 +69,18 @@ fn a_chain_is_copied_once_and_answered_in_its_pieces() {
         0,
         "a reply that does not fit is none"
     );
-    assert!(matches!(
-        queue::take(&mut queue, &memory, 8),
-        Ok(Available::Nothing)
-    ));
+    let taken = queue::take(&mut queue, &memory, 8, &mut chain).unwrap();
+    assert_eq!(taken, Available::Nothing);
 }
 
 #[test]
 fn a_chain_that_was_given_back_is_there_again() {
     let memory = memory();
     let mut queue = ring(&memory, &[descriptor(0x1_0000, 6, WRITE, 0)]);
+    let mut chain = Chain::default();
     for _ in 0..3 {
-        let Ok(Available::Chain(chain)) = queue::take(&mut queue, &memory, 8) else {
-            panic!("there is a chain");
-        };
+        let taken = queue::take(&mut queue, &memory, 8, &mut chain).unwrap();
+        assert_eq!(taken, Available::Chain);
         assert_eq!(chain.head(), 0);
         queue::untake(&mut queue);
     }
@@ -99,10 +97,8 @@ fn an_indirect_table_of_the_greatest_length_is_cut_short() {
             .unwrap();
     }
     let mut queue = ring(&memory, &[descriptor(0x1_0000, 60_000 * 16, INDIRECT, 0)]);
-    assert!(matches!(
-        queue::take(&mut queue, &memory, MOST),
-        Ok(Available::Unusable(Some(0)))
-    ));
+    let taken = queue::take(&mut queue, &memory, MOST, &mut Chain::default()).unwrap();
+    assert_eq!(taken, Available::Unusable(Some(0)));
 }
 
 #[test]
@@ -111,7 +107,7 @@ fn an_index_that_jumps_breaks_the_ring() {
     let mut queue = ring(&memory, &[descriptor(0x1_0000, 6, WRITE, 0)]);
     let index = GuestAddress(queue.avail_ring() + 2);
     memory.store(SIZE + 1, index, Ordering::Release).unwrap();
-    assert!(queue::take(&mut queue, &memory, MOST).is_err());
+    assert!(queue::take(&mut queue, &memory, MOST, &mut Chain::default()).is_err());
 }
 
 /// Numbers that are often just right.
@@ -156,9 +152,9 @@ proptest! {
         let mut queue: Queue = mock.create_queue().unwrap();
         queue.set_event_idx(event_idx);
 
-        let mut taken = 0;
+        let (mut taken, mut chain) = (0, Chain::default());
         loop {
-            match queue::take(&mut queue, &memory, MOST) {
+            match queue::take(&mut queue, &memory, MOST, &mut chain) {
                 Err(_) | Ok(Available::Nothing) => break,
                 Ok(Available::Unusable(None)) => {}
                 Ok(Available::Unusable(Some(head))) => {
@@ -166,7 +162,7 @@ proptest! {
                     // The ring itself may lie where a reply was written to.
                     let _ = queue::put_back(&mut queue, &memory, &[(head, 0)]);
                 }
-                Ok(Available::Chain(chain)) => {
+                Ok(Available::Chain) => {
                     prop_assert!(chain.request().len() <= MOST);
                     prop_assert!(chain.request().len() as u64 <= chain.length());
                     let reply = vec![0; usize::try_from(chain.room().min(64)).unwrap()];

@@ -17,7 +17,7 @@ use super::window::Window;
 use super::QUEUE_SIZE;
 use crate::device::Accelerator;
 use crate::inject::{self, Injector, ReplyMishap};
-use crate::queue::{self, Available, Broken, Chain};
+use crate::queue::{self, Available, Broken, Chain, Nearby};
 use crate::report::Limited;
 
 /// One queue.
@@ -64,8 +64,9 @@ impl Lane {
         (*state == State::Running).then_some(Moving {
             lane: self,
             vring,
-            memory,
+            memory: Nearby::new(memory),
             state,
+            answered: Vec::new(),
             returned: false,
         })
     }
@@ -75,23 +76,31 @@ impl Lane {
 pub(super) struct Moving<'a> {
     lane: &'a Lane,
     vring: &'a VringRwLock,
-    pub(super) memory: &'a GuestMemoryMmap,
+    memory: Nearby<'a>,
     state: MutexGuard<'a, State>,
+    /// Chains to be returned by whatever is done with the ring next: by their heads, with
+    /// how many bytes of each were written.
+    answered: Vec<(u16, u32)>,
     /// Chains were returned and the driver was not told yet.
     returned: bool,
 }
 
 impl Moving<'_> {
     /// Does something with the ring unless it is broken or stopped, or found to be.
+    ///
+    /// What was answered is returned first: a reply and the look for the next request take
+    /// the ring's lock once, and no reply waits for another one.
     fn with_ring<T>(
         &mut self,
-        action: impl FnOnce(&mut VringState, &GuestMemoryMmap) -> Result<T, Broken>,
+        action: impl FnOnce(&mut VringState, &Nearby<'_>) -> Result<T, Broken>,
     ) -> Option<T> {
         if *self.state != State::Running {
             return None;
         }
-        let mut ring = self.vring.get_mut();
-        match action(&mut ring, self.memory) {
+        let (memory, mut ring) = (&self.memory, self.vring.get_mut());
+        let returned = queue::put_back(ring.get_queue_mut(), memory, &self.answered);
+        self.answered.clear();
+        match returned.and_then(|()| action(&mut ring, memory)) {
             Ok(value) => Some(value),
             Err(error) => {
                 // The driver's mistake; once for each time that it sets its rings up.
@@ -106,17 +115,22 @@ impl Moving<'_> {
     }
 
     /// Takes the next chain; those that cannot be used go straight back.
-    pub(super) fn take(&mut self, accelerator: &Accelerator, most: usize) -> Option<Chain> {
+    pub(super) fn take(
+        &mut self,
+        accelerator: &Accelerator,
+        most: usize,
+        chain: &mut Chain,
+    ) -> Option<()> {
         loop {
             let available = self.with_ring(|ring, memory| {
                 if !ring.is_enabled() || !queue::is_ready(ring.get_queue()) {
                     return Ok(Available::Nothing);
                 }
-                queue::take(ring.get_queue_mut(), memory, most)
+                queue::take(ring.get_queue_mut(), memory, most, chain)
             })?;
             match available {
                 Available::Nothing => return None,
-                Available::Chain(chain) => return Some(chain),
+                Available::Chain => return Some(()),
                 Available::Unusable(head) => {
                     self.drop_chain(accelerator, head, "makes no sense");
                 }
@@ -142,13 +156,13 @@ impl Moving<'_> {
     /// Writes a reply and returns the chain.
     pub(super) fn answer(&mut self, chain: &Chain, reply: &mut [u8]) {
         let Some((mishap, number)) = self.lane.injector.reply_mishap(self.lane.queue) else {
-            let written = chain.reply(self.memory, reply);
+            let written = chain.reply(&self.memory, reply);
             return self.put_back(&[(chain.head(), written)]);
         };
         if mishap == ReplyMishap::Garbled {
             inject::garble(reply, number);
         }
-        let (head, written) = (chain.head(), chain.reply(self.memory, reply));
+        let (head, written) = (chain.head(), chain.reply(&self.memory, reply));
         match mishap {
             ReplyMishap::Lost => {}
             ReplyMishap::Short => self.put_back(&[(head, written / 2)]),
@@ -163,7 +177,7 @@ impl Moving<'_> {
     }
 
     fn put_back(&mut self, used: &[(u16, u32)]) {
-        self.with_ring(|ring, memory| queue::put_back(ring.get_queue_mut(), memory, used));
+        self.answered.extend_from_slice(used);
         self.returned |= !used.is_empty();
     }
 
@@ -223,19 +237,20 @@ impl Moving<'_> {
         &mut self,
         accelerator: &Accelerator,
         most: usize,
-        mut serve: impl FnMut(&mut Self, Chain),
+        mut serve: impl FnMut(&mut Self, &mut Chain),
     ) {
         self.refuse_kicks();
+        let mut chain = Chain::default();
         loop {
             let mut served = 0;
             while served < QUEUE_SIZE {
-                let Some(chain) = self.take(accelerator, most) else {
+                if self.take(accelerator, most, &mut chain).is_none() {
                     break;
-                };
+                }
                 if let (0, Some(window)) = (served, &self.lane.window) {
                     window.busy();
                 }
-                serve(self, chain);
+                serve(self, &mut chain);
                 served += 1;
             }
             self.signal();
@@ -243,5 +258,66 @@ impl Moving<'_> {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::desc::{split::Descriptor, RawDescriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{GuestAddress, GuestMemoryAtomic};
+
+    use super::*;
+    use crate::device::DeviceConfig;
+
+    const CHAINS: u16 = 5;
+
+    #[test]
+    fn each_reply_is_there_before_the_next_request_is_served() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let driver = MockSplitQueue::new(&memory, 16);
+        // A reply's room and nothing else in each chain; the second one is of no use.
+        let room = |chain: u16| if chain == 1 { 1 << 40 } else { 0x1_0000 };
+        let chains = (0..CHAINS).map(|chain| Descriptor::new(room(chain), 64, 2, 0));
+        let chains: Vec<_> = chains.map(RawDescriptor::from).collect();
+        driver.add_desc_chains(&chains, 0).unwrap();
+
+        let vring = VringRwLock::new(GuestMemoryAtomic::new(memory.clone()), 16).unwrap();
+        let addresses = [
+            driver.desc_table_addr(),
+            driver.avail_addr(),
+            driver.used_addr(),
+        ];
+        let [table, available, used] = addresses.map(|address| address.0);
+        vring.set_queue_info(table, available, used).unwrap();
+        vring.set_queue_ready(true);
+        vring.set_enabled(true);
+        let accelerator = Accelerator::new(DeviceConfig {
+            memory: 1 << 20,
+            ..DeviceConfig::default()
+        });
+        let accelerator = accelerator.unwrap();
+        let lane = Lane::new(Queue::Dma, accelerator.injector(), Duration::ZERO);
+        lane.vring.get_or_init(|| vring.clone());
+        *lane.state.lock() = State::Running;
+
+        let returned = || u16::from_le(driver.used().idx().load());
+        let mut served = Vec::new();
+        let mut moving = lane.running(&memory).unwrap();
+        moving.drain(&accelerator, 0, |moving, chain| {
+            served.push((chain.head(), returned()));
+            moving.answer(chain, &mut [chain.head().to_le_bytes()[0]; 4]);
+        });
+        drop(moving);
+        assert_eq!(served, [(0, 0), (2, 2), (3, 3), (4, 4)]);
+        assert_eq!(returned(), CHAINS);
+        let order = (0..usize::from(CHAINS)).map(|place| {
+            let element = driver.used().ring().ref_at(place).unwrap().load();
+            (element.id(), element.len())
+        });
+        assert_eq!(
+            order.collect::<Vec<_>>(),
+            [(0, 4), (1, 0), (2, 4), (3, 4), (4, 4)]
+        );
     }
 }
