@@ -53,7 +53,7 @@ impl Lane {
             state: Mutex::new(State::Stopped(None)),
             unusable: Limited::default(),
             injector: Arc::clone(injector),
-            window: (queue == Queue::Control).then(|| Window::new(poll)),
+            window: (queue == Queue::Control && !poll.is_zero()).then(|| Window::new(poll)),
         }
     }
 
