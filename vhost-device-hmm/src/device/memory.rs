@@ -126,6 +126,11 @@ impl DeviceMemory {
             .ok()
     }
 
+    /// The bytes from a frame to the end of all, if it exists.
+    pub fn mapping_from(&self, frame: u64) -> Option<VolatileSlice<'_>> {
+        self.slice(frame, self.frames.checked_sub(frame)?)
+    }
+
     /// Gives the host memory of a run of frames back; they read as zeros from now on.
     ///
     /// # Errors
@@ -278,6 +283,14 @@ impl SystemMemory {
     pub fn slice(&self, frame: u64, pages: u64) -> Option<VolatileSlice<'_>> {
         let (start, bytes) = place_of(frame, pages)?;
         GuestMemoryBackend::get_slice(&*self.map, start, bytes).ok()
+    }
+
+    /// The bytes from a frame to the end of the region that it is in, which is one mapping.
+    pub fn mapping_from(&self, frame: u64) -> Option<VolatileSlice<'_>> {
+        let (start, _) = place_of(frame, 0)?;
+        let (region, offset) = self.map.to_region_addr(start)?;
+        let bytes = region.len().checked_sub(offset.0)?;
+        region.get_slice(offset, usize::try_from(bytes).ok()?).ok()
     }
 
     /// The bytes of a run of frames piece by piece; ends with `None` where a frame is

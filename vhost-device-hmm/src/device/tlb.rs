@@ -18,10 +18,23 @@ const SMALL_ENTRIES: usize = 2048;
 /// Entries for large leaves: they span 512 MiB.
 const LARGE_ENTRIES: usize = 256;
 
+/// How far the first place is moved with each table's worth of numbers.
+///
+/// Arrays that a job goes through side by side often lie a power of two apart; without this
+/// their pages would push each other out. So they are dozens of places apart, up to 2^10
+/// tables' worth of single pages and 2^7 of large leaves. Consecutive numbers still have
+/// places of their own, also where one table's worth ends and the next one begins.
+const SKEW: u64 = 933;
+
+/// The most pages that one look-up may join. As many consecutive ones have places of their
+/// own in the TLB.
+pub const JOINED_PAGES: usize = 64;
+
 /// One translation.
 ///
 /// Invariant: `host` points to the first byte of a leaf's worth of bytes in the
-/// memories that the TLB holds, or the entry's epoch is zero, which no space has.
+/// memories that the TLB holds, and `following` pages behind them are part of the same
+/// mapping, or the entry's epoch is zero, which no space has.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     epoch: u64,
@@ -29,6 +42,7 @@ struct Entry {
     first: u64,
     host: *mut u8,
     rights: u32,
+    following: u16,
     place: Place,
     /// The table already says that the leaf has been written through.
     dirty: bool,
@@ -40,9 +54,20 @@ impl Entry {
         first: 0,
         host: std::ptr::null_mut(),
         rights: 0,
+        following: 0,
         place: Place::System,
         dirty: false,
     };
+
+    /// Whether this is the translation of the leaf that starts with a page, and allows an
+    /// access.
+    #[inline]
+    fn allows(&self, epoch: u64, first: u64, access: u32) -> bool {
+        self.epoch == epoch
+            && self.first == first
+            && self.rights & access == access
+            && (self.dirty || access & (rights::WRITE | rights::ATOMIC) == 0)
+    }
 }
 
 /// An entry that was found for an address.
@@ -98,17 +123,11 @@ impl Tlb {
     #[inline]
     pub fn find(&self, epoch: u64, address: u64, access: u32) -> Option<Hit> {
         let page = address >> PAGE_SHIFT;
-        let usable = |entry: &Entry, first: u64| {
-            entry.epoch == epoch
-                && entry.first == first
-                && entry.rights & access == access
-                && (entry.dirty || access & (rights::WRITE | rights::ATOMIC) == 0)
-        };
         let index = slot(page, SMALL_ENTRIES);
         if self
             .small
             .get(index)
-            .is_some_and(|entry| usable(entry, page))
+            .is_some_and(|entry| entry.allows(epoch, page, access))
         {
             return Some(Hit {
                 index,
@@ -121,7 +140,7 @@ impl Tlb {
         if self
             .large
             .get(index)
-            .is_some_and(|entry| usable(entry, first))
+            .is_some_and(|entry| entry.allows(epoch, first, access))
         {
             let offset = offset_in(address, LARGE_PAGES * PAGE_BYTES);
             return Some(Hit {
@@ -136,18 +155,51 @@ impl Tlb {
     /// The bytes from the address of a hit to the end of its leaf, and whose they are.
     #[inline]
     pub fn bytes(&self, hit: Hit) -> (VolatileSlice<'_>, Place) {
+        self.bytes_of(hit, 0)
+    }
+
+    /// The same, and on to the end of the last leaf for which all before are there as well,
+    /// lie side by side in the host, and allow the access; as far as `bytes` are wanted.
+    #[inline]
+    pub fn joined(&self, hit: Hit, access: u32, bytes: usize) -> (VolatileSlice<'_>, Place) {
+        let mut joined = 0;
+        if let (false, Some(start)) = (hit.large, self.small.get(hit.index)) {
+            let wanted = (hit.offset + bytes - 1) / FRAME_BYTES;
+            let most = wanted.min(start.following.into());
+            joined = (1..=most)
+                .take_while(|pages| {
+                    let page = start.first + *pages as u64;
+                    let host = start.host.wrapping_add(pages * FRAME_BYTES);
+                    self.small
+                        .get(slot(page, SMALL_ENTRIES))
+                        .is_some_and(|next| {
+                            next.allows(start.epoch, page, access) && next.host == host
+                        })
+                })
+                .count();
+        }
+        self.bytes_of(hit, joined)
+    }
+
+    /// The bytes from the address of a hit to the end of its leaf, and of so many pages that
+    /// follow it in the host, as far as they are of the same mapping.
+    #[inline]
+    fn bytes_of(&self, hit: Hit, more: usize) -> (VolatileSlice<'_>, Place) {
         let (entries, leaf_bytes) = match hit.large {
             false => (&self.small, FRAME_BYTES),
             true => (&self.large, LARGE_BYTES),
         };
         match entries.get(hit.index) {
             Some(entry) if entry.epoch != 0 && hit.offset < leaf_bytes => {
+                let bytes = leaf_bytes + more.min(entry.following.into()) * FRAME_BYTES;
                 // SAFETY: by the entry's invariant `host` points to `leaf_bytes` bytes,
                 // and the offset is smaller than that, so the result stays inside.
                 let start = unsafe { entry.host.add(hit.offset) };
-                // SAFETY: the rest of the leaf from there on lies within the memories
-                // that the TLB keeps mapped for as long as the slice borrows it.
-                let slice = unsafe { VolatileSlice::new(start, leaf_bytes - hit.offset) };
+                // SAFETY: `bytes` is a leaf and no more than `following` pages, which by the
+                // entry's invariant are one mapping from `host` on: that two mappings happen
+                // to lie side by side cannot make one slice of them. The TLB keeps the
+                // mapping for as long as the slice borrows it.
+                let slice = unsafe { VolatileSlice::new(start, bytes - hit.offset) };
                 (slice, entry.place)
             }
             // A hit that was found before the memories changed.
@@ -155,42 +207,52 @@ impl Tlb {
         }
     }
 
-    /// Takes in the translation of a page; `None` when its frame is not backed.
+    /// Takes in the translation of an address, for which it is then found; `None` when its
+    /// frame is not backed.
     pub fn fill(
         &mut self,
         epoch: u64,
-        page: u64,
+        address: u64,
         translation: &Translation<'_>,
         dirty: bool,
-    ) -> Option<()> {
+    ) -> Option<Hit> {
+        let page = address >> PAGE_SHIFT;
         let leaf = &translation.leaf;
-        let slice_of = |frame, pages| match leaf.place {
-            Place::Device => self.device.slice(frame, pages),
-            Place::System => self.system.slice(frame, pages),
+        let mapping_from = |frame| match leaf.place {
+            Place::Device => self.device.mapping_from(frame),
+            Place::System => self.system.mapping_from(frame),
         };
         // A large leaf whose bytes do not lie side by side in the host is used page by
         // page.
         let whole = (translation.order == LARGE_ORDER)
-            .then(|| slice_of(leaf.frame, LARGE_PAGES))
-            .flatten();
-        let (slice, large) = match whole {
-            Some(slice) => (slice, true),
-            None => (slice_of(translation.frame_of(page), 1)?, false),
+            .then(|| mapping_from(leaf.frame))
+            .flatten()
+            .filter(|mapping| mapping.len() >= LARGE_BYTES);
+        let (mapping, large) = match whole {
+            Some(mapping) => (mapping, true),
+            None => (mapping_from(translation.frame_of(page))?, false),
         };
+        let leaf_bytes = if large { LARGE_BYTES } else { FRAME_BYTES };
+        let following = mapping.len().checked_sub(leaf_bytes)? / FRAME_BYTES;
         let entry = Entry {
             epoch,
             first: if large { translation.first } else { page },
-            host: slice.ptr_guard_mut().as_ptr(),
+            host: mapping.ptr_guard_mut().as_ptr(),
             rights: leaf.rights,
+            following: u16::try_from(following).unwrap_or(u16::MAX),
             place: leaf.place,
             dirty,
         };
-        let slot = match large {
-            false => self.small.get_mut(slot(page, SMALL_ENTRIES)),
-            true => self.large.get_mut(slot(page >> LARGE_ORDER, LARGE_ENTRIES)),
+        let (entries, index) = match large {
+            false => (&mut self.small, slot(page, SMALL_ENTRIES)),
+            true => (&mut self.large, slot(page >> LARGE_ORDER, LARGE_ENTRIES)),
         };
-        *slot? = entry;
-        Some(())
+        *entries.get_mut(index)? = entry;
+        Some(Hit {
+            index,
+            large,
+            offset: offset_in(address, leaf_bytes as u64),
+        })
     }
 
     /// The host address of a frame, if it is backed.
@@ -227,10 +289,12 @@ impl Tlb {
 
 #[inline]
 fn slot(number: u64, entries: usize) -> usize {
-    // Less than the number of entries: the cast loses nothing that matters.
+    let entries = entries as u64;
+    let place = number.wrapping_add((number / entries).wrapping_mul(SKEW));
+    // Less than the number of entries: the cast loses nothing.
     #[expect(clippy::cast_possible_truncation)]
-    let low = number as usize;
-    low % entries
+    let index = (place % entries) as usize;
+    index
 }
 
 #[inline]
@@ -239,4 +303,106 @@ fn offset_in(address: u64, bytes: u64) -> usize {
     #[expect(clippy::cast_possible_truncation)]
     let offset = (address % bytes) as usize;
     offset
+}
+
+/// Another page that has its place where a page has its own, and whose neighbours do, too.
+#[cfg(test)]
+pub(crate) fn page_in_the_place_of(page: u64) -> u64 {
+    let place = slot(page, SMALL_ENTRIES);
+    let mut others = (page + 1..).filter(|other| slot(*other, SMALL_ENTRIES) == place);
+    others.next().unwrap_or(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use vm_memory::mmap::MmapRegionBuilder;
+    use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+    use super::*;
+    use crate::device::mmu::{Budget, Leaf, Run};
+    use crate::device::space::{Epochs, Space};
+
+    const ACCESS: u32 = rights::READ;
+
+    /// How many bytes are found at once from page 0 on, of eight that are mapped so.
+    fn joined(tlb: &mut Tlb, runs: &[(u64, Leaf)]) -> usize {
+        let space = Space::new(1, &Budget::new(1 << 20), &Epochs::new()).unwrap();
+        for (page, leaf) in runs {
+            let range = PageRange::new(page * PAGE_BYTES, 8 - page).unwrap();
+            let (leaf, large) = (*leaf, false);
+            space.map(&[Run { range, leaf, large }], None).unwrap();
+        }
+        let mappings = space.read();
+        for page in 0..8 {
+            let translation = mappings.table.find(page).unwrap();
+            let address = page * PAGE_BYTES;
+            tlb.fill(mappings.epoch, address, &translation, false)
+                .unwrap();
+        }
+        let hit = tlb.find(mappings.epoch, 5, ACCESS).unwrap();
+        tlb.joined(hit, ACCESS, 8 * FRAME_BYTES - 5).0.len() + 5
+    }
+
+    fn tlb(memory: GuestMemoryMmap) -> Tlb {
+        let device = Arc::new(DeviceMemory::new(16 * PAGE_BYTES).unwrap());
+        Tlb::new(device, Arc::new(SystemMemory::new(Arc::new(memory))))
+    }
+
+    #[test]
+    fn leaves_are_joined_as_far_as_their_frames_follow_each_other_and_allow_the_same() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 * FRAME_BYTES)]).unwrap();
+        let mut tlb = tlb(memory);
+        let leaf = |place, frame| Leaf::new(place, frame, rights::ALL);
+        for place in [Place::System, Place::Device] {
+            let all = joined(&mut tlb, &[(0, leaf(place, 8))]);
+            assert_eq!(all, 8 * FRAME_BYTES);
+            let gap = joined(&mut tlb, &[(0, leaf(place, 0)), (3, leaf(place, 4))]);
+            assert_eq!(gap, 3 * FRAME_BYTES);
+            let backwards = joined(&mut tlb, &[(0, leaf(place, 5)), (1, leaf(place, 4))]);
+            assert_eq!(backwards, FRAME_BYTES);
+            let unreadable = Leaf::new(place, 2, 0);
+            let denied = joined(&mut tlb, &[(0, leaf(place, 0)), (2, unreadable)]);
+            assert_eq!(denied, 2 * FRAME_BYTES);
+        }
+    }
+
+    #[test]
+    fn two_mappings_that_lie_side_by_side_in_the_host_are_not_joined() {
+        let half = 8 * FRAME_BYTES;
+        let whole = MmapRegion::<()>::new(2 * half).unwrap();
+        let region = |offset: usize| {
+            let host = whole.as_ptr().wrapping_add(offset);
+            // SAFETY: the half is within `whole`, which lives until the end of the test and
+            // is nobody else's.
+            let builder = unsafe { MmapRegionBuilder::new(half).with_raw_mmap_pointer(host) };
+            let region = builder.build().unwrap();
+            GuestRegionMmap::new(region, GuestAddress(offset as u64)).unwrap()
+        };
+        let regions = vec![region(0), region(half)];
+        let mut tlb = tlb(GuestMemoryMmap::from_regions(regions).unwrap());
+        let leaf = |frame| Leaf::new(Place::System, frame, rights::ALL);
+        let across = joined(&mut tlb, &[(0, leaf(5))]);
+        assert_eq!(across, 3 * FRAME_BYTES);
+        let within = joined(&mut tlb, &[(0, leaf(8))]);
+        assert_eq!(within, 8 * FRAME_BYTES);
+    }
+
+    #[test]
+    fn pages_that_are_used_together_do_not_push_each_other_out() {
+        for (entries, powers) in [(SMALL_ENTRIES, 11), (LARGE_ENTRIES, 8)] {
+            let table = entries as u64;
+            for first in (0..4 * table).chain((1 << 36) - table..1 << 36) {
+                let places =
+                    (first..first + JOINED_PAGES as u64).map(|number| slot(number, entries));
+                assert_eq!(places.collect::<HashSet<_>>().len(), JOINED_PAGES);
+            }
+            for distance in (0..powers).map(|power| table << power) {
+                let apart = (slot(distance, entries) + entries - slot(0, entries)) % entries;
+                let nearest = apart.min(entries - apart);
+                assert!(nearest >= 40, "{distance}: {nearest}");
+            }
+        }
+    }
 }

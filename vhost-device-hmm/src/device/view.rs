@@ -15,7 +15,11 @@ use super::mmu::Place;
 use super::operations::{Fault, Memory, Width};
 use super::space::Mappings;
 use super::statistics::Tally;
-use super::tlb::{Hit, Tlb};
+use super::tlb::{Hit, Tlb, JOINED_PAGES};
+
+/// The most bytes whose pages are touched and then used: wherever they start, no page of
+/// theirs pushes another one out of the TLB.
+const JOINED_BYTES: usize = (JOINED_PAGES - 1) * FRAME_BYTES;
 
 /// How many announcements are kept: as many as an operation has operands.
 const EXPECTATIONS: usize = 4;
@@ -111,11 +115,10 @@ impl<'a> View<'a> {
         let epoch = self.mappings.epoch;
         // A frame that is not backed any more is as good as no frame: the driver will
         // find that it cannot map it either.
-        self.tlb
-            .fill(epoch, page, &translation, writes || translation.leaf.dirty)
-            .ok_or(fault)?;
+        let dirty = writes || translation.leaf.dirty;
+        let hit = self.tlb.fill(epoch, address, &translation, dirty);
+        let hit = hit.ok_or(fault)?;
         translation.mark(writes);
-        let hit = self.tlb.find(epoch, address, access).ok_or(fault)?;
         if translation.leaf.place == Place::Device {
             if let Some(check) = self.check {
                 let frame = translation.frame_of(page);
@@ -158,7 +161,9 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Visits the memory behind a range piece by piece: one piece for each leaf.
+    /// Visits the memory behind a range piece by piece: one piece for all leaves that lie
+    /// side by side in the host. Nothing of the first [`JOINED_BYTES`] is visited before all
+    /// their pages are known to be there.
     #[inline]
     fn pieces(
         &mut self,
@@ -176,52 +181,59 @@ impl<'a> View<'a> {
             let hit = self.resolve(here, access)?;
             let (slice, place) = self.tlb.bytes(hit);
             let length = slice.len().min(bytes - done);
-            let Ok(slice) = slice.subslice(0, length) else {
-                return Err(Fault {
-                    address: here,
-                    access,
-                });
-            };
-            if length == 0 {
-                return Err(Fault {
-                    address: here,
-                    access,
-                });
+            if length == bytes - done {
+                visit(first(&slice, length, here, access)?, done);
+                account(self.tally, place, length);
+                return Ok(());
             }
-            visit(slice, done);
-            account(self.tally, place, length);
-            done += length;
+            let end = done + (bytes - done).min(JOINED_BYTES);
+            let rest = address.wrapping_add((done + length) as u64);
+            self.touch(rest, (end - done - length) as u64, access)?;
+            while done < end {
+                let here = address.wrapping_add(done as u64);
+                let (slice, place) = self.touched(here, end - done, access)?;
+                let length = slice.len();
+                visit(slice, done);
+                account(self.tally, place, length);
+                done += length;
+            }
         }
         Ok(())
     }
 
-    /// Copies from one leaf to another at once, as far as both reach; returns how much.
-    /// `None` if the TLB cannot hold both at a time.
-    fn copy_piece(
+    /// The memory behind the start of a range whose pages have all been touched just now.
+    #[inline]
+    fn touched(
         &mut self,
-        source: u64,
-        destination: u64,
+        address: u64,
         bytes: usize,
-    ) -> Result<Option<usize>, Fault> {
-        self.resolve(source, rights::READ)?;
-        let to = self.resolve(destination, rights::WRITE)?;
-        // The second one may have taken the place of the first one.
-        let Some(from) = self.tlb.find(self.mappings.epoch, source, rights::READ) else {
-            return Ok(None);
+        access: u32,
+    ) -> Result<(VolatileSlice<'_>, Place), Fault> {
+        let hit = match self.tlb.find(self.mappings.epoch, address, access) {
+            Some(hit) => hit,
+            None => self.walk(address, access)?,
         };
-        let (from, from_place) = self.tlb.bytes(from);
-        let (to, to_place) = self.tlb.bytes(to);
+        let (slice, place) = self.tlb.joined(hit, access, bytes);
+        let length = slice.len().min(bytes);
+        Ok((first(&slice, length, address, access)?, place))
+    }
+
+    /// Copies straight from some leaves to some others, as far as both lie side by side;
+    /// all of them have been touched just now. Returns how much, `None` if the TLB cannot
+    /// hold both at a time.
+    fn copy_piece(&mut self, source: u64, destination: u64, bytes: usize) -> Option<usize> {
+        let epoch = self.mappings.epoch;
+        let from = self.tlb.find(epoch, source, rights::READ)?;
+        let to = self.tlb.find(epoch, destination, rights::WRITE)?;
+        let (from, from_place) = self.tlb.joined(from, rights::READ, bytes);
+        let (to, to_place) = self.tlb.joined(to, rights::WRITE, bytes);
         let length = bytes.min(from.len()).min(to.len());
-        let (Ok(from), Ok(to)) = (from.subslice(0, length), to.subslice(0, length)) else {
-            return Ok(None);
-        };
-        if length == 0 {
-            return Ok(None);
-        }
+        let (from, to) = (from.subslice(0, length), to.subslice(0, length));
+        let (from, to) = from.ok().zip(to.ok()).filter(|_| length > 0)?;
         from.copy_to_volatile_slice(to);
         account(self.tally, from_place, length);
         account(self.tally, to_place, length);
-        Ok(Some(length))
+        Some(length)
     }
 
     /// The same by way of a buffer.
@@ -254,6 +266,20 @@ impl<'a> View<'a> {
     }
 }
 
+/// The first bytes of the memory behind an address; at least one, or nobody comes any further.
+#[inline]
+fn first<'a>(
+    memory: &VolatileSlice<'a>,
+    bytes: usize,
+    address: u64,
+    access: u32,
+) -> Result<VolatileSlice<'a>, Fault> {
+    match memory.subslice(0, bytes) {
+        Ok(slice) if bytes > 0 => Ok(slice),
+        _ => Err(Fault { address, access }),
+    }
+}
+
 #[inline]
 fn account(tally: &mut Tally, place: Place, bytes: usize) {
     match place {
@@ -272,8 +298,7 @@ impl Memory for View<'_> {
     }
 
     fn write(&mut self, address: u64, from: &[u8]) -> Result<(), Fault> {
-        let one_page = address % PAGE_BYTES + from.len() as u64 <= PAGE_BYTES;
-        if !one_page {
+        if from.len() > JOINED_BYTES {
             self.touch(address, from.len() as u64, rights::WRITE)?;
         }
         self.pieces(address, from.len(), rights::WRITE, |slice, done| {
@@ -299,14 +324,18 @@ impl Memory for View<'_> {
     fn copy(&mut self, source: u64, destination: u64, bytes: usize) -> Result<(), Fault> {
         let mut done = 0;
         while done < bytes {
-            let (from, to) = (
-                source.wrapping_add(done as u64),
-                destination.wrapping_add(done as u64),
-            );
-            done += match self.copy_piece(from, to, bytes - done)? {
-                Some(length) => length,
-                None => self.bounce(from, to, bytes - done)?,
-            };
+            let at = |address: u64, done: usize| address.wrapping_add(done as u64);
+            let end = done + (bytes - done).min(JOINED_BYTES);
+            let wanted = (end - done) as u64;
+            self.touch(at(source, done), wanted, rights::READ)?;
+            self.touch(at(destination, done), wanted, rights::WRITE)?;
+            while done < end {
+                let (from, to) = (at(source, done), at(destination, done));
+                done += match self.copy_piece(from, to, end - done) {
+                    Some(length) => length,
+                    None => self.bounce(from, to, end - done)?,
+                };
+            }
         }
         Ok(())
     }
@@ -372,6 +401,7 @@ mod tests {
     use crate::device::mmu::{Budget, Leaf, PageRange, Run};
     use crate::device::space::{Epochs, Space};
     use crate::device::statistics::Counters;
+    use crate::device::tlb;
 
     struct Bench {
         space: Space,
@@ -399,8 +429,16 @@ mod tests {
         }
 
         fn map(&self, page: u64, frame: u64, pages: u64, large: bool) {
+            self.map_to(
+                page,
+                Leaf::new(Place::System, frame, rights::ALL),
+                pages,
+                large,
+            );
+        }
+
+        fn map_to(&self, page: u64, leaf: Leaf, pages: u64, large: bool) {
             let range = PageRange::new(page * PAGE_BYTES, pages).unwrap();
-            let leaf = Leaf::new(Place::System, frame, rights::ALL);
             self.space.map(&[Run { range, leaf, large }], None).unwrap();
         }
 
@@ -439,6 +477,78 @@ mod tests {
     }
 
     #[test]
+    fn each_stale_leaf_of_those_that_are_used_at_once_is_found() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 4, false);
+        let mut bytes = [0; 4 * FRAME_BYTES];
+        assert!(bench.look(|view| view.read(PAGE_BYTES, &mut bytes)).is_ok());
+        let before = bench.space.read().epoch;
+        bench.space.unmap(&[PageRange::ALL], None);
+        let now = bench.space.read().epoch;
+        bench.tlb.revive(before, now);
+        bench.map(1, 1, 1, false);
+        bench.map(3, 3, 1, false);
+        assert!(bench.look(|view| view.read(PAGE_BYTES, &mut bytes)).is_ok());
+        assert_eq!(bench.counters.stale_accesses.get(), 2);
+    }
+
+    #[test]
+    fn leaves_are_counted_one_by_one_and_bytes_where_they_lie() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 2, false);
+        bench.map_to(3, Leaf::new(Place::Device, 3, rights::ALL), 2, false);
+        bench.map(5, 5, 1, false);
+        let from = 2 * PAGE_BYTES - 100;
+        let numbers = (0..249_u8).cycle();
+        let bytes: Vec<u8> = numbers.take(3 * FRAME_BYTES + 200).collect();
+        for (hits, misses) in [(0, 5), (5, 0)] {
+            bench.tally = Tally::default();
+            bench.look(|view| view.write(from, &bytes)).unwrap();
+            assert_eq!((bench.tally.hits, bench.tally.misses), (hits, misses));
+            assert_eq!(bench.tally.device_bytes, 2 * PAGE_BYTES);
+            assert_eq!(bench.tally.system_bytes, PAGE_BYTES + 200);
+        }
+        let mut read = vec![0; bytes.len()];
+        bench.look(|view| view.read(from, &mut read)).unwrap();
+        assert_eq!(read, bytes);
+    }
+
+    #[test]
+    fn a_hole_and_a_page_that_may_not_be_written_fault_where_they_are() {
+        let mut bench = Bench::new();
+        bench.map(1, 1, 3, false);
+        bench.map(5, 5, 2, false);
+        bench.map_to(6, Leaf::new(Place::System, 6, rights::READ), 1, false);
+        bench.map(7, 7, 1, false);
+        let mut bytes = [3; 3 * FRAME_BYTES];
+        let fault = |page, access| Fault {
+            address: page * PAGE_BYTES,
+            access,
+        };
+        // Twice, because what is in the TLB already must not hide anything.
+        for _ in 0..2 {
+            let hole = bench.look(|view| view.read(2 * PAGE_BYTES + 5, &mut bytes));
+            assert_eq!(hole, Err(fault(4, rights::READ)));
+            assert!(bench
+                .look(|view| view.read(5 * PAGE_BYTES, &mut bytes))
+                .is_ok());
+            let protected = bench.look(|view| view.write(5 * PAGE_BYTES, &[7; 3 * FRAME_BYTES]));
+            assert_eq!(protected, Err(fault(6, rights::WRITE)));
+            assert_eq!(bench.look(|view| view.load(5 * PAGE_BYTES)), Ok(0));
+        }
+    }
+
+    #[test]
+    fn a_write_from_a_large_leaf_into_a_hole_writes_nothing() {
+        let mut bench = Bench::new();
+        bench.map(512, 512, 512, true);
+        let last = 1023 * PAGE_BYTES;
+        let fault = bench.look(|view| view.write(last, &[7; FRAME_BYTES + 1]));
+        assert_eq!(fault.unwrap_err().address, 1024 * PAGE_BYTES);
+        assert_eq!(bench.look(|view| view.load(last)), Ok(0));
+    }
+
+    #[test]
     fn a_write_that_lacks_its_last_page_writes_nothing() {
         let mut bench = Bench::new();
         bench.map(1, 1, 2, false);
@@ -461,15 +571,15 @@ mod tests {
         let mut bench = Bench::new();
         bench.map(1, 1, 3, false);
         bench.map(5, 5, 3, false);
-        // As far from the first ones as the TLB has places.
-        bench.map(2049, 9, 3, false);
+        let same = tlb::page_in_the_place_of(1);
+        bench.map(same, 9, 3, false);
         let bytes: Vec<u8> = (0..9000_u32).map(|i| (i % 251) as u8).collect();
         let source = PAGE_BYTES + 77;
         bench.look(|view| view.write(source, &bytes)).unwrap();
         for destination in [
             5 * PAGE_BYTES + 1,
-            2049 * PAGE_BYTES + 77,
-            2049 * PAGE_BYTES,
+            same * PAGE_BYTES + 77,
+            same * PAGE_BYTES,
         ] {
             bench.tally = Tally::default();
             bench
