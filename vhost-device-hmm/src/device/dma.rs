@@ -13,15 +13,9 @@ use vm_memory::VolatileSlice;
 
 use super::check::{Check, POISON};
 use super::linger::Lingering;
-use super::memory::{DeviceMemory, SystemMemory};
+use super::memory::{self, DeviceMemory, SystemMemory};
 use super::statistics::Counters;
 use crate::inject::Injector;
-
-/// How much is filled at a time: fits any first-level cache together with its target.
-const FILL_BYTES: usize = 8 << 10;
-
-static ZEROS: [u8; FILL_BYTES] = [0; FILL_BYTES];
-static POISONED: [u8; FILL_BYTES] = [POISON; FILL_BYTES];
 
 /// What copies work with.
 #[derive(Debug)]
@@ -124,7 +118,7 @@ impl Dma<'_> {
             Kind::Clear => {
                 let to = device(destination)?;
                 self.take_into_use(destination, pages);
-                fill(&to, &ZEROS);
+                memory::fill(&to, 0);
                 self.counters.bytes_cleared.add(bytes);
             }
             Kind::Discard => {
@@ -134,7 +128,7 @@ impl Dma<'_> {
                     Some(check) => {
                         check.discards(destination, pages);
                         check.overwrites(destination, pages);
-                        fill(&frames, &POISONED);
+                        memory::fill(&frames, POISON);
                         check.poisoned(destination, pages);
                     }
                     None => self.lingering.discarded(destination, pages),
@@ -184,18 +178,5 @@ impl Dma<'_> {
             visit(piece, part);
         }
         Ok(())
-    }
-}
-
-/// Fills memory with a pattern, over and over.
-fn fill(memory: &VolatileSlice<'_>, pattern: &[u8]) {
-    let mut rest = *memory;
-    while !rest.is_empty() {
-        let filled = pattern.len().min(rest.len());
-        rest.copy_from(pattern);
-        match rest.offset(filled) {
-            Ok(next) => rest = next,
-            Err(_) => return,
-        }
     }
 }

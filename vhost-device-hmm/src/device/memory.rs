@@ -146,6 +146,20 @@ impl DeviceMemory {
     }
 }
 
+/// Makes all bytes of a slice the same.
+///
+/// A copy of a pattern, over and over, reads as much as it writes.
+pub fn fill(slice: &VolatileSlice<'_>, value: u8) {
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the slice is that many bytes that are mapped and may be written for as long as
+    // it lives, and the guard holds on to that; any address is aligned for bytes. Nobody has
+    // a reference to them, as they are handed out only as volatile slices and atomics. That
+    // somebody may use them at the same time makes this what each copy into a
+    // volatile slice is, which `vm-memory` makes by `copy_nonoverlapping`: whoever reads
+    // meanwhile finds old bytes and new ones.
+    unsafe { std::ptr::write_bytes(guard.as_ptr(), value, slice.len()) }
+}
+
 /// A set of frames that several threads may change at a time.
 #[derive(Debug)]
 pub struct FrameSet {
@@ -335,6 +349,20 @@ mod tests {
         let (first, second) = bytes.split_at(FRAME_BYTES);
         assert!(first.iter().all(|byte| *byte == 0));
         assert!(second.iter().all(|byte| *byte == 0x5a));
+    }
+
+    #[test]
+    fn a_slice_is_filled_to_its_ends_and_no_further() {
+        let memory = DeviceMemory::new(4 << PAGE_SHIFT).unwrap();
+        fill(&memory.slice(0, 4).unwrap(), 1);
+        fill(&memory.slice(1, 2).unwrap(), 2);
+        fill(&memory.slice(1, 0).unwrap(), 3);
+        let mut bytes = [0_u8; 4 * FRAME_BYTES];
+        memory.slice(0, 4).unwrap().copy_to(&mut bytes);
+        let frames = bytes.chunks(FRAME_BYTES).zip([1, 2, 2, 1]);
+        for (frame, value) in frames {
+            assert!(frame.iter().all(|byte| *byte == value));
+        }
     }
 
     #[test]
