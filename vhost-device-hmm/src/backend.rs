@@ -120,7 +120,7 @@ impl Backend {
             region.close();
         }
         for lane in &self.lanes {
-            *lane.state.lock() = State::Stopped(None);
+            lane.moves.lock().state = State::Stopped(None);
         }
         self.accelerator.shut_down();
     }
@@ -174,12 +174,12 @@ impl Backend {
             }
             queue::position(ring.get_queue())
         };
-        let mut state = lane.state.lock();
-        let State::Stopped(before) = *state else {
+        let mut moves = lane.moves.lock();
+        let State::Stopped(before) = moves.state else {
             return;
         };
-        *state = State::Running;
-        drop(state);
+        moves.state = State::Running;
+        drop(moves);
         log::debug!("{} queue starts at {position:?}", lane.queue.name());
         if let (Queue::Control, Some(region)) = (lane.queue, &self.region) {
             region.rings_started();
@@ -231,7 +231,7 @@ impl Backend {
             };
             if resets {
                 // A fault of the time before may be on its way to the ring.
-                drop(self.lane(Queue::Fault).state.lock());
+                drop(self.lane(Queue::Fault).moves.lock());
             }
             reply.clear();
             command::encode_outcome(&outcome, &mut reply);
@@ -475,8 +475,8 @@ impl VhostUserBackend for Backend {
         let Some(queue) = queue else { return Ok(()) };
         let lane = self.lane(queue);
         // Whoever moves chains does so under this lock.
-        let mut state = lane.state.lock();
-        let position = match *state {
+        let mut moves = lane.moves.lock();
+        let position = match moves.state {
             State::Stopped(position) => position,
             State::Broken => None,
             State::Running => lane
@@ -484,8 +484,8 @@ impl VhostUserBackend for Backend {
                 .get()
                 .map(|vring| queue::position(vring.get_ref().get_queue())),
         };
-        *state = State::Stopped(position);
-        drop(state);
+        moves.state = State::Stopped(position);
+        drop(moves);
         log::debug!("{} queue stops at {position:?}", queue.name());
         if queue == Queue::Submit {
             self.accelerator.pause();

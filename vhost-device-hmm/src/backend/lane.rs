@@ -25,13 +25,24 @@ pub(super) struct Lane {
     pub(super) queue: Queue,
     pub(super) vring: OnceLock<VringRwLock>,
     /// Held by whoever moves chains, so that a stop can wait for the end of that.
-    pub(super) state: Mutex<State>,
+    pub(super) moves: Mutex<Moves>,
     unusable: Limited,
     injector: Arc<Injector>,
     /// How long to look for requests. Only on the control queue, whose requests are short and
     /// of which nobody else needs the lane: two threads that look would take the processors
     /// away from each other.
     window: Option<Window>,
+}
+
+/// What belongs to whoever moves a queue's chains.
+#[derive(Debug)]
+pub(super) struct Moves {
+    pub(super) state: State,
+    /// Chains to be returned by whatever is done with the ring next: by their heads, with
+    /// how many bytes of each were written.
+    answered: Vec<(u16, u32)>,
+    /// Room for a chain, so that a lone request finds it as well.
+    spare: Chain,
 }
 
 /// Whether a queue moves.
@@ -50,7 +61,11 @@ impl Lane {
         Self {
             queue,
             vring: OnceLock::new(),
-            state: Mutex::new(State::Stopped(None)),
+            moves: Mutex::new(Moves {
+                state: State::Stopped(None),
+                answered: Vec::new(),
+                spare: Chain::default(),
+            }),
             unusable: Limited::default(),
             injector: Arc::clone(injector),
             window: (queue == Queue::Control && !poll.is_zero()).then(|| Window::new(poll)),
@@ -59,14 +74,15 @@ impl Lane {
 
     /// The queue, if it moves.
     pub(super) fn running<'a>(&'a self, memory: &'a GuestMemoryMmap) -> Option<Moving<'a>> {
-        let state = self.state.lock();
+        let mut moves = self.moves.lock();
         let vring = self.vring.get()?;
-        (*state == State::Running).then_some(Moving {
+        // A ring that broke has left what could not be returned.
+        moves.answered.clear();
+        (moves.state == State::Running).then_some(Moving {
             lane: self,
             vring,
             memory: Nearby::new(memory),
-            state,
-            answered: Vec::new(),
+            moves,
             returned: false,
         })
     }
@@ -77,10 +93,7 @@ pub(super) struct Moving<'a> {
     lane: &'a Lane,
     vring: &'a VringRwLock,
     memory: Nearby<'a>,
-    state: MutexGuard<'a, State>,
-    /// Chains to be returned by whatever is done with the ring next: by their heads, with
-    /// how many bytes of each were written.
-    answered: Vec<(u16, u32)>,
+    moves: MutexGuard<'a, Moves>,
     /// Chains were returned and the driver was not told yet.
     returned: bool,
 }
@@ -94,12 +107,13 @@ impl Moving<'_> {
         &mut self,
         action: impl FnOnce(&mut VringState, &Nearby<'_>) -> Result<T, Broken>,
     ) -> Option<T> {
-        if *self.state != State::Running {
+        if self.moves.state != State::Running {
             return None;
         }
-        let (memory, mut ring) = (&self.memory, self.vring.get_mut());
-        let returned = queue::put_back(ring.get_queue_mut(), memory, &self.answered);
-        self.answered.clear();
+        let memory = &self.memory;
+        let mut ring = self.vring.get_mut();
+        let returned = queue::put_back(ring.get_queue_mut(), memory, &self.moves.answered);
+        self.moves.answered.clear();
         match returned.and_then(|()| action(&mut ring, memory)) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -108,7 +122,7 @@ impl Moving<'_> {
                     "{} queue: {error}; it stays so until reset",
                     self.lane.queue.name()
                 );
-                *self.state = State::Broken;
+                self.moves.state = State::Broken;
                 None
             }
         }
@@ -177,7 +191,7 @@ impl Moving<'_> {
     }
 
     fn put_back(&mut self, used: &[(u16, u32)]) {
-        self.answered.extend_from_slice(used);
+        self.moves.answered.extend_from_slice(used);
         self.returned |= !used.is_empty();
     }
 
@@ -240,7 +254,7 @@ impl Moving<'_> {
         mut serve: impl FnMut(&mut Self, &mut Chain),
     ) {
         self.refuse_kicks();
-        let mut chain = Chain::default();
+        let mut chain = std::mem::take(&mut self.moves.spare);
         loop {
             let mut served = 0;
             while served < QUEUE_SIZE {
@@ -255,6 +269,7 @@ impl Moving<'_> {
             }
             self.signal();
             if served < QUEUE_SIZE && !self.look() && !self.ask_for_kicks() {
+                self.moves.spare = chain;
                 return;
             }
         }
@@ -272,35 +287,49 @@ mod tests {
 
     const CHAINS: u16 = 5;
 
-    #[test]
-    fn each_reply_is_there_before_the_next_request_is_served() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let driver = MockSplitQueue::new(&memory, 16);
-        // A reply's room and nothing else in each chain; the second one is of no use.
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+    }
+
+    fn accelerator() -> Accelerator {
+        let memory = 1 << 20;
+        let others = DeviceConfig::default();
+        Accelerator::new(DeviceConfig { memory, ..others }).unwrap()
+    }
+
+    /// A ring with a reply's room and nothing else in each chain; the second one is of no use.
+    fn driver(memory: &GuestMemoryMmap) -> MockSplitQueue<'_, GuestMemoryMmap> {
+        let driver = MockSplitQueue::new(memory, 16);
         let room = |chain: u16| if chain == 1 { 1 << 40 } else { 0x1_0000 };
         let chains = (0..CHAINS).map(|chain| Descriptor::new(room(chain), 64, 2, 0));
         let chains: Vec<_> = chains.map(RawDescriptor::from).collect();
         driver.add_desc_chains(&chains, 0).unwrap();
+        driver
+    }
 
+    /// A lane that moves these chains.
+    fn lane(
+        memory: &GuestMemoryMmap,
+        driver: &MockSplitQueue<'_, GuestMemoryMmap>,
+        accelerator: &Accelerator,
+    ) -> Lane {
         let vring = VringRwLock::new(GuestMemoryAtomic::new(memory.clone()), 16).unwrap();
-        let addresses = [
-            driver.desc_table_addr(),
-            driver.avail_addr(),
-            driver.used_addr(),
-        ];
-        let [table, available, used] = addresses.map(|address| address.0);
-        vring.set_queue_info(table, available, used).unwrap();
+        let (table, available) = (driver.desc_table_addr(), driver.avail_addr());
+        let used = driver.used_addr();
+        vring.set_queue_info(table.0, available.0, used.0).unwrap();
         vring.set_queue_ready(true);
         vring.set_enabled(true);
-        let accelerator = Accelerator::new(DeviceConfig {
-            memory: 1 << 20,
-            ..DeviceConfig::default()
-        });
-        let accelerator = accelerator.unwrap();
         let lane = Lane::new(Queue::Dma, accelerator.injector(), Duration::ZERO);
-        lane.vring.get_or_init(|| vring.clone());
-        *lane.state.lock() = State::Running;
+        lane.vring.get_or_init(|| vring);
+        lane.moves.lock().state = State::Running;
+        lane
+    }
 
+    #[test]
+    fn each_reply_is_there_before_the_next_request_is_served() {
+        let (memory, accelerator) = (memory(), accelerator());
+        let driver = driver(&memory);
+        let lane = lane(&memory, &driver, &accelerator);
         let returned = || u16::from_le(driver.used().idx().load());
         let mut served = Vec::new();
         let mut moving = lane.running(&memory).unwrap();
@@ -315,9 +344,31 @@ mod tests {
             let element = driver.used().ring().ref_at(place).unwrap().load();
             (element.id(), element.len())
         });
-        assert_eq!(
-            order.collect::<Vec<_>>(),
-            [(0, 4), (1, 0), (2, 4), (3, 4), (4, 4)]
-        );
+        let expected = [(0, 4), (1, 0), (2, 4), (3, 4), (4, 4)];
+        assert_eq!(order.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn what_was_not_returned_when_a_ring_broke_never_is() {
+        let (memory, accelerator) = (memory(), accelerator());
+        let driver = driver(&memory);
+        let lane = lane(&memory, &driver, &accelerator);
+        let available = |index: u16| driver.avail().idx().store(index.to_le());
+        let mut moving = lane.running(&memory).unwrap();
+        moving.drain(&accelerator, 0, |moving, chain| {
+            available(u16::MAX);
+            let next = moving.take(&accelerator, 0, &mut Chain::default());
+            assert!(next.is_none());
+            moving.answer(chain, &mut [0; 4]);
+        });
+        drop(moving);
+        assert_eq!(lane.moves.lock().state, State::Broken);
+        assert!(lane.running(&memory).is_none());
+        // As a driver that starts anew leaves it, with nothing to be done.
+        available(1);
+        lane.moves.lock().state = State::Running;
+        let mut moving = lane.running(&memory).unwrap();
+        moving.drain(&accelerator, 0, |_, _| panic!("there is nothing"));
+        assert_eq!(driver.used().idx().load(), 0);
     }
 }
