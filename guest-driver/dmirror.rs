@@ -14,7 +14,7 @@ use crate::{
     device::{Device, Using},
     ioctl::{self, call},
     job::Fences,
-    mapping::{Installer, Wish},
+    mapping::Installer,
     migrate::{self, Tally},
     mm::{
         hmm::{HmmPage, Want},
@@ -33,6 +33,7 @@ use crate::{
         operation::{self, Operation},
         rights,
     },
+    wish::Wish,
 };
 use core::{ops::Range, pin::Pin};
 use kernel::{

@@ -13,7 +13,7 @@
 use crate::{
     command::Answer,
     device::Device,
-    mapping::{Installer, Wish},
+    mapping::Installer,
     mm::{hmm::Want, LockedMm, LARGE_SIZE, PAGE_SIZE},
     queue::{Link, Message},
     space::Space,
@@ -22,6 +22,7 @@ use crate::{
         fault::{FaultHeader, FaultRecord, Reason},
         rights, Queue,
     },
+    wish::Wish,
 };
 use kernel::{
     impl_has_work,

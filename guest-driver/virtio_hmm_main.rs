@@ -38,6 +38,7 @@ mod touch;
 mod transfer;
 mod virtio;
 mod wait;
+mod wish;
 
 use kernel::{driver::Registration, prelude::*};
 
