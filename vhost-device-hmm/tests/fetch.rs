@@ -42,8 +42,8 @@ fn is_mapped(machine: &Machine, page_number: u64) -> bool {
 #[test]
 fn pages_come_home_and_are_not_mapped_any_more() {
     let machine = Machine::checking();
-    for frame in 0..4 {
-        machine.write_ram(frame, &[frame as u8 + 1; 64]);
+    for (frame, byte) in (0..4).zip(1..) {
+        machine.write_ram(frame, &[byte; 64]);
     }
     machine.copy(&[item(Kind::ToDevice, 0, 5, 4)]);
     machine.map(1, &[device(page(10), 5, 4, ALL)]);
