@@ -39,6 +39,10 @@ use kernel::{
 /// about. From there on, a touch costs what its pages cost, and hardly more.
 const MOST: u32 = MAX_FETCH_PAGES as u32;
 
+/// How many it is in a process that is not bound to the device, of which nothing is known: a
+/// child, say, that its parent's pages came to by a fork.
+const UNBOUND: u32 = 16;
+
 /// By what the number of pages grows and shrinks.
 const STEP: u32 = 8;
 
@@ -212,7 +216,7 @@ fn small_touched(
     fault: &CpuFault<'_>,
     space: Option<&Space>,
 ) -> Result<(), Lost> {
-    let pages = space.map_or(1, |space| space.touches.pages());
+    let pages = space.map_or(UNBOUND, |space| space.touches.pages());
     let bytes = pages as usize * PAGE_SIZE;
     let start = fault.address() & !(bytes - 1);
     let visit = Visit {
@@ -223,7 +227,8 @@ fn small_touched(
         how: How::Small,
     };
     let Some(space) = space else {
-        return visit.fetch(&Plain, None, Memory::new(0, 1)?).map(drop);
+        let memory = Memory::new(0, pages as usize)?;
+        return visit.fetch(&Plain, None, memory).map(drop);
     };
     let touches = &space.touches;
     let memory = touches.memory(space.id())?;
