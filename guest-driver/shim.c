@@ -250,14 +250,24 @@ bool virtio_hmm_is_large(unsigned long pfn)
 	return PageHead(pfn_to_page(pfn));
 }
 
-void virtio_hmm_give_back_taken(unsigned long pfn)
+void virtio_hmm_give_back_taken(struct page *page)
 {
-	struct folio *folio = page_folio(pfn_to_page(pfn));
-	int entries = folio_entire_mapcount(folio);
+	/* What an entry of a whole folio counts for in _nr_pages_mapped: mm/internal.h. */
+	const int entirely_mapped = 0x800000;
+	struct folio *folio = page_folio(page);
+	int taken;
 
-	/* One reference for each entry too many that was taken off the count. */
-	if (entries < 0)
-		folio_ref_add(folio, -entries);
+	if (!folio_test_large(folio))
+		return;
+	/* While it is on the move it has no entries: each one less was taken for nothing. */
+	taken = -folio_entire_mapcount(folio);
+	if (taken <= 0)
+		return;
+	folio_ref_add(folio, taken);
+	atomic_add(taken, &folio->_entire_mapcount);
+	atomic_add(taken, &folio->_large_mapcount);
+	if (!IS_ENABLED(CONFIG_NO_PAGE_MAPCOUNT))
+		atomic_add(taken * entirely_mapped, &folio->_nr_pages_mapped);
 }
 
 struct folio *virtio_hmm_page_folio(struct page *page)

@@ -70,7 +70,7 @@ unsigned long virtio_hmm_folio_pfn(struct folio *folio);
 unsigned int virtio_hmm_folio_order(struct folio *folio);
 int virtio_hmm_folio_mapcount(struct folio *folio);
 bool virtio_hmm_is_large(unsigned long pfn);
-void virtio_hmm_give_back_taken(unsigned long pfn);
+void virtio_hmm_give_back_taken(struct page *page);
 struct folio *virtio_hmm_page_folio(struct page *page);
 struct dev_pagemap *virtio_hmm_folio_pagemap(struct folio *folio);
 struct dev_pagemap *virtio_hmm_page_pagemap(struct page *page);

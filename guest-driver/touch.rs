@@ -234,9 +234,9 @@ fn small_touched(
     let memory = touches.memory(space.id())?;
     let mover = space.interval.move_by_caller();
     let start = visit.range.start;
-    let (moved, memory) = visit.fetch(&Home { space, start }, mover, memory)?;
-    touches.learn(pages, moved as u32);
-    if let Some(memory) = memory {
+    let fetched = visit.fetch(&Home { space, start }, mover, memory)?;
+    touches.learn(pages, fetched.pages as u32);
+    if let Some(memory) = fetched.memory {
         touches.keep(memory);
     }
     Ok(())
@@ -249,7 +249,8 @@ fn large_touched(
     space: Option<&Space>,
 ) -> Result<(), Lost> {
     // Of a page that another process has, too, only that one's notifier could keep it still, if
-    // it has any. But it is held by who touches it: see `Committed::keep_taken`.
+    // it has any. But it is held by who touches it, and what is lost meanwhile is made good for
+    // when the move ends (`mm::migrate`).
     let exclusive = fault.is_exclusive();
     let keeper = space.filter(|_| exclusive);
     let _still = keeper
@@ -287,16 +288,23 @@ struct Visit<'v, 'f> {
     how: How,
 }
 
+/// What a visit has brought.
+struct Fetched<R: Command> {
+    /// How many pages.
+    pages: u64,
+    /// Memory for the next visit, if that of this one can be used again.
+    memory: Option<Memory<R>>,
+}
+
 impl Visit<'_, '_> {
     /// Brings back the page, and what else is in device memory of the range, by `memory`, which
-    /// must suffice for that. With a `mover`, it is the carrier who tells the device. Returns how
-    /// many pages there were, and the memory for the next ones, if it can be used again.
+    /// must suffice for that. With a `mover`, it is the carrier who tells the device.
     fn fetch<C: Carrier>(
         &self,
         carrier: &C,
         mover: Option<OwnMove<'_, Mapper>>,
         memory: Memory<C::Request>,
-    ) -> Result<(u64, Option<Memory<C::Request>>), Lost> {
+    ) -> Result<Fetched<C::Request>, Lost> {
         let Self {
             core,
             pagemap,
@@ -341,7 +349,12 @@ impl Visit<'_, '_> {
         let transfer = match begun {
             Ok(transfer) => transfer,
             // It will be touched again.
-            Err(error) if error == EAGAIN => return Ok((0, None)),
+            Err(error) if error == EAGAIN => {
+                return Ok(Fetched {
+                    pages: 0,
+                    memory: None,
+                })
+            }
             Err(_) => return Err(Lost::NoMemory),
         };
         drop(lending);
@@ -356,9 +369,6 @@ impl Visit<'_, '_> {
         let committing = core.counters.commit_nanoseconds.time();
         let committed = collected.commit();
         drop(committing);
-        if size == Size::Whole {
-            committed.keep_taken(fault);
-        }
         let mut tally = Tally::default();
         count(&committed, &mut tally);
         let finalising = core.counters.finalise_nanoseconds.time();
@@ -366,7 +376,10 @@ impl Visit<'_, '_> {
         drop(finalising);
         core.counters.pages_touched.add(tally.moved);
         core.counters.large_to_system.add(tally.large);
-        Ok((tally.moved, list.map(|list| Memory { scratch, list })))
+        Ok(Fetched {
+            pages: tally.moved,
+            memory: list.map(|list| Memory { scratch, list }),
+        })
     }
 }
 

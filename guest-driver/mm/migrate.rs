@@ -11,10 +11,7 @@
 //!
 //! C header: `include/linux/migrate.h`.
 
-use super::{
-    pagemap::CpuFault, LockedVma, Owner, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT,
-    PAGE_SIZE,
-};
+use super::{LockedVma, Owner, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use crate::sys as bindings;
 use core::{marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{error::to_result, prelude::*};
@@ -527,16 +524,6 @@ impl Committed<'_> {
         self.pages
     }
 
-    /// Makes good for references to the page of a fault that were given back for nothing: if
-    /// another process lost its entry of the page while that was on the move, the kernel (7.3)
-    /// has taken it for one of a page that is there, see
-    /// [`keep_still`](super::interval::Interval::keep_still). The reference of the fault has
-    /// kept the folio alive so far.
-    pub(crate) fn keep_taken(&self, fault: &CpuFault<'_>) {
-        // SAFETY: By the invariants of `CpuFault` the page is referenced and its folio locked.
-        unsafe { bindings::virtio_hmm_give_back_taken(fault.pfn()) };
-    }
-
     /// log2 of the pages that have got new memory together at a place; `None` if none
     /// has, or if they begin elsewhere.
     pub(crate) fn moved_order(&self, index: usize) -> Option<u32> {
@@ -554,6 +541,19 @@ impl Drop for Committed<'_> {
 
 /// Gives the pages back to their processes.
 fn finalize(origin: &mut Origin<'_>, scratch: &mut Scratch, pages: usize) {
+    if let Origin::Addresses(args, _) = origin {
+        let compound = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND as usize;
+        if !args.fault_page.is_null() && args.flags & compound != 0 {
+            // Makes good for references that were given back for nothing: if another process
+            // has lost its entry of the page while that was on the move, the kernel (7.3) has
+            // taken it for one of a page that is there, see
+            // `super::interval::Interval::keep_still`. The page may have moved, or stay.
+            //
+            // SAFETY: The page is that of a fault, which holds it, and its folio locked, as
+            // long as the migration lasts.
+            unsafe { bindings::virtio_hmm_give_back_taken(args.fault_page) };
+        }
+    }
     match origin {
         // SAFETY: The arguments are those that `migrate_vma_setup` has completed; this is
         // called once, by the drop of the last value of the migration.
