@@ -217,7 +217,7 @@ impl<'a> Builder<'a> {
                 .with_context(|| format!("starting the machine; logs: {place}"))
         };
         match start() {
-            Err(error) if !self.artifacts.kvm && is_late_breakpoint(&error) => {
+            Err(error) if !self.artifacts.kvm && is_the_emulators(&error) => {
                 eprintln!("starting the machine once more: {error:#}");
                 start()
             }
@@ -333,17 +333,21 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Whether the guest's kernel died of a breakpoint before it ran anything of ours.
+/// Whether the guest's kernel died or stood still, by a fault of an emulated processor, before it
+/// ran anything of ours. Either happens once in some hundred boots; what is our fault happens
+/// again when the machine is started once more.
 ///
 /// A kernel puts breakpoints into its own code while it changes it, and takes them away when all
 /// processors have seen the change. QEMU's processors, which are threads, can run into one that
-/// is gone by then: once in some hundred boots.
-fn is_late_breakpoint(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        matches!(
-            cause.downcast_ref(),
-            Some(guest::Error::Gone { doing, console, .. })
-                if doing == guest::BOOTING && console.contains("Oops: int3")
-        )
+/// is gone by then. And some boots end, without a word, while the kernel sets up the machine.
+fn is_the_emulators(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref() {
+        Some(guest::Error::Gone { doing, console, .. }) => {
+            doing == guest::BOOTING && console.contains("Oops: int3")
+        }
+        Some(guest::Error::TimedOut { doing, seen, .. }) => {
+            doing == guest::BOOTING && !seen.contains("Run /init")
+        }
+        _ => false,
     })
 }
