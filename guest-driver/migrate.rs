@@ -14,13 +14,13 @@ use crate::{
     device::{Core, Device},
     mm::{
         hmm::Pages,
-        migrate::{large_range, Collected, LockedFolio, Scratch, Size, Slot, Source},
+        migrate::{large_range, Collected, LockedFolio, Size, Slot, Source},
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::Lent,
     pipeline::{count, region_bit, Moved, Pipeline},
     space::Space,
-    transfer::{ListMemory, Plain, Transfer},
+    transfer::{Memory, Plain, Transfer},
 };
 use core::ops::Range;
 use kernel::{
@@ -302,7 +302,7 @@ pub(crate) fn evict_all(device: &Device, stop: &dyn Fn() -> bool) {
 fn evict_once(device: &Device) -> Result<Tally> {
     let core = &device.core;
     let most = core.limits.max_move;
-    let (mut scratch, mut list) = (None, None);
+    let mut memory = None;
     let mut lost = KVec::new();
     let mut sum = Tally::default();
     let mut next = 0;
@@ -317,21 +317,17 @@ fn evict_once(device: &Device) -> Result<Tally> {
         }
         let pages = if whole { most as u64 } else { block };
         let frames = (core.frames.total() - first).min(pages);
-        let memory = match scratch.take() {
+        let Memory { scratch, list } = match memory.take() {
             Some(memory) => memory,
-            None => Scratch::new(most)?,
-        };
-        let memory_of_list = match list.take() {
-            Some(memory) => memory,
-            None => ListMemory::new(0, most)?,
+            None => Memory::new(0, most)?,
         };
         let pagemap = &device.pagemap;
-        let collected = pagemap.collect_frames(first, frames as usize, memory)?;
+        let collected = pagemap.collect_frames(first, frames as usize, scratch)?;
         let fill = |collected: &mut Collected<'_>, slot| fill_system(core, collected, slot, None);
-        let transfer = Transfer::begin(core, &Plain, pagemap, collected, memory_of_list, fill)?;
+        let transfer = Transfer::begin(core, &Plain, pagemap, collected, list, fill)?;
         // The memory must become free in any case. What the device does not give back is
         // lost to its owners, who are told when they touch it.
-        let (collected, memory_of_list) = transfer.end(|collected, slot| {
+        let (collected, list) = transfer.end(|collected, slot| {
             if let Some(page) = collected.efface_new(slot) {
                 lost.push(page, GFP_KERNEL)?;
             }
@@ -339,7 +335,8 @@ fn evict_once(device: &Device) -> Result<Tally> {
         })?;
         let committed = collected.commit();
         count(&committed, &mut sum);
-        (scratch, list) = (Some(committed.finish()), memory_of_list);
+        let scratch = committed.finish();
+        memory = list.map(|list| Memory { scratch, list });
         for page in lost.drain_all() {
             core.counters.pages_lost.add(page.pages());
             page.poison();

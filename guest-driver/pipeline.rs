@@ -11,7 +11,7 @@ use crate::{
     migrate::Tally,
     mm::migrate::{large_range, Collected, Committed, Scratch, Slot},
     mm::{LARGE_ORDER, LARGE_SIZE, PAGE_SHIFT},
-    transfer::{ListMemory, Plain, Transfer},
+    transfer::{Memory, Plain, Transfer},
 };
 use core::ops::Range;
 use kernel::prelude::*;
@@ -26,8 +26,7 @@ const DEPTH: usize = 2;
 pub(crate) struct Pipeline<'a, 'm> {
     device: &'a Device,
     under_way: [Option<Part<'a, 'm>>; DEPTH],
-    spare: Option<Scratch>,
-    spare_list: Option<ListMemory<Copy>>,
+    spare: Option<Memory<Copy>>,
     moved: Moved,
 }
 
@@ -59,7 +58,6 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             device,
             under_way: [const { None }; DEPTH],
             spare: None,
-            spare_list: None,
             moved: Moved::default(),
         }
     }
@@ -118,13 +116,9 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         let core: &'a Core = &self.device.core;
         let start = range.start;
         let pages = range.len() >> PAGE_SHIFT;
-        let scratch = match self.spare.take() {
-            Some(scratch) if scratch.pages() >= pages => scratch,
-            _ => Scratch::new(pages)?,
-        };
-        let list = match self.spare_list.take() {
-            Some(list) if list.pages() >= pages => list,
-            _ => ListMemory::new(0, pages)?,
+        let Memory { scratch, list } = match self.spare.take() {
+            Some(memory) if memory.pages() >= pages => memory,
+            _ => Memory::new(0, pages)?,
         };
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = collect(range, scratch)?;
@@ -168,7 +162,6 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         let copying = counters.copy_nanoseconds.time();
         let (collected, list) = transfer.end_or_stay()?;
         drop(copying);
-        self.spare_list = list;
         let committing = counters.commit_nanoseconds.time();
         let committed = collected.commit();
         drop(committing);
@@ -178,7 +171,8 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         }
         self.moved.tally.add(tally);
         let _finalising = counters.finalise_nanoseconds.time();
-        self.spare = Some(committed.finish());
+        let scratch = committed.finish();
+        self.spare = list.map(|list| Memory { scratch, list });
         Ok(())
     }
 }

@@ -14,14 +14,14 @@ use crate::{
     migrate::{fill_system, Tally},
     mm::{
         interval::OwnMove,
-        migrate::{large_range, Collected, LockedFolio, Scratch, Size, Slot, Source},
+        migrate::{large_range, Collected, LockedFolio, Size, Slot, Source},
         pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
         LockedVma, LARGE_PAGES, PAGE_SHIFT, PAGE_SIZE,
     },
     pipeline::count,
     queue::{Command, Link, Message, Sent},
     space::{Mapper, Space},
-    transfer::{Carrier, ListMemory, Plain, Transfer},
+    transfer::{Carrier, Memory, Plain, Transfer},
     wire::{command::MAX_FETCH_PAGES, dma::DmaItem},
 };
 use core::ops::Range;
@@ -70,25 +70,6 @@ impl DeviceMemory for Store {
     }
 }
 
-/// What it takes to fetch pages.
-struct Memory<R: Command> {
-    scratch: Scratch,
-    list: ListMemory<R>,
-}
-
-impl<R: Command> Memory<R> {
-    /// For so many pages, by requests about a space, zero if about none.
-    fn new(space: u32, pages: usize) -> Result<Self, Lost> {
-        let new = || -> Result<_> {
-            Ok(Self {
-                scratch: Scratch::new(pages)?,
-                list: ListMemory::new(space, pages)?,
-            })
-        };
-        new().map_err(|_| Lost::NoMemory)
-    }
-}
-
 /// The small pages that CPUs touch in one process.
 #[pin_data]
 pub(crate) struct Touches {
@@ -115,7 +96,7 @@ impl Touches {
     /// Memory for a touch, in the process of a space.
     fn memory(&self, space: u32) -> Result<Memory<Fetch>, Lost> {
         let kept = self.memory.lock().take();
-        kept.map_or_else(|| Memory::new(space, MOST as usize), Ok)
+        kept.map_or_else(|| memory(space, MOST as usize), Ok)
     }
 
     /// Keeps memory for the next touch.
@@ -210,6 +191,11 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     }
 }
 
+/// Memory to fetch so many pages, by requests about a space, zero if about none.
+fn memory<R: Command>(space: u32, pages: usize) -> Result<Memory<R>, Lost> {
+    Memory::new(space, pages).map_err(|_| Lost::NoMemory)
+}
+
 fn small_touched(
     core: &Core,
     pagemap: &Pagemap<Store>,
@@ -227,7 +213,7 @@ fn small_touched(
         how: How::Small,
     };
     let Some(space) = space else {
-        let memory = Memory::new(0, pages as usize)?;
+        let memory = memory(0, pages as usize)?;
         return visit.fetch(&Plain, None, memory).map(drop);
     };
     let touches = &space.touches;
@@ -251,6 +237,7 @@ fn large_touched(
     // Of a page that another process has, too, only that one's notifier could keep it still, if
     // it has any. But it is held by who touches it, and what is lost meanwhile is made good for
     // when the move ends (`mm::migrate`).
+    let memory = memory(0, LARGE_PAGES)?;
     let exclusive = fault.is_exclusive();
     let keeper = space.filter(|_| exclusive);
     let _still = keeper
@@ -264,9 +251,7 @@ fn large_touched(
         range: large_range(fault.address()),
         how: How::Whole { exclusive },
     };
-    visit
-        .fetch(&Plain, None, Memory::new(0, LARGE_PAGES)?)
-        .map(drop)
+    visit.fetch(&Plain, None, memory).map(drop)
 }
 
 /// How pages are fetched that a CPU has touched.

@@ -13,7 +13,7 @@ use crate::{
     command::Copy,
     device::Core,
     mm::{
-        migrate::{Collected, Slot, Source},
+        migrate::{Collected, Scratch, Slot, Source},
         pagemap::{DeviceMemory, Pagemap},
     },
     queue::{Command, Link, Message, Reply, Sent},
@@ -67,28 +67,35 @@ impl Carrier for Plain {
     }
 }
 
-/// Memory for one list of copies at a time, to be used again and again.
-pub(crate) struct ListMemory<R: Command> {
-    message: Message<R>,
-    /// Which pages each item of the message covers.
-    covered: KVVec<Range<usize>>,
-    pages: usize,
+/// Memory for one move at a time, to be used again and again.
+pub(crate) struct Memory<R: Command> {
+    pub(crate) scratch: Scratch,
+    pub(crate) list: ListMemory<R>,
 }
 
-impl<R: Command> ListMemory<R> {
-    /// Memory for the copies of so many pages, by requests about a space, zero if about none.
+impl<R: Command> Memory<R> {
+    /// Memory for so many pages, by requests about a space, zero if about none.
     pub(crate) fn new(space: u32, pages: usize) -> Result<Self> {
         Ok(Self {
-            message: Message::new(space, pages, pages)?,
-            covered: KVVec::with_capacity(pages, GFP_KERNEL)?,
-            pages,
+            scratch: Scratch::new(pages)?,
+            list: ListMemory {
+                message: Message::new(space, pages, pages)?,
+                covered: KVVec::with_capacity(pages, GFP_KERNEL)?,
+            },
         })
     }
 
     /// How many pages it suffices for.
     pub(crate) fn pages(&self) -> usize {
-        self.pages
+        self.scratch.pages()
     }
+}
+
+/// The part of it that the list of copies takes.
+pub(crate) struct ListMemory<R: Command> {
+    message: Message<R>,
+    /// Which pages each item of the message covers.
+    covered: KVVec<Range<usize>>,
 }
 
 /// Pages whose contents are being copied.
@@ -106,7 +113,6 @@ struct Copying<'t, C: Carrier> {
     /// A message that was not needed.
     unused: Option<Message<C::Request>>,
     covered: KVVec<Range<usize>>,
-    pages: usize,
 }
 
 impl<C: Carrier> Drop for Copying<'_, C> {
@@ -146,11 +152,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
                 list.add_slot(pagemap, &collected, slot)?;
             }
         }
-        let ListMemory {
-            message,
-            covered,
-            pages,
-        } = list.finish()?;
+        let ListMemory { message, covered } = list.finish()?;
         let link = &core.link;
         let (request, unused) = if covered.is_empty() {
             (None, Some(message))
@@ -163,7 +165,6 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
                 request,
                 unused,
                 covered,
-                pages,
             },
             collected,
         })
@@ -193,11 +194,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         let message = reply.map_or(copying.unused.take(), Reply::reuse);
         let mut covered = core::mem::take(&mut copying.covered);
         covered.clear();
-        let memory = message.map(|message| ListMemory {
-            message,
-            covered,
-            pages: copying.pages,
-        });
+        let memory = message.map(|message| ListMemory { message, covered });
         Ok((collected, memory))
     }
 }

@@ -26,6 +26,9 @@ use crate::device::space::{Space, Taken};
 use crate::device::statistics::Gauges;
 use crate::device::validate;
 
+/// How a space takes rights back in ranges.
+type Take = fn(&Space, &[PageRange], Option<&Check>) -> Taken;
+
 /// Every right.
 const ALL: u32 = rights::ALL;
 
@@ -115,9 +118,7 @@ impl Accelerator {
         let space = self.spaces.write().remove(&id).ok_or(Status::NoSpace)?;
         space.retire();
         self.listener.tell(self.schedule.cancel_all(Some(id)));
-        let taken = space.unmap(&[PageRange::ALL], self.check.as_deref());
-        self.account_taken(&taken, 1);
-        self.audit(&space, &taken, &[PageRange::ALL], ALL);
+        self.take(&space, &[PageRange::ALL], Space::unmap, ALL);
         Ok(Outcome::Done)
     }
 
@@ -144,14 +145,12 @@ impl Accelerator {
         &self,
         id: u32,
         entries: &[RangeEntry],
-        take: fn(&Space, &[PageRange], Option<&Check>) -> Taken,
+        take: Take,
         access: u32,
     ) -> Result<Outcome, Refusal> {
         let space = self.space(id)?;
         let ranges = ranges(entries.iter().copied())?;
-        let taken = take(&space, &ranges, self.check.as_deref());
-        self.account_taken(&taken, ranges.len());
-        self.audit(&space, &taken, &ranges, access);
+        self.take(&space, &ranges, take, access);
         Ok(Outcome::Done)
     }
 
@@ -170,9 +169,7 @@ impl Accelerator {
             address: entry.address,
             pages: u64::from(entry.pages.get()).into(),
         }))?;
-        let taken = space.unmap(&ranges, self.check.as_deref());
-        self.account_taken(&taken, ranges.len());
-        self.audit(&space, &taken, &ranges, ALL);
+        self.take(&space, &ranges, Space::unmap, ALL);
         let mut results = Vec::with_capacity(entries.len());
         let lingering = self.copying.share();
         let items = entries.iter().map(|entry| DmaItem {
@@ -186,12 +183,15 @@ impl Accelerator {
         Ok(Outcome::Copied(results))
     }
 
-    fn account_taken(&self, taken: &Taken, ranges: usize) {
-        self.counters.invalidations.add(ranges as u64);
+    /// Takes rights back, counts it, and in the checking mode proves it.
+    fn take(&self, space: &Space, ranges: &[PageRange], take: Take, access: u32) {
+        let taken = take(space, ranges, self.check.as_deref());
+        self.counters.invalidations.add(ranges.len() as u64);
         self.counters.invalidated_pages.add(taken.pages);
         self.counters
             .invalidation_wait_nanoseconds
             .add(nanoseconds(taken.waited));
+        self.audit(space, &taken, ranges, access);
     }
 
     /// In the checking mode: proves that no TLB would still yield what was taken back.
