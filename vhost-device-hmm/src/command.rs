@@ -9,7 +9,7 @@ use virtio_hmm_spec::wire::command::{
     AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
     ReplyHeader, Request, RequestHeader, Status,
 };
-use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
+use virtio_hmm_spec::wire::dma::ItemResult;
 use virtio_hmm_spec::wire::fault::{Action, FaultHeader, FaultRecord, Reason};
 use virtio_hmm_spec::wire::job::{JobReply, JobRequest};
 use virtio_hmm_spec::wire::operation::{DecodeError, Operation};
@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::device::engine::nanoseconds;
 use crate::device::job::{End, Ended, Submission};
-use crate::device::request::{Answer, Command, Copy, Outcome, Refusal};
+use crate::device::request::{Answer, Command, Fetch, Outcome, Refusal, Transfer};
 use crate::device::DeviceConfig;
 
 /// The smallest reply to a control or DMA request, in bytes.
@@ -28,13 +28,14 @@ pub const MIN_REPLY: usize = size_of::<ReplyHeader>();
 /// The reply to a job, in bytes.
 pub const JOB_REPLY: usize = size_of::<JobReply>();
 
-/// The longest control request that is read, in bytes: more is beyond a limit anyway.
+/// The longest control request that is read, in bytes: more is beyond a limit anyway. No entry
+/// is longer than that of a fetch.
 pub const MAX_CONTROL: usize =
-    size_of::<RequestHeader>() + DeviceConfig::MAX_ENTRIES as usize * size_of::<MapEntry>();
+    size_of::<RequestHeader>() + DeviceConfig::MAX_ENTRIES as usize * size_of::<FetchEntry>();
 
 /// The longest DMA request that is read, in bytes.
-pub const MAX_COPY: usize =
-    size_of::<RequestHeader>() + DeviceConfig::MAX_ITEMS as usize * size_of::<DmaItem>();
+pub const MAX_TRANSFER: usize =
+    size_of::<RequestHeader>() + DeviceConfig::MAX_ITEMS as usize * size_of::<FetchEntry>();
 
 /// The longest job request that is read, in bytes.
 pub const MAX_JOB: usize = size_of::<JobRequest>();
@@ -132,14 +133,8 @@ pub fn decode_control(raw: Raw<'_>) -> Decoded<Command<'_>> {
             framed.room_for::<Statistics>(1)?;
             Command::Statistics
         }
-        Request::Fetch => {
-            framed.room_for::<ItemResult>(framed.count.into())?;
-            let entries = framed.list(DeviceConfig::MAX_ENTRIES, |entry: &FetchEntry| {
-                entry.pages.get() != 0 && entry.reserved.get() == 0
-            })?;
-            Command::Fetch { space, entries }
-        }
-        Request::Copy => return Err(misplaced(decode_copy(raw))),
+        Request::Fetch => Command::Fetch(framed.fetch(DeviceConfig::MAX_ENTRIES)?),
+        Request::Copy => return Err(misplaced(decode_transfer(raw))),
     };
     Ok(command)
 }
@@ -158,16 +153,19 @@ fn misplaced<T>(decoded: Decoded<T>) -> Refusal {
 /// # Errors
 ///
 /// As [`decode_control`].
-pub fn decode_copy(raw: Raw<'_>) -> Decoded<Copy<'_>> {
+pub fn decode_transfer(raw: Raw<'_>) -> Decoded<Transfer<'_>> {
     let (operation, framed) = frame(raw)?;
-    if operation != Request::Copy {
-        return Err(misplaced(decode_control(raw)));
+    match operation {
+        Request::Copy => {
+            let framed = framed.no_space()?;
+            framed.room_for::<ItemResult>(framed.count.into())?;
+            Ok(Transfer::Copy {
+                items: framed.list(DeviceConfig::MAX_ITEMS, |_| true)?,
+            })
+        }
+        Request::Fetch => Ok(Transfer::Fetch(framed.fetch(DeviceConfig::MAX_ITEMS)?)),
+        _ => Err(misplaced(decode_control(raw))),
     }
-    let framed = framed.no_space()?;
-    framed.room_for::<ItemResult>(framed.count.into())?;
-    Ok(Copy {
-        items: framed.list(DeviceConfig::MAX_ITEMS, |_| true)?,
-    })
 }
 
 /// Decodes a job.
@@ -264,6 +262,18 @@ impl<'a> Framed<'a> {
     fn ranges(&self) -> Decoded<&'a [RangeEntry]> {
         self.list(DeviceConfig::MAX_ENTRIES, |range: &RangeEntry| {
             range.pages.get() != 0
+        })
+    }
+
+    /// What is to be fetched, by up to so many entries.
+    fn fetch(self, most: u32) -> Decoded<Fetch<'a>> {
+        self.room_for::<ItemResult>(self.count.into())?;
+        let entries = self.list(most, |entry: &FetchEntry| {
+            entry.pages.get() != 0 && entry.reserved.get() == 0
+        })?;
+        Ok(Fetch {
+            space: self.space,
+            entries,
         })
     }
 

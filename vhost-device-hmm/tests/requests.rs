@@ -8,11 +8,11 @@ use std::time::Instant;
 use common::*;
 use proptest::prelude::*;
 use vhost_device_hmm::command::{
-    decode_control, decode_copy, decode_job, encode_copied, encode_outcome, Raw,
+    decode_control, decode_job, decode_transfer, encode_copied, encode_outcome, Raw,
 };
 use vhost_device_hmm::device::linger::PERIOD;
 use vhost_device_hmm::device::memory::FRAME_BYTES;
-use vhost_device_hmm::device::request::{Command, Copy, Outcome, Refusal};
+use vhost_device_hmm::device::request::{Command, Outcome, Refusal, Transfer};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
 use virtio_hmm_spec::wire::command::{FetchEntry, MapEntry, Request, RequestHeader, Status};
 use virtio_hmm_spec::wire::config::VERSION;
@@ -123,6 +123,11 @@ fn bytes_that_are_no_request_are_malformed() {
             ..raw(&bytes)
         };
         assert_eq!(decode_control(short).unwrap_err().status, Status::Malformed);
+    }
+    // Of a fetch, this is so wherever it is sent.
+    for bytes in cases.iter().filter(|bytes| bytes.starts_with(&[11])) {
+        let refusal = decode_transfer(raw(bytes)).unwrap_err();
+        assert_eq!(refusal.status, Status::Malformed, "{bytes:?}");
     }
     assert_eq!(
         machine.statistics().requests_refused.get(),
@@ -331,7 +336,7 @@ fn a_list_is_limited_as_a_whole() {
     let copy = |items: &[DmaItem]| {
         machine
             .accelerator
-            .copy(Ok(Copy { items }), &mut Vec::new())
+            .transfer(Ok(Transfer::Copy { items }), &mut Vec::new())
             .map_err(|r| r.status)
     };
     let most = DeviceConfig::MAX_COPY_PAGES;
@@ -343,7 +348,10 @@ fn a_list_is_limited_as_a_whole() {
     assert_eq!(copy(&two), Err(Status::Limit));
     let many = vec![item(Kind::Clear, 0, 0, 1); 4097];
     let bytes = request(Request::Copy.raw(), 0, 4097, many.as_bytes());
-    assert_eq!(decode_copy(raw(&bytes)).unwrap_err().status, Status::Limit);
+    assert_eq!(
+        decode_transfer(raw(&bytes)).unwrap_err().status,
+        Status::Limit
+    );
     assert_eq!(machine.statistics().bytes_cleared.get(), 0);
 }
 
@@ -464,7 +472,7 @@ proptest! {
             encode_outcome(&machine.accelerator.execute(decode_control(raw)), &mut reply);
             prop_assert!(reply.len() as u64 <= room);
             let (mut results, mut reply) = (Vec::new(), Vec::new());
-            let done = machine.accelerator.copy(decode_copy(raw), &mut results);
+            let done = machine.accelerator.transfer(decode_transfer(raw), &mut results);
             encode_copied(done, &results, &mut reply);
             prop_assert!(reply.len() as u64 <= room);
             let submitted = machine.accelerator.submit(decode_job(raw), 1);

@@ -31,7 +31,7 @@ values! {
         /// [`Statistics`](super::statistics::Statistics).
         Statistics = 10,
         /// Remove mappings, then copy to the guest's memory; [`FetchEntry`], each answered with
-        /// an [`ItemResult`](super::dma::ItemResult).
+        /// an [`ItemResult`](super::dma::ItemResult). Also on the dma queue.
         Fetch = 11,
         /// Carry out a list of [`DmaItem`](super::dma::DmaItem); only on the dma queue.
         Copy = 16,
@@ -198,7 +198,8 @@ pub mod query_flags {
     pub const DIRTY: u32 = 1 << 18;
 }
 
-/// The most pages that one [`Request::Fetch`] may be about, all entries together.
+/// The most pages that one [`Request::Fetch`] on the control queue may be about, all entries
+/// together.
 pub const MAX_FETCH_PAGES: u64 = 64;
 
 /// The most entries that one query may be answered with, in pages.

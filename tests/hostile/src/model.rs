@@ -16,7 +16,7 @@ use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::fault::{Action, Reason};
 use virtio_hmm_spec::wire::job::JobRequest;
 use virtio_hmm_spec::wire::operation::{DecodeError, Operation};
-use virtio_hmm_spec::wire::{rights, LARGE_ORDER, PAGE_BYTES, PAGE_SHIFT};
+use virtio_hmm_spec::wire::{rights, Queue, LARGE_ORDER, PAGE_BYTES, PAGE_SHIFT};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::machine::{Machine, Place};
@@ -74,25 +74,51 @@ impl Model {
             Some(operation) => operation,
         };
         match operation {
-            Request::Init => self.list(header, entries, room, |entry: &InitEntry| {
-                if entry.reserved.get() != 0 {
-                    vec![Status::Malformed]
-                } else if entry.version.get() != VERSION {
-                    vec![Status::NotReady]
-                } else {
-                    vec![]
-                }
+            Request::Init => self.list(
+                Queue::Control,
+                header,
+                entries,
+                room,
+                |entry: &InitEntry| {
+                    if entry.reserved.get() != 0 {
+                        vec![Status::Malformed]
+                    } else if entry.version.get() != VERSION {
+                        vec![Status::NotReady]
+                    } else {
+                        vec![]
+                    }
+                },
+            ),
+            Request::Map => self.list(Queue::Control, header, entries, room, |entry| {
+                self.map(entry)
             }),
-            Request::Map => self.list(header, entries, room, |entry| self.map(entry)),
             Request::Unmap | Request::Protect => {
-                self.list(header, entries, room, |entry| self.range(entry))
+                self.list(Queue::Control, header, entries, room, |entry| {
+                    self.range(entry)
+                })
             }
-            Request::Query => self.list(header, entries, room, |entry| self.query(entry)),
-            Request::Fetch => self.list(header, entries, room, |entry| self.fetch(entry)),
-            Request::Answer => self.list(header, entries, room, answer),
-            Request::Cancel => self.list(header, entries, room, |_: &CancelEntry| vec![]),
+            Request::Query => self.list(Queue::Control, header, entries, room, |entry| {
+                self.query(entry)
+            }),
+            Request::Fetch => self.list(Queue::Control, header, entries, room, |entry| {
+                self.fetch(entry)
+            }),
+            Request::Answer => self.list(Queue::Control, header, entries, room, answer),
+            Request::Cancel => self.list(
+                Queue::Control,
+                header,
+                entries,
+                room,
+                |_: &CancelEntry| vec![],
+            ),
             Request::SpaceCreate | Request::SpaceDestroy | Request::Statistics | Request::Copy => {
-                self.list(header, entries, room, |_: &CancelEntry| vec![])
+                self.list(
+                    Queue::Control,
+                    header,
+                    entries,
+                    room,
+                    |_: &CancelEntry| vec![],
+                )
             }
         }
     }
@@ -120,14 +146,19 @@ impl Model {
             return (Expected::whole(Status::Malformed), vec![]);
         };
         match Request::from_raw(header.operation.get()) {
-            None => return (Expected::whole(Status::Unsupported), vec![]),
-            Some(Request::Copy) => {}
-            Some(_) => return (misplaced(&self.control(request, room)), vec![]),
+            None => (Expected::whole(Status::Unsupported), vec![]),
+            Some(Request::Copy) => {
+                let whole = self.list(Queue::Dma, header, entries, room, |_: &DmaItem| vec![]);
+                let items = <[DmaItem]>::ref_from_bytes(entries).unwrap_or(&[]);
+                (whole, items.iter().map(|item| self.item(item)).collect())
+            }
+            Some(Request::Fetch) => {
+                let fetch = |entry: &FetchEntry| self.fetch(entry);
+                let whole = self.list(Queue::Dma, header, entries, room, fetch);
+                (whole, self.fetched(request))
+            }
+            Some(_) => (misplaced(&self.control(request, room)), vec![]),
         }
-        let whole = self.list(header, entries, room, |_: &DmaItem| vec![]);
-        let items = <[DmaItem]>::ref_from_bytes(entries).unwrap_or(&[]);
-        let verdicts = items.iter().map(|item| self.item(item)).collect();
-        (whole, verdicts)
     }
 
     /// The answers that are right for a job, whatever it does; `Ok` stands for every
@@ -180,6 +211,7 @@ impl Model {
     /// The ladder over a request as a whole and over all of its entries.
     fn list<E>(
         &self,
+        queue: Queue,
         header: &RequestHeader,
         entries: &[u8],
         room: usize,
@@ -204,14 +236,18 @@ impl Model {
         if !well_formed {
             return Expected::whole(Status::Malformed);
         }
-        let mut whole = self.whole(header, operation);
+        let mut whole = self.whole(queue, header, operation);
         let too_many = match operation {
             Some(Request::Copy) => {
                 pages(entries, |item: &DmaItem| item.pages.get())
                     > self.config.max_copy_pages.get().into()
             }
             Some(Request::Fetch) => {
-                pages(entries, |entry: &FetchEntry| entry.pages.get()) > MAX_FETCH_PAGES
+                let most = match queue {
+                    Queue::Dma => self.config.max_copy_pages.get().into(),
+                    _ => MAX_FETCH_PAGES,
+                };
+                pages(entries, |entry: &FetchEntry| entry.pages.get()) > most
             }
             _ => false,
         };
@@ -219,7 +255,7 @@ impl Model {
             whole.push(Status::Limit);
         }
         // Entries of a request that has too many of them are not looked at.
-        let items = match count > self.most(operation) {
+        let items = match count > self.most(queue) {
             true => &[],
             false => <[E]>::ref_from_bytes(entries).unwrap_or(&[]),
         };
@@ -261,23 +297,23 @@ impl Model {
         Expected { statuses, entry }
     }
 
-    /// How many entries or items an operation may have.
-    fn most(&self, operation: Option<Request>) -> u32 {
-        match operation {
-            Some(Request::Copy) => self.config.max_items.get(),
+    /// How many entries or items a request on a queue may have.
+    fn most(&self, queue: Queue) -> u32 {
+        match queue {
+            Queue::Dma => self.config.max_items.get(),
             _ => self.config.max_entries.get(),
         }
     }
 
     /// What applies to a well-formed request before its entries are looked at.
-    fn whole(&self, header: &RequestHeader, operation: Option<Request>) -> Verdict {
+    fn whole(&self, queue: Queue, header: &RequestHeader, operation: Option<Request>) -> Verdict {
         let space = header.space.get();
         let known = self.spaces.contains(&space);
         let mut apply = Vec::new();
         if !self.ready && operation != Some(Request::Init) {
             apply.push(Status::NotReady);
         }
-        if header.count.get() > self.most(operation) {
+        if header.count.get() > self.most(queue) {
             apply.push(Status::Limit);
         }
         match operation {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use hmm_bench::{Bench, Per, Turn};
 use vhost_device_hmm::device::memory::DeviceMemory;
-use vhost_device_hmm::device::request::Copy;
+use vhost_device_hmm::device::request::Transfer;
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult, Kind};
@@ -99,7 +99,7 @@ fn carry_out(accelerator: &Accelerator, items: &[DmaItem]) -> Result<Duration, S
     let mut time = Duration::ZERO;
     for items in items.chunks(DeviceConfig::MAX_ITEMS as usize) {
         let start = Instant::now();
-        let done = accelerator.copy(Ok(Copy { items }), &mut results);
+        let done = accelerator.transfer(Ok(Transfer::Copy { items }), &mut results);
         time += start.elapsed();
         done.map_err(|refusal| format!("the list was refused: {refusal:?}"))?;
         let failed = |result: &&ItemResult| result.status.get() != Status::Ok.raw();

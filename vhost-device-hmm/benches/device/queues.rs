@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hmm_bench::{Bench, Per, Turn};
 use vhost_device_hmm::backend::{Backend, GuestMemoryHandle, Options};
-use vhost_device_hmm::device::request::{Command, Copy, Outcome};
+use vhost_device_hmm::device::request::{Command, Outcome, Transfer};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
 use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
 use virtio_hmm_spec::wire::command::{
@@ -218,7 +218,7 @@ impl Direct {
         let done = self
             .machine
             .accelerator
-            .copy(Ok(Copy { items }), &mut results);
+            .transfer(Ok(Transfer::Copy { items }), &mut results);
         done.map_err(|refusal| format!("a copy was refused: {refusal}"))
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use hmm_bench::{resident_mebibytes, Bench, Better, Per, Turn, Unit};
-use vhost_device_hmm::device::request::{Command, Copy};
+use vhost_device_hmm::device::request::{Command, Transfer};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
 use virtio_hmm_spec::wire::command::{MapEntry, RangeEntry, Status};
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult, Kind};
@@ -287,7 +287,7 @@ impl Large {
         let done = self
             .machine
             .accelerator
-            .copy(Ok(Copy { items: &items }), &mut results);
+            .transfer(Ok(Transfer::Copy { items: &items }), &mut results);
         let time = start.elapsed();
         done.map_err(|refusal| format!("the list was refused: {refusal:?}"))?;
         let is_done = |result: &ItemResult| result.status.get() == Status::Ok.raw();

@@ -1,35 +1,33 @@
-//! The accelerator as a whole: its parts, copies and jobs.
+//! The accelerator as a whole: its parts, and jobs.
 //!
-//! Control requests are carried out in `control`.
+//! Control requests are carried out in `control`, DMA requests in `transfer`.
 
 mod control;
+mod transfer;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::config::{capability, Config, MAGIC, VERSION};
-use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
 use virtio_hmm_spec::wire::fault::FaultRecord;
 use zerocopy::little_endian::{U32, U64};
 
 use super::check::Check;
-use super::dma::Dma;
-use super::engine::{nanoseconds, Engine};
+use super::engine::Engine;
 use super::job::{Ended, Job, Submission, Ticket};
-use super::linger::{Linger, Lingering};
+use super::linger::Linger;
 use super::memory::{DeviceMemory, MemoryError, SystemMemory};
 use super::mmu::Budget;
 use super::operations::Work;
-use super::request::{Copy, Refusal};
+use super::request::Refusal;
 use super::schedule::{News, Schedule};
 use super::space::{Epochs, Space};
-use super::statistics::{Counter, Counters};
+use super::statistics::Counters;
 use super::tlb::Tlb;
 use crate::inject::{Injector, Rule};
 
@@ -313,72 +311,6 @@ impl Accelerator {
 
     fn space(&self, id: u32) -> Result<Arc<Space>, Status> {
         self.spaces.read().get(&id).cloned().ok_or(Status::NoSpace)
-    }
-
-    /// Carries out a list of copies and puts one result for each item into `results`.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal`] when the list as a whole is not carried out; no item then is.
-    pub fn copy(
-        &self,
-        request: Result<Copy<'_>, Refusal>,
-        results: &mut Vec<ItemResult>,
-    ) -> Result<(), Refusal> {
-        results.clear();
-        let done = self.try_copy(request, results);
-        let counter: &Counter = match done {
-            Ok(()) => &self.counters.dma_requests,
-            Err(refusal) => {
-                log::debug!("list of copies refused: {refusal}");
-                &self.counters.requests_refused
-            }
-        };
-        counter.add(1);
-        done
-    }
-
-    fn try_copy(
-        &self,
-        request: Result<Copy<'_>, Refusal>,
-        results: &mut Vec<ItemResult>,
-    ) -> Result<(), Refusal> {
-        // Readiness is looked at under the lock that a reset takes.
-        let lingering = self.copying.share();
-        let Copy { items } = self.admit(request)?;
-        // At most 2^12 items of 2^32 pages: the sum fits.
-        let pages: u64 = items.iter().map(|item| u64::from(item.pages.get())).sum();
-        if pages > DeviceConfig::MAX_COPY_PAGES.into() {
-            return Err(Status::Limit.into());
-        }
-        self.carry_out(items.iter().copied(), &lingering, results);
-        self.copying.unlock(lingering);
-        Ok(())
-    }
-
-    /// Carries out items of a list that is not too long.
-    fn carry_out(
-        &self,
-        items: impl Iterator<Item = DmaItem>,
-        lingering: &Lingering,
-        results: &mut Vec<ItemResult>,
-    ) {
-        let system = Arc::clone(&self.system.read());
-        let dma = Dma {
-            device: &self.device,
-            lingering,
-            system: &system,
-            check: self.check.as_deref(),
-            counters: &self.counters,
-            injector: &self.injector,
-        };
-        let begun = Instant::now();
-        results.extend(items.map(|item| ItemResult {
-            status: U32::new(dma.run(&item).raw()),
-        }));
-        self.counters
-            .copy_nanoseconds
-            .add(nanoseconds(begun.elapsed()));
     }
 
     /// Hands in a job. Its end comes with the ticket.

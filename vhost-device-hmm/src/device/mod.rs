@@ -1,7 +1,7 @@
 //! The accelerator: spaces, mappings, jobs, faults and copies.
 //!
 //! Nothing in here knows of virtio, queues or vhost-user. Requests come in as
-//! [`request::Command`], [`request::Copy`] and [`job::Submission`]; the guest's memory
+//! [`request::Command`], [`request::Transfer`] and [`job::Submission`]; the guest's memory
 //! is a [`memory::SystemMemory`], so that a test can hand in any memory of its own.
 //!
 //! ```text

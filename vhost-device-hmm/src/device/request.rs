@@ -49,12 +49,7 @@ pub enum Command<'a> {
         ranges: &'a [RangeEntry],
     },
     /// Remove mappings, then copy to the guest's memory.
-    Fetch {
-        /// Where.
-        space: u32,
-        /// Which ones, and what to copy.
-        entries: &'a [FetchEntry],
-    },
+    Fetch(Fetch<'a>),
     /// Answer faults.
     Answer(Vec<Answer>),
     /// End jobs early.
@@ -87,11 +82,25 @@ pub enum Answer {
     },
 }
 
-/// A list of copies.
+/// Mappings to be removed, and what they showed to be copied to the guest's memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Copy<'a> {
-    /// What to do, in order.
-    pub items: &'a [DmaItem],
+pub struct Fetch<'a> {
+    /// Where they are.
+    pub space: u32,
+    /// Which ones, and what to copy.
+    pub entries: &'a [FetchEntry],
+}
+
+/// A DMA request.
+#[derive(Clone, Copy, Debug)]
+pub enum Transfer<'a> {
+    /// A list of copies.
+    Copy {
+        /// What to do, in order.
+        items: &'a [DmaItem],
+    },
+    /// Remove mappings, then copy to the guest's memory.
+    Fetch(Fetch<'a>),
 }
 
 /// A request that is not carried out. Nothing has changed.

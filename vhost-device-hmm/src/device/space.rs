@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::check::Check;
 use super::mmu::{Budget, Change, NoMemory, PageRange, PageTable, Run};
@@ -47,15 +47,17 @@ pub struct Mappings {
     epochs: Arc<Epochs>,
 }
 
-/// What a change of a space's mappings has done.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Taken {
+/// What a change of a space's mappings has done. As long as it exists, nobody sees the space,
+/// nor changes it again.
+#[derive(Debug)]
+pub struct Taken<'a> {
     /// Pages that allow less than before.
     pub pages: u64,
     /// The epoch in force since then.
     pub epoch: u64,
     /// How long it took until no engine used the space any more.
     pub waited: Duration,
+    _mappings: RwLockWriteGuard<'a, Mappings>,
 }
 
 impl Space {
@@ -103,12 +105,12 @@ impl Space {
     /// # Errors
     ///
     /// [`NoMemory`] when there is none left for tables; nothing has then changed.
-    pub fn map(&self, runs: &[Run], check: Option<&Check>) -> Result<Taken, NoMemory> {
+    pub fn map(&self, runs: &[Run], check: Option<&Check>) -> Result<Taken<'_>, NoMemory> {
         self.change(check, |table, observe| table.map(runs, observe))
     }
 
     /// Removes all mappings in the ranges.
-    pub fn unmap(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken {
+    pub fn unmap(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken<'_> {
         let Ok(taken) = self.change(check, |table, observe| {
             ranges
                 .iter()
@@ -119,7 +121,7 @@ impl Space {
     }
 
     /// Leaves only the right to read in the ranges.
-    pub fn protect(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken {
+    pub fn protect(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken<'_> {
         let Ok(taken) = self.change(check, |table, observe| {
             ranges
                 .iter()
@@ -133,7 +135,7 @@ impl Space {
         &self,
         check: Option<&Check>,
         change: impl FnOnce(&mut PageTable, &mut dyn FnMut(Change)) -> Result<(), E>,
-    ) -> Result<Taken, E> {
+    ) -> Result<Taken<'_>, E> {
         let started = Instant::now();
         let mut mappings = self.mappings.write();
         let waited = started.elapsed();
@@ -153,6 +155,7 @@ impl Space {
             pages,
             epoch: mappings.epoch,
             waited,
+            _mappings: mappings,
         })
     }
 }

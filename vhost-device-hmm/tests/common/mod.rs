@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use vhost_device_hmm::device::job::{End, Ended, Submission};
 use vhost_device_hmm::device::memory::SystemMemory;
-use vhost_device_hmm::device::request::{Answer, Command, Copy, Outcome, Refusal};
+use vhost_device_hmm::device::request::{Answer, Command, Outcome, Refusal, Transfer};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig, Listener};
 use virtio_hmm_spec::wire::command::{MapEntry, QueryResult, RangeEntry, Status};
 use virtio_hmm_spec::wire::config::VERSION;
@@ -214,7 +214,7 @@ impl Machine {
     pub(crate) fn copy(&self, items: &[DmaItem]) -> Vec<Status> {
         let mut results: Vec<ItemResult> = Vec::new();
         self.accelerator
-            .copy(Ok(Copy { items }), &mut results)
+            .transfer(Ok(Transfer::Copy { items }), &mut results)
             .unwrap();
         results
             .iter()

@@ -74,7 +74,11 @@ pub(super) fn mutated_fetches(session: &mut Session, random: &mut fastrand::Rng)
         let entries: Vec<_> = (0..count).map(|_| any_fetch(session, random)).collect();
         let space = pick(random, &[Ground::SPACE, Ground::SPACE, 0, u32::MAX]);
         let request = mutate_header(random, list(Request::Fetch, space, &entries));
-        session.control(&request)?;
+        if random.bool() {
+            session.dma(&request)?;
+        } else {
+            session.control(&request)?;
+        }
     }
     Ok(())
 }

@@ -7,11 +7,10 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use virtio_hmm_spec::wire::command::{
-    map_flags, query_flags, FetchEntry, MapEntry, QueryResult, RangeEntry, Status, MAX_FETCH_PAGES,
+    map_flags, query_flags, MapEntry, QueryResult, RangeEntry, Status, MAX_FETCH_PAGES,
     MAX_QUERY_PAGES,
 };
 use virtio_hmm_spec::wire::config::VERSION;
-use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::statistics::Statistics;
 use virtio_hmm_spec::wire::{rights, PAGE_BYTES};
 use zerocopy::little_endian::{U32, U64};
@@ -20,14 +19,14 @@ use super::Accelerator;
 use crate::device::check::Check;
 use crate::device::engine::nanoseconds;
 use crate::device::mmu::{PageRange, Place, Run};
-use crate::device::request::{first_refusal, Answer, Command, Outcome, Refusal};
+use crate::device::request::{first_refusal, Answer, Command, Fetch, Outcome, Refusal};
 use crate::device::schedule::News;
 use crate::device::space::{Space, Taken};
 use crate::device::statistics::Gauges;
 use crate::device::validate;
 
 /// How a space takes rights back in ranges.
-type Take = fn(&Space, &[PageRange], Option<&Check>) -> Taken;
+type Take = for<'a> fn(&'a Space, &[PageRange], Option<&Check>) -> Taken<'a>;
 
 /// Every right.
 const ALL: u32 = rights::ALL;
@@ -63,7 +62,7 @@ impl Accelerator {
             Command::Protect { space, ranges } => {
                 self.take_back(space, ranges, Space::protect, ALL & !rights::READ)
             }
-            Command::Fetch { space, entries } => self.fetch(space, entries),
+            Command::Fetch(fetch) => self.fetch_soon(fetch),
             Command::Answer(answers) => Ok(self.answer(&answers)),
             Command::Cancel(jobs) => Ok(self.cancel(&jobs)),
             Command::Query { space, range } => self.query(space, &range),
@@ -154,37 +153,17 @@ impl Accelerator {
         Ok(Outcome::Done)
     }
 
-    /// Takes pages back, and brings their contents to the guest's memory.
-    fn fetch(&self, id: u32, entries: &[FetchEntry]) -> Result<Outcome, Refusal> {
-        // At most 2^12 entries of 2^32 pages: the sum fits.
-        let pages: u64 = entries
-            .iter()
-            .map(|entry| u64::from(entry.pages.get()))
-            .sum();
-        if pages > MAX_FETCH_PAGES {
-            return Err(Status::Limit.into());
-        }
-        let space = self.space(id)?;
-        let ranges = ranges(entries.iter().map(|entry| RangeEntry {
-            address: entry.address,
-            pages: u64::from(entry.pages.get()).into(),
-        }))?;
-        self.take(&space, &ranges, Space::unmap, ALL);
-        let mut results = Vec::with_capacity(entries.len());
+    /// A fetch that is short enough for those who wait behind it.
+    fn fetch_soon(&self, fetch: Fetch<'_>) -> Result<Outcome, Refusal> {
+        let mut results = Vec::with_capacity(fetch.entries.len());
         let lingering = self.copying.share();
-        let items = entries.iter().map(|entry| DmaItem {
-            kind: Kind::ToSystem.raw().into(),
-            pages: entry.pages,
-            source: entry.source,
-            destination: entry.destination,
-        });
-        self.carry_out(items, &lingering, &mut results);
+        self.fetch(fetch, MAX_FETCH_PAGES, &lingering, &mut results)?;
         self.copying.unlock(lingering);
         Ok(Outcome::Copied(results))
     }
 
     /// Takes rights back, counts it, and in the checking mode proves it.
-    fn take(&self, space: &Space, ranges: &[PageRange], take: Take, access: u32) {
+    pub(super) fn take(&self, space: &Space, ranges: &[PageRange], take: Take, access: u32) {
         let taken = take(space, ranges, self.check.as_deref());
         self.counters.invalidations.add(ranges.len() as u64);
         self.counters.invalidated_pages.add(taken.pages);
@@ -195,7 +174,7 @@ impl Accelerator {
     }
 
     /// In the checking mode: proves that no TLB would still yield what was taken back.
-    fn audit(&self, space: &Space, taken: &Taken, ranges: &[PageRange], access: u32) {
+    fn audit(&self, space: &Space, taken: &Taken<'_>, ranges: &[PageRange], access: u32) {
         let Some(check) = &self.check else { return };
         for tlb in &self.tlbs {
             let tlb = tlb.lock();
@@ -298,7 +277,7 @@ impl Accelerator {
 }
 
 /// The pages that range entries stand for, if all of them stand for some.
-fn ranges(entries: impl Iterator<Item = RangeEntry>) -> Result<Vec<PageRange>, Refusal> {
+pub(super) fn ranges(entries: impl Iterator<Item = RangeEntry>) -> Result<Vec<PageRange>, Refusal> {
     let mut ranges = Vec::with_capacity(entries.size_hint().0);
     first_refusal(entries.map(|entry| validate::range(&entry).map(|range| ranges.push(range))))?;
     Ok(ranges)
