@@ -53,8 +53,10 @@ commands! {
     ReadStatistics = Statistics on Control (()) -> Statistics;
     /// Copy, clear or discard frames.
     Copy = Copy on Dma (DmaItem) -> ItemResult;
-    /// Remove mappings, then copy to the guest's memory.
+    /// Remove mappings of a few pages, then copy them to the guest's memory.
     Fetch = Fetch on Control (FetchEntry) -> ItemResult;
+    /// The same of many pages, where it keeps nobody waiting for a promise.
+    LongFetch = Fetch on Dma (FetchEntry) -> ItemResult;
 }
 
 impl Init {
@@ -144,17 +146,15 @@ impl Answer {
     }
 }
 
-impl Fetch {
-    /// Takes pages from `address` on away from the device, then does what `item` says, which
-    /// must be to copy them to the guest's memory.
-    pub(crate) fn entry(address: usize, item: &DmaItem) -> FetchEntry {
-        FetchEntry {
-            address: (address as u64).into(),
-            source: item.source,
-            destination: item.destination,
-            pages: item.pages,
-            reserved: 0.into(),
-        }
+/// For a fetch: takes pages from `address` on away from the device, then does what `item` says,
+/// which must be to copy them to the guest's memory.
+pub(crate) fn fetch_entry(address: usize, item: &DmaItem) -> FetchEntry {
+    FetchEntry {
+        address: (address as u64).into(),
+        source: item.source,
+        destination: item.destination,
+        pages: item.pages,
+        reserved: 0.into(),
     }
 }
 

@@ -9,7 +9,7 @@
 //! Knows nothing of why pages are on the device.
 
 use crate::{
-    command::Fetch,
+    command::{fetch_entry, Fetch, LongFetch},
     device::Core,
     migrate::{fill_system, Tally},
     mm::{
@@ -22,9 +22,12 @@ use crate::{
     queue::{Command, Link, Message, Sent},
     space::{Mapper, Space},
     transfer::{Carrier, Memory, Plain, Transfer},
-    wire::{command::MAX_FETCH_PAGES, dma::DmaItem},
+    wire::{
+        command::{FetchEntry, MAX_FETCH_PAGES},
+        dma::{DmaItem, ItemResult},
+    },
 };
-use core::ops::Range;
+use core::{marker::PhantomData, ops::Range};
 use kernel::{
     new_spinlock,
     prelude::*,
@@ -131,33 +134,50 @@ impl Touches {
     }
 }
 
-/// Copies pages to the guest's memory that the device loses by the same request.
-struct Home<'a> {
+/// Copies pages to the guest's memory that the device loses by the same request, an `R`.
+struct Home<'a, R> {
     space: &'a Space,
-    /// The address of the first place of what is collected.
-    start: usize,
+    /// The addresses of what is collected.
+    range: Range<usize>,
+    /// None if the device has lost the pages when they were collected.
+    mover: Option<OwnMove<'a, Mapper>>,
+    _request: PhantomData<R>,
 }
 
-impl Home<'_> {
+impl<'a, R> Home<'a, R> {
+    /// For pages of a range of a space that are to be collected next.
+    fn new(space: &'a Space, range: Range<usize>) -> Self {
+        Self {
+            space,
+            range,
+            mover: space.interval.move_by_caller(),
+            _request: PhantomData,
+        }
+    }
+
     fn addresses(&self, places: &Range<usize>) -> Range<usize> {
-        self.start + (places.start << PAGE_SHIFT)..self.start + (places.end << PAGE_SHIFT)
+        let start = self.range.start;
+        start + (places.start << PAGE_SHIFT)..start + (places.end << PAGE_SHIFT)
     }
 }
 
-impl Carrier for Home<'_> {
-    type Request = Fetch;
+impl<R> Carrier for Home<'_, R>
+where
+    R: Command<Entry = FetchEntry, Output = ItemResult>,
+{
+    type Request = R;
 
-    fn entry(&self, places: &Range<usize>, item: DmaItem) -> <Fetch as Command>::Entry {
-        Fetch::entry(self.addresses(places).start, &item)
+    fn entry(&self, places: &Range<usize>, item: DmaItem) -> FetchEntry {
+        fetch_entry(self.addresses(places).start, &item)
     }
 
     fn send(
         &self,
         link: &Link,
-        message: Message<Fetch>,
+        message: Message<R>,
         places: &[Range<usize>],
-    ) -> Result<Option<Sent<Fetch>>> {
-        let Ok(room) = link.room::<Fetch>() else {
+    ) -> Result<Option<Sent<R>>> {
+        let Ok(room) = link.room::<R>() else {
             return Ok(None);
         };
         let mut mapped = self.space.interval.lock();
@@ -166,14 +186,17 @@ impl Carrier for Home<'_> {
             // touches them again finds no space, and is in nobody's way.
             return Err(EAGAIN);
         }
-        // Before the device has. Until it has, who gets to know that would be mistaken about
-        // these frames only, and they are held until then. A `Map` that follows is behind this.
+        // Not when it is done: what is mapped there meanwhile must be kept in mind. Until then
+        // the mover says that the device may have the pages.
         for places in places {
             mapped.forget(&self.addresses(places));
         }
+        if let Some(mover) = &self.mover {
+            mover.tell(&mut mapped, self.range.clone());
+        }
         let sent = link.post(room, message);
         drop(mapped);
-        link.kick::<Fetch>();
+        link.kick::<R>();
         Ok(Some(sent))
     }
 }
@@ -214,13 +237,12 @@ fn small_touched(
     };
     let Some(space) = space else {
         let memory = memory(0, pages as usize)?;
-        return visit.fetch(&Plain, None, memory).map(drop);
+        return visit.fetch(&Plain, memory).map(drop);
     };
     let touches = &space.touches;
     let memory = touches.memory(space.id())?;
-    let mover = space.interval.move_by_caller();
-    let start = visit.range.start;
-    let fetched = visit.fetch(&Home { space, start }, mover, memory)?;
+    let home = Home::<Fetch>::new(space, visit.range.clone());
+    let fetched = visit.fetch(&home, memory)?;
     touches.learn(pages, fetched.pages as u32);
     if let Some(memory) = fetched.memory {
         touches.keep(memory);
@@ -237,7 +259,6 @@ fn large_touched(
     // Of a page that another process has, too, only that one's notifier could keep it still, if
     // it has any. But it is held by who touches it, and what is lost meanwhile is made good for
     // when the move ends (`mm::migrate`).
-    let memory = memory(0, LARGE_PAGES)?;
     let exclusive = fault.is_exclusive();
     let keeper = space.filter(|_| exclusive);
     let _still = keeper
@@ -251,7 +272,13 @@ fn large_touched(
         range: large_range(fault.address()),
         how: How::Whole { exclusive },
     };
-    visit.fetch(&Plain, None, memory).map(drop)
+    let Some(space) = space else {
+        let memory = memory(0, LARGE_PAGES)?;
+        return visit.fetch(&Plain, memory).map(drop);
+    };
+    let memory = memory(space.id(), LARGE_PAGES)?;
+    let home = Home::<LongFetch>::new(space, visit.range.clone());
+    visit.fetch(&home, memory).map(drop)
 }
 
 /// How pages are fetched that a CPU has touched.
@@ -283,11 +310,10 @@ struct Fetched<R: Command> {
 
 impl Visit<'_, '_> {
     /// Brings back the page, and what else is in device memory of the range, by `memory`, which
-    /// must suffice for that. With a `mover`, it is the carrier who tells the device.
+    /// must suffice for that.
     fn fetch<C: Carrier>(
         &self,
         carrier: &C,
-        mover: Option<OwnMove<'_, Mapper>>,
         memory: Memory<C::Request>,
     ) -> Result<Fetched<C::Request>, Lost> {
         let Self {
@@ -307,7 +333,6 @@ impl Visit<'_, '_> {
             return Err(Lost::Contents);
         };
         drop(collecting);
-        drop(mover);
 
         let index = (fault.address() - start) >> PAGE_SHIFT;
         let is_touched = |slot: Slot| (slot.index..slot.index + (1 << slot.order)).contains(&index);

@@ -137,7 +137,34 @@ struct State<T: Mirror> {
     /// Who keeps the address space still.
     still: Option<Stillness>,
     /// Who tells the mirror of what it moves.
-    movers: [Option<Thread>; MOVERS],
+    movers: [Option<Mover>; MOVERS],
+}
+
+impl<T: Mirror> State<T> {
+    /// The part of a range that the mirror must forget, or is being told to forget, if any.
+    fn concerned(&self, mirror: &T, range: &Range<usize>) -> Option<Range<usize>> {
+        let mut concerned = mirror.concerned(&self.mirrored, range);
+        for mover in self.movers.iter().flatten() {
+            let Mover::Telling(told) = mover else {
+                continue;
+            };
+            let (start, end) = (told.start.max(range.start), told.end.min(range.end));
+            if start < end {
+                let other = concerned.unwrap_or(start..end);
+                concerned = Some(start.min(other.start)..end.max(other.end));
+            }
+        }
+        concerned
+    }
+}
+
+/// Somebody who tells the mirror of what it moves.
+#[derive(PartialEq, Eq)]
+enum Mover {
+    /// A thread that may be taking pages away from the process.
+    Taking(Thread),
+    /// It has taken these away, and the mirror may not have forgotten them yet.
+    Telling(Range<usize>),
 }
 
 /// Somebody keeps an address space still.
@@ -164,11 +191,20 @@ impl Thread {
     }
 }
 
-/// As long as it exists, what the thread that made it moves to or from device memory of the
-/// mirror's owner does not concern the mirror.
+/// What the thread that made it moves to or from device memory of the mirror's owner does not
+/// concern the mirror, until [`Self::tell`].
 pub(crate) struct OwnMove<'a, T: Mirror> {
     interval: &'a Interval<T>,
     place: usize,
+}
+
+impl<T: Mirror> OwnMove<'_, T> {
+    /// Notes that the mirror is about to be told of all that was taken away from the process,
+    /// which lies in `range`. Other changes there wait for the mirror until this is dropped,
+    /// which must not be before it has forgotten the pages.
+    pub(crate) fn tell(&self, state: &mut StateGuard<'_, T>, range: Range<usize>) {
+        state.0.movers[self.place] = Some(Mover::Telling(range));
+    }
 }
 
 impl<T: Mirror> Drop for OwnMove<'_, T> {
@@ -256,7 +292,7 @@ impl<T: Mirror> Interval<T> {
                     changes: 0,
                     at_exclusive: None,
                     still: None,
-                    movers: [None; MOVERS],
+                    movers: [const { None }; MOVERS],
                 },
                 "Interval::state"
             ),
@@ -340,16 +376,16 @@ impl<T: Mirror> Interval<T> {
     }
 
     /// Lets the caller move memory without the mirror being asked to forget it: it will see to
-    /// that itself, for all pages that it has taken away from the process, before anything is
-    /// done with them and before it gives them back. Others are not concerned, because such a
-    /// move leaves them alone. What was learnt of the address space before the move must not be
-    /// used after it, as ever.
+    /// that itself ([`OwnMove::tell`]), for all pages that it has taken away from the process,
+    /// before anything is done with them and before it gives them back. Others are not
+    /// concerned, because such a move leaves them alone. What was learnt of the address space
+    /// before the move must not be used after it, as ever.
     ///
     /// `None` if too many do that already; the mirror is asked then.
     pub(crate) fn move_by_caller(&self) -> Option<OwnMove<'_, T>> {
         let mut guard = self.lock();
         let place = guard.0.movers.iter().position(Option::is_none)?;
-        guard.0.movers[place] = Some(Thread::current());
+        guard.0.movers[place] = Some(Mover::Taking(Thread::current()));
         Some(OwnMove {
             interval: self,
             place,
@@ -385,7 +421,7 @@ impl<T: Mirror> Interval<T> {
         // SAFETY: As above.
         let blockable = unsafe { bindings::virtio_hmm_blockable(range) };
         // SAFETY: As above.
-        let own = unsafe { own_event(&*range, this.mirror.owner()) };
+        let cause = unsafe { Cause::of(&*range, this.mirror.owner()) };
 
         this.mirror.changing();
         let mut state = if blockable {
@@ -404,22 +440,20 @@ impl<T: Mirror> Interval<T> {
         // SAFETY: `raw` is inserted, `seq` is what this callback was given, and `state`
         // is the lock under which sequences are compared.
         unsafe { bindings::virtio_hmm_set_seq(raw, seq) };
-        if own == Some(bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE) {
+        if cause == Cause::OwnExclusive {
             // The page stays where it is, and only CPUs lose it.
             state.at_exclusive = is_alone.then_some(state.changes);
             return true;
         }
         state.changes = state.changes.wrapping_add(1);
         let thread = Thread::current();
-        let own_move = own == Some(bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE);
-        if own_move && state.movers.contains(&Some(thread)) {
+        if cause == Cause::OwnMove && state.movers.contains(&Some(Mover::Taking(thread))) {
             // See `move_by_caller`.
             return true;
         }
-        let concerned = this.mirror.concerned(&state.mirrored, &(start..end));
-        // SAFETY: The kernel calls with a valid range.
-        let moves = unsafe { (*range).event } == bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE;
+        let concerned = state.concerned(&this.mirror, &(start..end));
         // Moves do not take memory away; that of another device may need this one to go on.
+        let moves = matches!(cause, Cause::OwnMove | Cause::Move);
         let still = state.still.as_ref();
         let still = still.filter(|still| !moves && still.thread != thread);
         let over = still.map(|still| still.over.clone());
@@ -502,21 +536,31 @@ impl<T: Mirror> PinnedDrop for Interval<T> {
     }
 }
 
-/// The event of a change that comes from what this owner does: it takes a page away from the
-/// CPUs, or moves pages.
-///
-/// # Safety
-///
-/// `range` must be one that the kernel calls back with.
-unsafe fn own_event(
-    range: &bindings::mmu_notifier_range,
-    owner: Owner,
-) -> Option<bindings::mmu_notifier_event> {
-    // Only these events have an owner at all.
-    let has_owner = matches!(
-        range.event,
-        bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE
-            | bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE
-    );
-    (has_owner && Owner::new(range.owner) == owner).then_some(range.event)
+/// Why an address space changes, as far as that matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The owner takes a page away from the CPUs.
+    OwnExclusive,
+    /// The owner moves pages to its device memory or back.
+    OwnMove,
+    /// Another one does.
+    Move,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    /// # Safety
+    ///
+    /// `range` must be one that the kernel calls back with.
+    unsafe fn of(range: &bindings::mmu_notifier_range, owner: Owner) -> Self {
+        // Only the two events named below have an owner at all.
+        let is_own = || Owner::new(range.owner) == owner;
+        match range.event {
+            bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE if is_own() => Self::OwnExclusive,
+            bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE if is_own() => Self::OwnMove,
+            bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Self::Move,
+            _ => Self::Other,
+        }
+    }
 }

@@ -90,6 +90,13 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: a_touch_takes_one_request,
         },
         Row {
+            name: "a-touch-of-a-large-page-takes-one-request",
+            duty: "a large page on the device that a CPU touches is taken away from the device, \
+                   which has written it, and copied home by one request",
+            source: "hmm.rst: Migration, steps 1 to 7; drivers take their own mappings back",
+            run: a_touch_of_a_large_page_takes_one_request,
+        },
+        Row {
             name: "a-touch-misses-no-write",
             duty: "what a job adds to a word goes on counting, whatever CPU touches the page and \
                    however often it goes back to the device meanwhile",
@@ -480,6 +487,30 @@ fn a_touch_takes_one_request() -> Result<()> {
         ensure!(bound.mapped(&area, area.all())? == area.pages() - 1);
         bound.expect(&area, area.all(), 2)?;
         area.expect(area.all(), 2)?;
+    }
+    Ok(())
+}
+
+fn a_touch_of_a_large_page_takes_one_request() -> Result<()> {
+    let bound = Bound::new()?;
+    for page in [0, 300] {
+        let area = large_on_device(&bound)?;
+        bound.write(&area, area.all(), 2)?;
+        ensure!(bound.mapped(&area, area.all())? == area.pages());
+        let before = bound.counters()?.driver;
+        let word = area.read_word(page, 7);
+        let after = bound.counters()?.driver;
+        // One of them reads the counters themselves.
+        let control = after.control_requests - before.control_requests - 1;
+        let dma = after.dma_requests - before.dma_requests;
+        ensure!(
+            (control, dma) == (0, 1),
+            "the touch took {control} and {dma} requests"
+        );
+        ensure!(word == area.word(page, 2), "the device's write is lost");
+        ensure!(bound.mapped(&area, area.all())? == 0);
+        area.expect(area.all(), 2)?;
+        ensure!(bound.counters()?.driver.large_to_system - before.large_to_system == 1);
     }
     Ok(())
 }
