@@ -42,7 +42,7 @@ use crate::device::memory::SystemMemory;
 use crate::device::request::{Command, Outcome};
 use crate::device::{Accelerator, Listener};
 use crate::queue::{self, Chain};
-use lane::{Lane, Moving, State};
+use lane::{Lane, Moving, Seen, State};
 use region::Region;
 
 /// The largest ring that a driver may ask for.
@@ -179,6 +179,7 @@ impl Backend {
             return;
         };
         moves.state = State::Running;
+        moves.returned.told = position.1;
         drop(moves);
         log::debug!("{} queue starts at {position:?}", lane.queue.name());
         if let (Queue::Control, Some(region)) = (lane.queue, &self.region) {
@@ -219,6 +220,11 @@ impl Backend {
             }
             let request = command::decode_control(raw(chain));
             let resets = matches!(request, Ok(Command::Init { version: VERSION }));
+            // These tell the driver nothing that it has not known when it asked for them.
+            let seen = match request {
+                Ok(Command::Map { .. } | Command::Answer(_) | Command::Cancel(_)) => Seen::Together,
+                _ => Seen::Soon,
+            };
             if resets {
                 self.refuse_what_is_queued();
             }
@@ -235,7 +241,7 @@ impl Backend {
             }
             reply.clear();
             command::encode_outcome(&outcome, &mut reply);
-            lane.answer(chain, &mut reply);
+            lane.answer(chain, &mut reply, seen);
         });
     }
 
@@ -253,16 +259,16 @@ impl Backend {
             return;
         };
         let (mut results, mut reply) = (Vec::new(), Vec::new());
-        lane.drain(&self.accelerator, command::MAX_COPY, |lane, chain| {
+        lane.drain(&self.accelerator, command::MAX_TRANSFER, |lane, chain| {
             if chain.room() < command::MIN_REPLY as u64 {
                 lane.drop_chain(&self.accelerator, Some(chain.head()), NO_ROOM);
                 return;
             }
-            let request = command::decode_copy(raw(chain));
-            let done = self.accelerator.copy(request, &mut results);
+            let request = command::decode_transfer(raw(chain));
+            let done = self.accelerator.transfer(request, &mut results);
             reply.clear();
             command::encode_copied(done, &results, &mut reply);
-            lane.answer(chain, &mut reply);
+            lane.answer(chain, &mut reply, Seen::Soon);
         });
     }
 
@@ -305,7 +311,8 @@ impl Backend {
             let Some(chain) = self.held.lock().remove(&ended.ticket) else {
                 continue;
             };
-            lane.answer(&chain, command::encode_ended(ended).as_mut_bytes());
+            let mut reply = command::encode_ended(ended);
+            lane.answer(&chain, reply.as_mut_bytes(), Seen::Together);
         }
     }
 
@@ -333,7 +340,7 @@ impl Backend {
                         }
                         contents.clear();
                         command::encode_faults(&records, &mut contents);
-                        lane.answer(&buffer, &mut contents);
+                        lane.answer(&buffer, &mut contents, Seen::Soon);
                         self.accelerator.count_fault_buffer();
                     }
                 }

@@ -3,10 +3,10 @@
 //! The bytes of a request are copied out of the guest's memory once, so that they stay
 //! what they were when they are checked. It knows nothing of what the bytes mean.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{fence, Ordering};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
 
 mod nearby;
 
@@ -15,6 +15,17 @@ pub use nearby::Nearby;
 /// The most descriptors of a chain that are looked at. A chain may have as many as an
 /// indirect table holds, 65,535; the largest request takes some hundred pages.
 const MAX_DESCRIPTORS: usize = 1024;
+
+/// Where the index of either ring is, in bytes from its start.
+const INDEX: u64 = 2;
+/// Bytes before the elements of the used ring, and of each of them.
+const USED_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+/// The same of the available ring, which its `used_event` follows.
+const AVAILABLE_HEADER: u64 = 4;
+const AVAILABLE_ELEMENT: u64 = 2;
+/// In the flags of the available ring: no interrupts, please.
+const AVAILABLE_NO_INTERRUPT: u16 = 1;
 
 /// A ring that cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -173,10 +184,8 @@ pub fn untake(queue: &mut Queue) {
     queue.set_next_avail(queue.next_avail().wrapping_sub(1));
 }
 
-/// Returns chains by their heads, with how many bytes of each were written.
-///
-/// The driver sees each at once: the ring's index is one store, and to keep it back until a
-/// batch is done would let quick replies wait for slow requests.
+/// Returns chains by their heads, with how many bytes of each were written. The driver sees all
+/// of them at once, when the ring's index is written.
 ///
 /// # Errors
 ///
@@ -186,19 +195,60 @@ pub fn put_back(
     memory: &impl GuestMemory,
     used: &[(u16, u32)],
 ) -> Result<(), Broken> {
-    for (head, written) in used {
-        queue.add_used(memory, *head, *written)?;
+    if used.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let mut index = queue.next_used();
+    for &(head, written) in used {
+        if head >= queue.size() {
+            return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
+        }
+        let place = u64::from(index % queue.size());
+        let element = [u32::from(head).to_le(), written.to_le()];
+        let address = within(queue.used_ring(), USED_HEADER + place * USED_ELEMENT)?;
+        let stored = memory.write_obj(element, address);
+        stored.map_err(virtio_queue::Error::GuestMemory)?;
+        index = index.wrapping_add(1);
+    }
+    queue.set_next_used(index);
+    let address = within(queue.used_ring(), INDEX)?;
+    let published = memory.store(index.to_le(), address, Ordering::Release);
+    Ok(published.map_err(virtio_queue::Error::GuestMemory)?)
 }
 
-/// Whether the driver wants to hear of what was returned.
+/// Whether the driver wants to hear of what was returned since the ring stood at `told`.
 ///
 /// # Errors
 ///
 /// [`Broken`] when the ring cannot be read.
-pub fn wants_interrupt(queue: &mut Queue, memory: &impl GuestMemory) -> Result<bool, Broken> {
-    Ok(queue.needs_notification(memory)?)
+pub fn wants_interrupt(
+    queue: &Queue,
+    memory: &impl GuestMemory,
+    told: u16,
+) -> Result<bool, Broken> {
+    // What was returned must be seen before it is read what the driver waits for: it does the
+    // two in the other order.
+    fence(Ordering::SeqCst);
+    let load = |offset| -> Result<u16, Broken> {
+        let address = within(queue.avail_ring(), offset)?;
+        let loaded = memory.load(address, Ordering::Relaxed);
+        Ok(u16::from_le(
+            loaded.map_err(virtio_queue::Error::GuestMemory)?,
+        ))
+    };
+    if !queue.event_idx_enabled() {
+        return Ok(load(0)? & AVAILABLE_NO_INTERRUPT == 0);
+    }
+    let event = load(AVAILABLE_HEADER + u64::from(queue.size()) * AVAILABLE_ELEMENT)?;
+    let now = queue.next_used();
+    // virtio 1.3, 2.7.7.1: whether it went past the one that the driver has named.
+    Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(told))
+}
+
+/// A place in a ring.
+fn within(ring: u64, offset: u64) -> Result<GuestAddress, Broken> {
+    let address = GuestAddress(ring).checked_add(offset);
+    Ok(address.ok_or(virtio_queue::Error::AddressOverflow)?)
 }
 
 /// Whether the driver has made something available that was not taken yet.

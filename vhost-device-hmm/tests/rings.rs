@@ -178,7 +178,7 @@ proptest! {
                 break;
             }
         }
-        let _ = queue::wants_interrupt(&mut queue, &memory).unwrap();
+        let _ = queue::wants_interrupt(&queue, &memory, 0).unwrap();
         queue::refuse_kicks(&mut queue, &memory).unwrap();
         let _ = queue::ask_for_kicks(&mut queue, &memory).unwrap();
     }

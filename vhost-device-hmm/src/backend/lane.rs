@@ -38,12 +38,34 @@ pub(super) struct Lane {
 #[derive(Debug)]
 pub(super) struct Moves {
     pub(super) state: State,
-    /// Chains to be returned by whatever is done with the ring next: by their heads, with
-    /// how many bytes of each were written.
-    answered: Vec<(u16, u32)>,
+    pub(super) returned: Returned,
     /// Room for a chain, so that a lone request finds it as well.
     spare: Chain,
 }
+
+/// Chains on their way back to the driver.
+#[derive(Debug, Default)]
+pub(super) struct Returned {
+    /// Those that it does not see yet: their heads, and how many bytes of each were written.
+    hidden: Vec<(u16, u32)>,
+    /// It must see them before anything else is served.
+    urgent: bool,
+    /// Where the used ring stood when the driver was last told, or did not want to be.
+    pub(super) told: u16,
+}
+
+impl Returned {
+    /// Lets the driver see all of them.
+    fn publish(&mut self, ring: &mut VringState, memory: &Nearby<'_>) -> Result<(), Broken> {
+        self.urgent = false;
+        let published = queue::put_back(ring.get_queue_mut(), memory, &self.hidden);
+        self.hidden.clear();
+        published
+    }
+}
+
+/// How many replies at most the driver comes to see together: as many as take some microseconds.
+const MOST_TOGETHER: usize = 32;
 
 /// Whether a queue moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +85,7 @@ impl Lane {
             vring: OnceLock::new(),
             moves: Mutex::new(Moves {
                 state: State::Stopped(None),
-                answered: Vec::new(),
+                returned: Returned::default(),
                 spare: Chain::default(),
             }),
             unusable: Limited::default(),
@@ -77,13 +99,12 @@ impl Lane {
         let mut moves = self.moves.lock();
         let vring = self.vring.get()?;
         // A ring that broke has left what could not be returned.
-        moves.answered.clear();
+        moves.returned.hidden.clear();
         (moves.state == State::Running).then_some(Moving {
             lane: self,
             vring,
             memory: Nearby::new(memory),
             moves,
-            returned: false,
         })
     }
 }
@@ -94,27 +115,41 @@ pub(super) struct Moving<'a> {
     vring: &'a VringRwLock,
     memory: Nearby<'a>,
     moves: MutexGuard<'a, Moves>,
-    /// Chains were returned and the driver was not told yet.
-    returned: bool,
+}
+
+/// When the driver is to see a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// At once: somebody may wait for it.
+    Soon,
+    /// With those that follow: hardly anybody waits for it, and the ring's index, which the
+    /// driver's processor looks at meanwhile, is written once for all of them.
+    Together,
 }
 
 impl Moving<'_> {
-    /// Does something with the ring unless it is broken or stopped, or found to be.
-    ///
-    /// What was answered is returned first: a reply and the look for the next request take
-    /// the ring's lock once, and no reply waits for another one.
+    /// Does something with the ring unless it is broken or stopped, or found to be. The driver
+    /// sees what was returned until now.
     fn with_ring<T>(
         &mut self,
         action: impl FnOnce(&mut VringState, &Nearby<'_>) -> Result<T, Broken>,
     ) -> Option<T> {
+        self.hold_ring(|ring, memory, returned| {
+            returned.publish(ring, memory)?;
+            action(ring, memory)
+        })
+    }
+
+    /// The same, but that it is for the action to say what the driver sees.
+    fn hold_ring<T>(
+        &mut self,
+        action: impl FnOnce(&mut VringState, &Nearby<'_>, &mut Returned) -> Result<T, Broken>,
+    ) -> Option<T> {
         if self.moves.state != State::Running {
             return None;
         }
-        let memory = &self.memory;
         let mut ring = self.vring.get_mut();
-        let returned = queue::put_back(ring.get_queue_mut(), memory, &self.moves.answered);
-        self.moves.answered.clear();
-        match returned.and_then(|()| action(&mut ring, memory)) {
+        match action(&mut ring, &self.memory, &mut self.moves.returned) {
             Ok(value) => Some(value),
             Err(error) => {
                 // The driver's mistake; once for each time that it sets its rings up.
@@ -128,7 +163,8 @@ impl Moving<'_> {
         }
     }
 
-    /// Takes the next chain; those that cannot be used go straight back.
+    /// Takes the next chain; those that cannot be used go back. A reply and the look for the next
+    /// request take the ring's lock once.
     pub(super) fn take(
         &mut self,
         accelerator: &Accelerator,
@@ -136,11 +172,19 @@ impl Moving<'_> {
         chain: &mut Chain,
     ) -> Option<()> {
         loop {
-            let available = self.with_ring(|ring, memory| {
-                if !ring.is_enabled() || !queue::is_ready(ring.get_queue()) {
-                    return Ok(Available::Nothing);
+            let available = self.hold_ring(|ring, memory, returned| {
+                if returned.urgent {
+                    returned.publish(ring, memory)?;
                 }
-                queue::take(ring.get_queue_mut(), memory, most, chain)
+                let available = if ring.is_enabled() && queue::is_ready(ring.get_queue()) {
+                    queue::take(ring.get_queue_mut(), memory, most, chain)?
+                } else {
+                    Available::Nothing
+                };
+                if available == Available::Nothing {
+                    returned.publish(ring, memory)?;
+                }
+                Ok(available)
             })?;
             match available {
                 Available::Nothing => return None,
@@ -163,15 +207,15 @@ impl Moving<'_> {
             ),
         );
         if let Some(head) = head {
-            self.put_back(&[(head, 0)]);
+            self.put_back(&[(head, 0)], Seen::Together);
         }
     }
 
     /// Writes a reply and returns the chain.
-    pub(super) fn answer(&mut self, chain: &Chain, reply: &mut [u8]) {
+    pub(super) fn answer(&mut self, chain: &Chain, reply: &mut [u8], seen: Seen) {
         let Some((mishap, number)) = self.lane.injector.reply_mishap(self.lane.queue) else {
             let written = chain.reply(&self.memory, reply);
-            return self.put_back(&[(chain.head(), written)]);
+            return self.put_back(&[(chain.head(), written)], seen);
         };
         if mishap == ReplyMishap::Garbled {
             inject::garble(reply, number);
@@ -179,20 +223,21 @@ impl Moving<'_> {
         let (head, written) = (chain.head(), chain.reply(&self.memory, reply));
         match mishap {
             ReplyMishap::Lost => {}
-            ReplyMishap::Short => self.put_back(&[(head, written / 2)]),
-            ReplyMishap::Long => self.put_back(&[(head, u32::MAX)]),
-            ReplyMishap::Garbled => self.put_back(&[(head, written)]),
-            ReplyMishap::Repeated => self.put_back(&[(head, written), (head, written)]),
+            ReplyMishap::Short => self.put_back(&[(head, written / 2)], seen),
+            ReplyMishap::Long => self.put_back(&[(head, u32::MAX)], seen),
+            ReplyMishap::Garbled => self.put_back(&[(head, written)], seen),
+            ReplyMishap::Repeated => self.put_back(&[(head, written), (head, written)], seen),
             ReplyMishap::Stray => {
                 let size = self.vring.get_ref().get_queue().size();
-                self.put_back(&[((head + 1) % size, written)]);
+                self.put_back(&[((head + 1) % size, written)], seen);
             }
         }
     }
 
-    fn put_back(&mut self, used: &[(u16, u32)]) {
-        self.moves.answered.extend_from_slice(used);
-        self.returned |= !used.is_empty();
+    fn put_back(&mut self, used: &[(u16, u32)], seen: Seen) {
+        let returned = &mut self.moves.returned;
+        returned.hidden.extend_from_slice(used);
+        returned.urgent |= seen == Seen::Soon || returned.hidden.len() >= MOST_TOGETHER;
     }
 
     pub(super) fn untake(&mut self) {
@@ -204,11 +249,11 @@ impl Moving<'_> {
 
     /// Tells the driver of what was returned, if it wants to hear of it.
     pub(super) fn signal(&mut self) {
-        if !std::mem::take(&mut self.returned) {
-            return;
-        }
-        self.with_ring(|ring, memory| {
-            if queue::wants_interrupt(ring.get_queue_mut(), memory)? {
+        self.hold_ring(|ring, memory, returned| {
+            returned.publish(ring, memory)?;
+            let (_, now) = queue::position(ring.get_queue());
+            let told = std::mem::replace(&mut returned.told, now);
+            if told != now && queue::wants_interrupt(ring.get_queue(), memory, told)? {
                 if let Err(error) = ring.signal_used_queue() {
                     log::error!("cannot send an interrupt: {error}");
                 }
@@ -335,10 +380,12 @@ mod tests {
         let mut moving = lane.running(&memory).unwrap();
         moving.drain(&accelerator, 0, |moving, chain| {
             served.push((chain.head(), returned()));
-            moving.answer(chain, &mut [chain.head().to_le_bytes()[0]; 4]);
+            let byte = chain.head().to_le_bytes()[0];
+            moving.answer(chain, &mut [byte; 4], Seen::Soon);
         });
         drop(moving);
-        assert_eq!(served, [(0, 0), (2, 2), (3, 3), (4, 4)]);
+        // The chain that is of no use has no reply.
+        assert_eq!(served, [(0, 0), (2, 1), (3, 3), (4, 4)]);
         assert_eq!(returned(), CHAINS);
         let order = (0..usize::from(CHAINS)).map(|place| {
             let element = driver.used().ring().ref_at(place).unwrap().load();
@@ -346,6 +393,28 @@ mod tests {
         });
         let expected = [(0, 4), (1, 0), (2, 4), (3, 4), (4, 4)];
         assert_eq!(order.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn replies_that_nobody_waits_for_are_seen_together() {
+        let (memory, accelerator) = (memory(), accelerator());
+        let driver = driver(&memory);
+        let lane = lane(&memory, &driver, &accelerator);
+        let returned = || u16::from_le(driver.used().idx().load());
+        let mut seen = Vec::new();
+        let mut moving = lane.running(&memory).unwrap();
+        moving.drain(&accelerator, 0, |moving, chain| {
+            seen.push((chain.head(), returned()));
+            let when = if chain.head() == 3 {
+                Seen::Soon
+            } else {
+                Seen::Together
+            };
+            moving.answer(chain, &mut [0; 4], when);
+        });
+        drop(moving);
+        assert_eq!(seen, [(0, 0), (2, 0), (3, 0), (4, 4)]);
+        assert_eq!(returned(), CHAINS);
     }
 
     #[test]
@@ -359,7 +428,7 @@ mod tests {
             available(u16::MAX);
             let next = moving.take(&accelerator, 0, &mut Chain::default());
             assert!(next.is_none());
-            moving.answer(chain, &mut [0; 4]);
+            moving.answer(chain, &mut [0; 4], Seen::Soon);
         });
         drop(moving);
         assert_eq!(lane.moves.lock().state, State::Broken);
