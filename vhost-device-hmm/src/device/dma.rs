@@ -15,6 +15,7 @@ use super::check::{Check, POISON};
 use super::linger::Lingering;
 use super::memory::{self, DeviceMemory, SystemMemory};
 use super::statistics::Counters;
+use super::stream;
 use crate::inject::Injector;
 
 /// What copies work with.
@@ -92,7 +93,7 @@ impl Dma<'_> {
                 self.check_system(source, pages)?;
                 self.take_into_use(destination, pages);
                 self.each_piece(source, pages, &to, |piece, part| {
-                    piece.copy_to_volatile_slice(part);
+                    stream::copy(&piece, &part);
                 })?;
                 self.counters.bytes_to_device.add(bytes);
             }
@@ -101,7 +102,7 @@ impl Dma<'_> {
                 self.check_system(destination, pages)?;
                 self.check_use(source, pages);
                 self.each_piece(destination, pages, &from, |piece, part| {
-                    part.copy_to_volatile_slice(piece);
+                    stream::copy(&part, &piece);
                 })?;
                 self.counters.bytes_to_system.add(bytes);
             }
@@ -112,7 +113,7 @@ impl Dma<'_> {
                 }
                 self.check_use(source, pages);
                 self.take_into_use(destination, pages);
-                from.copy_to_volatile_slice(to);
+                stream::copy(&from, &to);
                 self.counters.bytes_on_device.add(bytes);
             }
             Kind::Clear => {

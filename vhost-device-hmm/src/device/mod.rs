@@ -9,7 +9,7 @@
 //!              ├─ schedule ── job, fault  what runs, what waits, what has ended
 //!              ├─ engine ── view ── tlb   how a job reaches memory
 //!              │              └─ operations
-//!              ├─ dma                     copies between frames
+//!              ├─ dma ── stream           copies between frames
 //!              ├─ memory ── linger        what frames are backed by, and for how long
 //!              └─ check, statistics       what went on
 //! ```
@@ -35,6 +35,7 @@ pub mod request;
 pub mod schedule;
 pub mod space;
 pub mod statistics;
+mod stream;
 pub mod tlb;
 pub mod view;
 
