@@ -9,7 +9,7 @@
 //! All calls but [`Frames::new`] may be made in atomic context.
 
 use crate::mm::{pagemap::UnusedFrames, LARGE_ORDER, LARGE_PAGES};
-use kernel::{new_spinlock_irq, prelude::*, sync::SpinLockIrq};
+use kernel::{new_spinlock_irq, pr_warn_once, prelude::*, sync::SpinLockIrq};
 
 /// The words of a set of the frames of a block.
 const WORDS: usize = LARGE_PAGES / u64::BITS as usize;
@@ -282,22 +282,29 @@ impl Frames {
     pub(crate) fn give_back(&self, frames: UnusedFrames) -> bool {
         let block = (frames.first() / LARGE_PAGES as u64) as u32;
         let start = (frames.first() % LARGE_PAGES as u64) as usize;
-        let count = 1 << frames.order();
+        let end = (start + (1 << frames.order())).min(LARGE_PAGES);
         let mut state = self.state.lock();
         let state = &mut *state;
         if let Some(entry) = state.blocks.get_mut(block as usize) {
-            for frame in start..(start + count).min(LARGE_PAGES) {
+            let mut count = 0;
+            for frame in start..end {
                 let (word, mask) = bit(frame);
+                if entry.busy[word] & !entry.stale[word] & mask == 0 {
+                    // To count it would spoil what is known of the others.
+                    pr_warn_once!("the kernel gives frame {frame} of block {block} back twice\n");
+                    continue;
+                }
+                count += 1;
                 entry.stale[word] |= mask;
                 if !self.strict {
                     entry.busy[word] &= !mask;
                     entry.count -= 1;
                 }
             }
-            state.lent -= count as u64;
-            state.stale_count += count as u64;
+            state.lent -= count;
+            state.stale_count += count;
             if self.strict {
-                state.waiting += count as u64;
+                state.waiting += count;
             }
             state.relink(block);
         }
