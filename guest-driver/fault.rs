@@ -355,16 +355,24 @@ impl<'a> Resolver<'a> {
         let end = (address & !(PAGE_SIZE - 1))
             .saturating_add(pages.saturating_mul(PAGE_SIZE))
             .min(next.saturating_add(AHEAD));
+        let mut regions = 0_u32;
         while next < end && self.space.inbox.is_empty() {
             let describe = |wish: &mut Wish| {
                 wish.want(wish.places(&(next..end)), want);
                 Ok(())
             };
-            match self.installer.install_ahead(next, describe) {
-                Ok(installed) => next = installed.end,
-                Err(_) => return,
+            let Ok(installed) = self.installer.install_ahead(next, describe) else {
+                break;
+            };
+            next = installed.end;
+            regions += 1;
+            // A kick may cost as much as a region. The more the job has in front of it, the
+            // longer the next ones may wait.
+            if regions.is_power_of_two() {
+                self.installer.tell();
             }
         }
+        self.installer.tell();
     }
 
     fn resolve_atomic(&mut self, record: &FaultRecord) -> Result {

@@ -27,8 +27,12 @@ impl PageSet {
     /// The pages from one place to before another.
     fn of(pages: Range<usize>) -> Self {
         let mut set = Self::EMPTY;
-        for page in pages {
-            set.0[page / 64] |= 1 << (page % 64);
+        let mut next = pages.start;
+        while next < pages.end {
+            let word = next / 64;
+            let end = pages.end.min((word + 1) * 64);
+            set.0[word] |= (u64::MAX >> (64 - (end - next))) << (next % 64);
+            next = end;
         }
         set
     }

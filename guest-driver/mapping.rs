@@ -154,7 +154,8 @@ impl<'a> Installer<'a> {
             .ok_or(EBUSY)
     }
 
-    /// The same for what nobody waits for as yet: it is not tried for long.
+    /// The same for what nobody waits for as yet: it is not tried for long, and the device is not
+    /// told before [`Self::tell`].
     ///
     /// # Errors
     ///
@@ -164,8 +165,13 @@ impl<'a> Installer<'a> {
         address: usize,
         describe: impl Fn(&mut Wish) -> Result,
     ) -> Result<Installed> {
-        self.settle(address, describe, &mut None, Attempts::ahead())?
+        self.seek(address, describe, &mut None, Attempts::ahead())?
             .ok_or(EBUSY)
+    }
+
+    /// Tells the device of all that was mapped, unless it knows.
+    pub(crate) fn tell(&self) {
+        self.space.device.core.link.kick::<Map>();
     }
 
     /// Maps the page at an address so that the device can write to it and replace values
@@ -223,6 +229,19 @@ impl<'a> Installer<'a> {
 
     /// As [`Self::install`]; `None` if a page is elsewhere than the wish wants it.
     fn settle(
+        &mut self,
+        address: usize,
+        describe: impl Fn(&mut Wish) -> Result,
+        answers: &mut Option<Message<Answer>>,
+        attempts: Attempts,
+    ) -> Result<Option<Installed>> {
+        let installed = self.seek(address, describe, answers, attempts)?;
+        self.tell();
+        Ok(installed)
+    }
+
+    /// The same without telling the device.
+    fn seek(
         &mut self,
         address: usize,
         describe: impl Fn(&mut Wish) -> Result,
@@ -323,7 +342,6 @@ impl<'a> Installer<'a> {
         }
         drop(committed);
         drop(leftover);
-        core.link.kick::<Map>();
         core.counters.fault_pages.add(pages);
         Ok(Attempt::Done(Installed {
             in_device,
@@ -368,7 +386,7 @@ impl<'a> Installer<'a> {
         // Not before the requests are in the ring: the page is kept for the device so long.
         drop(committed);
         drop(leftover);
-        core.link.kick::<Map>();
+        self.tell();
         core.counters.fault_pages.increment();
         Ok(Some(Installed {
             in_device: 0,
