@@ -250,24 +250,49 @@ bool virtio_hmm_is_large(unsigned long pfn)
 	return PageHead(pfn_to_page(pfn));
 }
 
-void virtio_hmm_give_back_taken(struct page *page)
+/* How many entries a large folio that has none was said to have lost; corrects that. */
+static int forget_taken(struct folio *folio)
 {
 	/* What an entry of a whole folio counts for in _nr_pages_mapped: mm/internal.h. */
 	const int entirely_mapped = 0x800000;
-	struct folio *folio = page_folio(page);
 	int taken;
 
 	if (!folio_test_large(folio))
-		return;
-	/* While it is on the move it has no entries: each one less was taken for nothing. */
+		return 0;
 	taken = -folio_entire_mapcount(folio);
 	if (taken <= 0)
-		return;
-	folio_ref_add(folio, taken);
+		return 0;
 	atomic_add(taken, &folio->_entire_mapcount);
 	atomic_add(taken, &folio->_large_mapcount);
 	if (!IS_ENABLED(CONFIG_NO_PAGE_MAPCOUNT))
 		atomic_add(taken * entirely_mapped, &folio->_nr_pages_mapped);
+	return taken;
+}
+
+/* More than processes can lose a page in the time that a move takes to end. */
+#define SPARE_REFERENCES 1024
+
+void virtio_hmm_brace(struct page *page)
+{
+	/* While it is on the move: that of the fault and that of the move. */
+	const int held = 2;
+	struct folio *folio = page_folio(page);
+
+	/*
+	 * Not as many as were taken: the exchange of the memory sets the count for a moment to
+	 * zero, and then to what it was before.
+	 */
+	if (forget_taken(folio))
+		folio_ref_add(folio, max(held - folio_ref_count(folio), 0));
+	folio_ref_add(folio, SPARE_REFERENCES);
+}
+
+void virtio_hmm_unbrace(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	folio_ref_add(folio, forget_taken(folio));
+	folio_ref_sub(folio, SPARE_REFERENCES);
 }
 
 struct folio *virtio_hmm_page_folio(struct page *page)

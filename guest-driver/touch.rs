@@ -233,7 +233,8 @@ fn small_touched(
         pagemap,
         fault,
         range: fault.vma().clip(&(start..start + bytes)),
-        how: How::Small,
+        size: Size::Small,
+        exclusive: fault.is_exclusive(),
     };
     let Some(space) = space else {
         let memory = memory(0, pages as usize)?;
@@ -256,21 +257,28 @@ fn large_touched(
     fault: &CpuFault<'_>,
     space: Option<&Space>,
 ) -> Result<(), Lost> {
-    // Of a page that another process has, too, only that one's notifier could keep it still, if
-    // it has any. But it is held by who touches it, and what is lost meanwhile is made good for
-    // when the move ends (`mm::migrate`).
-    let exclusive = fault.is_exclusive();
-    let keeper = space.filter(|_| exclusive);
-    let _still = keeper
+    let still = space
         .map(|space| space.interval.keep_still())
         .transpose()
         .map_err(|_| Lost::NoMemory)?;
+    let exclusive = fault.is_exclusive();
+    // A page that others have, too, is in small pieces before it moves: while it moves as a
+    // whole, who loses it spoils its counts (`mm::migrate`).
+    if let (Some(still), false) = (&still, exclusive) {
+        if fault
+            .split_large(pagemap, still)
+            .map_err(|_| Lost::NoMemory)?
+        {
+            return Ok(());
+        }
+    }
     let visit = Visit {
         core,
         pagemap,
         fault,
         range: large_range(fault.address()),
-        how: How::Whole { exclusive },
+        size: Size::Whole,
+        exclusive,
     };
     let Some(space) = space else {
         let memory = memory(0, LARGE_PAGES)?;
@@ -281,23 +289,15 @@ fn large_touched(
     visit.fetch(&home, memory).map(drop)
 }
 
-/// How pages are fetched that a CPU has touched.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
-    Small,
-    /// A large page, which no other process has if it is `exclusive`.
-    Whole {
-        exclusive: bool,
-    },
-}
-
 /// A page that a CPU has touched, and what is to come with it.
 struct Visit<'v, 'f> {
     core: &'v Core,
     pagemap: &'v Pagemap<Store>,
     fault: &'v CpuFault<'f>,
     range: Range<usize>,
-    how: How,
+    size: Size,
+    /// No other process has the page.
+    exclusive: bool,
 }
 
 /// What a visit has brought.
@@ -320,14 +320,12 @@ impl Visit<'_, '_> {
             core,
             pagemap,
             fault,
+            size,
+            exclusive,
             ..
         } = *self;
         let start = self.range.start;
         let Memory { scratch, list } = memory;
-        let (size, exclusive) = match self.how {
-            How::Small => (Size::Small, false),
-            How::Whole { exclusive } => (Size::Whole, exclusive),
-        };
         let collecting = core.counters.collect_nanoseconds.time();
         let Ok(collected) = fault.collect(pagemap, self.range.clone(), size, scratch) else {
             return Err(Lost::Contents);

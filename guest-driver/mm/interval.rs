@@ -216,6 +216,13 @@ impl<T: Mirror> Drop for OwnMove<'_, T> {
 /// As long as it exists, changes of the address space wait before they begin.
 pub(crate) struct Still<'a, T: Mirror>(&'a Interval<T>);
 
+impl<T: Mirror> Still<'_, T> {
+    /// Whether it is this address space that is kept still.
+    pub(super) fn is_of(&self, mm: *const bindings::mm_struct) -> bool {
+        self.0.is_for(mm)
+    }
+}
+
 impl<T: Mirror> Drop for Still<'_, T> {
     fn drop(&mut self) {
         let still = self.0.state.lock().still.take();
@@ -336,6 +343,12 @@ impl<T: Mirror> Interval<T> {
         unsafe { core::ptr::eq((*self.raw.get()).mm, mm) }
     }
 
+    /// Whether the caller is a thread of another process.
+    fn is_foreign_to_caller(&self) -> bool {
+        let caller = current!();
+        caller.mm().is_some_and(|mm| !self.is_for(mm.as_raw()))
+    }
+
     /// Whether the address space has changed, or is changing, since this sequence was read.
     pub(super) fn has_changed(&self, _state: &StateGuard<'_, T>, seq: usize) -> bool {
         // SAFETY: By the invariants the notifier is inserted. The lock is the one under
@@ -343,8 +356,8 @@ impl<T: Mirror> Interval<T> {
         unsafe { bindings::virtio_hmm_read_retry(self.raw.get(), seq) }
     }
 
-    /// Lets changes of the address space wait, but for those by the caller itself, once those
-    /// that go on are over. One caller at a time.
+    /// Lets changes of the address space wait, but for those by the caller itself and by threads
+    /// of other processes, once those that go on are over. One caller at a time.
     ///
     /// Needed while large pages in device memory are on the move. When the kernel (7.3) takes
     /// memory away from a process and finds the entry of such a move in its page table, it
@@ -452,10 +465,13 @@ impl<T: Mirror> Interval<T> {
             return true;
         }
         let concerned = state.concerned(&this.mirror, &(start..end));
-        // Moves do not take memory away; that of another device may need this one to go on.
+        // Moves do not take memory away; that of another device may need this one to go on. Nor
+        // does a thread of another process: it splits a folio that both have, say, and keeps its
+        // own address space still for that.
         let moves = matches!(cause, Cause::OwnMove | Cause::Move);
         let still = state.still.as_ref();
-        let still = still.filter(|still| !moves && still.thread != thread);
+        let still =
+            still.filter(|still| !moves && still.thread != thread && !this.is_foreign_to_caller());
         let over = still.map(|still| still.over.clone());
         drop(state);
         if !blockable && (over.is_some() || concerned.is_some()) {

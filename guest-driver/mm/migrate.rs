@@ -541,23 +541,19 @@ impl Drop for Committed<'_> {
 
 /// Gives the pages back to their processes.
 fn finalize(origin: &mut Origin<'_>, scratch: &mut Scratch, pages: usize) {
-    if let Origin::Addresses(args, _) = origin {
-        let compound = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND as usize;
-        if !args.fault_page.is_null() && args.flags & compound != 0 {
-            // Makes good for references that were given back for nothing: if another process
-            // has lost its entry of the page while that was on the move, the kernel (7.3) has
-            // taken it for one of a page that is there, see
-            // `super::interval::Interval::keep_still`. The page may have moved, or stay.
-            //
-            // SAFETY: The page is that of a fault, which holds it, and its folio locked, as
-            // long as the migration lasts.
-            unsafe { bindings::virtio_hmm_give_back_taken(args.fault_page) };
-        }
-    }
     match origin {
-        // SAFETY: The arguments are those that `migrate_vma_setup` has completed; this is
-        // called once, by the drop of the last value of the migration.
-        Origin::Addresses(args, _) => unsafe { bindings::migrate_vma_finalize(args) },
+        Origin::Addresses(args, _) => {
+            let compound = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND as usize;
+            let is_large = args.flags & compound != 0;
+            let touched = NonNull::new(args.fault_page).filter(|_| is_large);
+            // SAFETY: The page is that of a fault, which holds it, and its folio locked, until
+            // long after this.
+            let braced = touched.map(|page| unsafe { Braced::new(page) });
+            // SAFETY: The arguments are those that `migrate_vma_setup` has completed; this is
+            // called once, by the drop of the last value of the migration.
+            unsafe { bindings::migrate_vma_finalize(args) };
+            drop(braced);
+        }
         // SAFETY: The arrays are those of `migrate_device_range`; called once, as above.
         Origin::Frames => unsafe {
             bindings::migrate_device_finalize(
@@ -566,6 +562,42 @@ fn finalize(origin: &mut Origin<'_>, scratch: &mut Scratch, pages: usize) {
                 pages,
             )
         },
+    }
+}
+
+/// Makes good for references of a large page that the kernel (7.3) has given back for nothing:
+/// if another process loses its entry of the page while that is on the move, it is taken for one
+/// of a page that is there; see [`super::interval::Interval::keep_still`].
+///
+/// What was lost before is made good for at once. What is lost until this is dropped is then: a
+/// page that has moved has no entries, so that what its counts lack is what was lost, and until
+/// then it has references to spare. A page that stays gets entries back meanwhile, which hide as
+/// many that were lost in these microseconds.
+///
+/// # Invariants
+///
+/// `page` is held, and its folio locked, by the handler of a fault; the spare references are ours.
+struct Braced {
+    page: NonNull<bindings::page>,
+}
+
+impl Braced {
+    /// # Safety
+    ///
+    /// The page must be one that the handler of a fault holds, with its folio locked, until
+    /// this is dropped. It must be on the move.
+    unsafe fn new(page: NonNull<bindings::page>) -> Self {
+        // SAFETY: The caller promises that the page is held and locked.
+        unsafe { bindings::virtio_hmm_brace(page.as_ptr()) };
+        // INVARIANT: The caller promises the one, and the call above has taken the other.
+        Self { page }
+    }
+}
+
+impl Drop for Braced {
+    fn drop(&mut self) {
+        // SAFETY: By the invariants the page is held and locked, and the references are ours.
+        unsafe { bindings::virtio_hmm_unbrace(self.page.as_ptr()) };
     }
 }
 

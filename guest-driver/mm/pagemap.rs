@@ -11,6 +11,7 @@
 //! C header: `include/linux/memremap.h`.
 
 use super::{
+    interval::{Mirror, Still},
     migrate::{page_range, Collected, LockedFolio, Scratch, Select, Size},
     LockedVma, Owner, LARGE_ORDER, LARGE_SIZE, PAGE_SHIFT,
 };
@@ -513,6 +514,42 @@ impl<'f> CpuFault<'f> {
         // Of the one page it would only be known after the split that it is locked for us.
         let range = page_range(self.address());
         self.take(pagemap, range, Size::Small, scratch).map(drop)
+    }
+
+    /// Splits the folio that was touched, if [`Self::is_large`], for all processes that have it;
+    /// says whether that was possible. Nothing is moved then: the page will be touched again, and
+    /// be a small one.
+    ///
+    /// When the kernel (7.3) splits it, there must be one reference beside those of entries, but it
+    /// takes one itself in addition to that of the fault. Hence that one is given back meanwhile.
+    /// As long as the address space is kept `still`, it has an entry of the folio, whose
+    /// reference keeps it.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is another address space that is kept still, `ENOMEM` if there is no memory.
+    pub(crate) fn split_large<T: DeviceMemory, M: Mirror>(
+        &self,
+        pagemap: &Pagemap<T>,
+        still: &Still<'_, M>,
+    ) -> Result<bool> {
+        if !still.is_of(self.vma().address_space()) {
+            return Err(EINVAL);
+        }
+        let scratch = Scratch::new(1)?;
+        let page = self.page.as_ptr();
+        // SAFETY: By the invariants the page is valid and the reference is the fault's, which
+        // does nothing with it before the call returns. The folio does not become free: its entry
+        // in this address space has a reference of its own. Nobody takes that one away: the address
+        // space is kept still, and who splits or moves the folio would have to lock it.
+        unsafe { bindings::virtio_hmm_put_page(page) };
+        let range = page_range(self.address() & !(LARGE_SIZE - 1));
+        let taken = self.take(pagemap, range, Size::Small, scratch);
+        // SAFETY: The page is valid: either its entry is where it was, or it has been taken away,
+        // and what was taken holds a reference.
+        unsafe { bindings::virtio_hmm_get_page(page) };
+        drop(taken);
+        Ok(self.order() == 0)
     }
 
     /// Takes pages of this device memory away from the process at `range`, which must

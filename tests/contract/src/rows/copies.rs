@@ -63,6 +63,14 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: a_large_touch_that_cannot_be_served,
         },
         Row {
+            name: "a-sharer-ends-while-a-large-touch-fails",
+            duty: "a large page on the device that is shared since a fork survives that one of \
+                   both ends while the other one touches it, also if the copy fails",
+            source: "mm/huge_memory.c: zap_huge_pmd_folio; mm/migrate_device.c: \
+                     remove_migration_pmd",
+            run: a_sharer_ends_while_a_large_touch_fails,
+        },
+        Row {
             name: "a-page-lost-at-close-is-poison",
             duty: "of pages that have to leave the device when its last file is closed, those \
                    whose copy fails are poison for their owner, whose other pages are intact; no \
@@ -369,6 +377,35 @@ fn a_large_touch_that_cannot_be_served() -> Result<()> {
     let area = Area::large(1)?;
     area.write(area.all(), 1);
     touch_until_refused(&bound, &area, number)
+}
+
+fn a_sharer_ends_while_a_large_touch_fails() -> Result<()> {
+    const ROUNDS: u32 = 160;
+    let number = faulty(Fault::ToSystem)?;
+    let bound = Bound::number(number)?;
+    let mut refused = 0;
+    for round in 0..ROUNDS {
+        let area = Area::large(1)?;
+        area.write(area.all(), 1);
+        bound.move_there(&area, area.all())?;
+        let mut child = Child::fork(|turns| turns.wait())?;
+        child.pass()?;
+        // So that the end falls into the touch now and then, wherever it takes longest.
+        for _ in 0..round % 32 * 500 {
+            std::hint::spin_loop();
+        }
+        refused += u32::from(!can_be_read(&area, 0, 1)?);
+        child.end()?;
+        for page in area.all() {
+            while !can_be_read(&area, page, 1)? {
+                refused += 1;
+            }
+        }
+    }
+    ensure!(refused > 0, "no touch failed");
+    let used = driver(number)?.used_frames;
+    ensure!(used == 0, "{used} frames are in use");
+    Ok(())
 }
 
 /// After the last file was closed: which pages of the area are lost. The others must hold

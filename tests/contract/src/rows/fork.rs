@@ -113,6 +113,20 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: fork_and_a_parent_that_ends,
         },
         Row {
+            name: "fork-and-a-sharer-that-ends-in-a-touch",
+            duty: "a large page on the device that two processes share survives that one of them \
+                   ends while a CPU of the other one touches it",
+            source: "mm/huge_memory.c: zap_huge_pmd_folio, do_huge_pmd_device_private",
+            run: fork_and_a_sharer_that_ends_in_a_touch,
+        },
+        Row {
+            name: "fork-and-both-touch-at-once",
+            duty: "two processes that share large pages on the device and use it both may touch \
+                   them at the same time: neither holds up the other one",
+            source: "mm/huge_memory.c: do_huge_pmd_device_private, split_folio",
+            run: fork_and_both_touch_at_once,
+        },
+        Row {
             name: "fork-and-move-again",
             duty: "pages that are shared since a fork may be moved by either process, in any \
                    order, and both keep what they hold",
@@ -282,6 +296,55 @@ fn fork_and_a_parent_that_ends() -> Result<()> {
             count == 1,
             "{pages:?}: the child found its pages as they were"
         );
+    }
+    Ok(())
+}
+
+fn fork_and_a_sharer_that_ends_in_a_touch() -> Result<()> {
+    const ROUNDS: u32 = 160;
+    let bound = Bound::new()?;
+    let used = || -> Result<u64> { Ok(bound.counters()?.driver.used_frames) };
+    let before = used()?;
+    for round in 0..ROUNDS {
+        let area = area(&bound, Pages::LargeMoved)?;
+        let mut child = Child::fork(|turns| turns.wait())?;
+        child.pass()?;
+        // So that its end falls into another part of the touch each time.
+        for _ in 0..round % 16 * 1000 {
+            std::hint::spin_loop();
+        }
+        area.expect(0..1, BEFORE)?;
+        child.end()?;
+        area.expect(area.all(), BEFORE)?;
+    }
+    let used = used()?;
+    ensure!(used == before, "{used} frames are in use, {before} were");
+    Ok(())
+}
+
+fn fork_and_both_touch_at_once() -> Result<()> {
+    const LARGE: usize = 12;
+    let bound = Bound::new()?;
+    for _ in 0..4 {
+        let area = Area::large(LARGE)?;
+        area.write(area.all(), BEFORE);
+        bound.move_there(&area, area.all())?;
+        let firsts = || (0..area.pages()).step_by(area.pages() / LARGE);
+        let mut child = Child::fork(|turns| {
+            let _bound = Bound::new()?;
+            turns.pass_and_wait()?;
+            for page in firsts().rev() {
+                area.expect(page..page + 1, BEFORE)?;
+            }
+            area.expect(area.all(), BEFORE)
+        })?;
+        child.wait()?;
+        child.pass()?;
+        for page in firsts() {
+            area.expect(page..page + 1, BEFORE)?;
+        }
+        child.end()?;
+        area.expect(area.all(), BEFORE)?;
     }
     Ok(())
 }

@@ -503,8 +503,9 @@ fn a_touch_of_a_large_page_takes_one_request() -> Result<()> {
         // One of them reads the counters themselves.
         let control = after.control_requests - before.control_requests - 1;
         let dma = after.dma_requests - before.dma_requests;
+        // A device that checks is also told which frames are free now.
         ensure!(
-            (control, dma) == (0, 1),
+            control == 0 && (1..=2).contains(&dma),
             "the touch took {control} and {dma} requests"
         );
         ensure!(word == area.word(page, 2), "the device's write is lost");
