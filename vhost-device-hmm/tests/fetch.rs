@@ -53,6 +53,16 @@ fn fetch(machine: &Machine, queue: Queue, entries: &[FetchEntry]) -> Vec<Status>
         .collect()
 }
 
+/// A job that counts up the first word of page 10.
+fn endless_additions() -> AtomicAdd {
+    AtomicAdd {
+        address: page(10),
+        element: Element::U64,
+        operand: 1,
+        repeat: u64::MAX,
+    }
+}
+
 fn is_mapped(machine: &Machine, page_number: u64) -> bool {
     machine.query(1, page(page_number), 1)[0].flags.get() != 0
 }
@@ -86,16 +96,7 @@ fn no_write_of_a_job_is_missed() {
         let machine = Machine::checking();
         machine.copy(&[item(Kind::Clear, 0, 5, 1)]);
         machine.map(1, &[device(page(10), 5, 1, ALL)]);
-        machine.submit(
-            1,
-            1,
-            AtomicAdd {
-                address: page(10),
-                element: Element::U64,
-                operand: 1,
-                repeat: u64::MAX,
-            },
-        );
+        machine.submit(1, 1, endless_additions());
         let mut last = 0;
         for _ in 0..50 {
             assert_eq!(
@@ -233,16 +234,7 @@ fn what_is_mapped_beside_a_fetch_is_not_taken_for_stale() {
     let machine = Machine::checking();
     machine.copy(&[item(Kind::Clear, 0, 5, 1)]);
     machine.map(1, &[device(page(10), 5, 1, ALL)]);
-    machine.submit(
-        1,
-        1,
-        AtomicAdd {
-            address: page(10),
-            element: Element::U64,
-            operand: 1,
-            repeat: u64::MAX,
-        },
-    );
+    machine.submit(1, 1, endless_additions());
     let fetched = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -101,8 +101,10 @@ impl Dma<'_> {
                 let from = device(source)?;
                 self.check_system(destination, pages)?;
                 self.check_use(source, pages);
+                // The guest has just found that memory, and cleared it: its processor's caches
+                // have it still, and going past them takes longer.
                 self.each_piece(destination, pages, &from, |piece, part| {
-                    stream::copy(&part, &piece);
+                    part.copy_to_volatile_slice(piece);
                 })?;
                 self.counters.bytes_to_system.add(bytes);
             }

@@ -1,10 +1,10 @@
 //! Copies of many bytes, past the caches.
 //!
-//! Whole pages that are copied from one memory to another one are rarely used again before
-//! other ones are. An ordinary store reads its line first; one that goes past the caches does
-//! not, and several pages at a time keep more of the memory's banks at work than one does. For
-//! what the C library copies at once it does the same, but only from sizes on that are beyond
-//! a page's. See `docs/benchmarks.md` for what it brings.
+//! What moves to device memory is rarely used before more has moved than caches hold. An
+//! ordinary store reads its line first; one that goes past the caches does not, and several pages
+//! at a time keep more of the memory's banks at work than one does. The C library does the same,
+//! but only from sizes on that are beyond a large page's. See `docs/benchmarks.md` for what it
+//! brings. Where the destination is in a processor's caches already, it takes longer instead.
 
 use vm_memory::VolatileSlice;
 
@@ -28,46 +28,67 @@ pub(super) fn copy(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) {
 /// Copies as many blocks as there are, and says how many bytes that were.
 #[cfg(target_arch = "x86_64")]
 fn streamed(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) -> usize {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-
     const LINE: usize = 64;
-    const PART: usize = size_of::<__m128i>();
 
     let bytes = from.len().min(to.len()) / BLOCK_BYTES * BLOCK_BYTES;
     let (source, destination) = (from.ptr_guard(), to.ptr_guard_mut());
     let (source, destination) = (source.as_ptr(), destination.as_ptr());
     // Of the whole: the rest must be as it was until it is copied, too.
     let overlap = source.addr().abs_diff(destination.addr()) < from.len();
-    if overlap || destination.align_offset(PART) != 0 {
+    if overlap || destination.align_offset(part::BYTES) != 0 {
         return 0;
     }
     for block in (0..bytes).step_by(BLOCK_BYTES) {
         for line in (block..block + LANE_BYTES).step_by(LINE) {
             for lane in (line..line + BLOCK_BYTES).step_by(LANE_BYTES) {
-                for part in (lane..lane + LINE).step_by(PART) {
-                    // SAFETY:
-                    // - `part` and the bytes behind it are within the last whole block of both
-                    //   slices, which are mapped, one to be read and one to be written, for as
-                    //   long as the slices live; the guards hold on to that.
-                    // - A load may be unaligned; `destination` is aligned to what is stored, and
-                    //   `part` is a multiple of that.
-                    // - Nobody has references to the bytes, as they are handed out only as
-                    //   volatile slices and atomics. That somebody may use them meanwhile makes
-                    //   this what each copy between volatile slices is.
-                    // - Every x86-64 processor has these instructions.
-                    unsafe {
-                        let value = _mm_loadu_si128(source.add(part).cast());
-                        _mm_stream_si128(destination.add(part).cast(), value);
-                    }
+                for at in (lane..lane + LINE).step_by(part::BYTES) {
+                    let (source, destination) =
+                        (source.wrapping_add(at), destination.wrapping_add(at));
+                    // SAFETY: `at` and the bytes behind it are within the last whole block of both
+                    // slices, which are mapped, one to be read and one to be written, for as long
+                    // as the slices live, and the guards hold on to that. The destination is
+                    // aligned, and `at` a multiple of that. Nobody has references to the bytes, as
+                    // they are handed out only as volatile slices and atomics; that somebody may
+                    // use them meanwhile makes this what each copy between such slices is.
+                    unsafe { part::copy(source, destination) };
                 }
             }
         }
     }
-    // Such stores are not ordered with others: who is told of the copy must find it done.
-    //
-    // SAFETY: every x86-64 processor has this instruction, which does nothing else.
-    unsafe { _mm_sfence() };
+    part::settle();
     bytes
+}
+
+/// What is loaded and stored at a time.
+#[cfg(target_arch = "x86_64")]
+mod part {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+
+    /// Its size, and what a destination is aligned to.
+    pub(super) const BYTES: usize = size_of::<__m128i>();
+
+    /// Copies it past the caches.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes must be mapped at `from`, to be read, and at `to`, to be written, without
+    /// any reference to the latter; `to` must be aligned to their number.
+    #[inline]
+    pub(super) unsafe fn copy(from: *const u8, to: *mut u8) {
+        // SAFETY: the caller promises that the bytes can be read; the load need not be aligned,
+        // and every x86-64 processor has it.
+        let value = unsafe { _mm_loadu_si128(from.cast()) };
+        // SAFETY: the caller promises that the bytes can be written and are aligned; every x86-64
+        // processor has this store.
+        unsafe { _mm_stream_si128(to.cast(), value) };
+    }
+
+    /// Such stores are not ordered with others: who is told of them must find them done.
+    #[inline]
+    pub(super) fn settle() {
+        // SAFETY: every x86-64 processor has this instruction, which does nothing else.
+        unsafe { _mm_sfence() };
+    }
 }
 
 /// No other processor is known to gain by it.

@@ -15,7 +15,6 @@ use super::mmu::Place;
 use super::operations::{Fault, Memory, Width};
 use super::space::Mappings;
 use super::statistics::Tally;
-use super::stream;
 use super::tlb::{Hit, Tlb, JOINED_PAGES};
 
 /// The most bytes whose pages are touched and then used: wherever they start, no page of
@@ -231,7 +230,7 @@ impl<'a> View<'a> {
         let length = bytes.min(from.len()).min(to.len());
         let (from, to) = (from.subslice(0, length), to.subslice(0, length));
         let (from, to) = from.ok().zip(to.ok()).filter(|_| length > 0)?;
-        stream::copy(&from, &to);
+        from.copy_to_volatile_slice(to);
         account(self.tally, from_place, length);
         account(self.tally, to_place, length);
         Some(length)
