@@ -14,12 +14,13 @@ use crate::{
     device::{Core, Device},
     mm::{
         hmm::Pages,
+        interval::Still,
         migrate::{large_range, Collected, LockedFolio, Size, Slot, Source},
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::Lent,
     pipeline::{count, region_bit, Moved, Pipeline},
-    space::Space,
+    space::{Mapper, Space},
     transfer::{Memory, Plain, Transfer},
 };
 use core::ops::Range;
@@ -158,10 +159,17 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
     };
     let mut pages = Pages::new(most)?;
     let tally = for_each_stretch(mm, range, |vma, stretch| {
+        // Until all has moved: who splits a page must not wait for who keeps the process still.
+        let still = takes_large
+            .then(|| space.interval.keep_still())
+            .transpose()?;
         let Moved {
             mut tally,
             failed: mut stay,
-        } = whole_home(space, vma, stretch.clone(), &mut pages)?;
+        } = match &still {
+            Some(still) => whole_home(space, still, vma, stretch.clone(), &mut pages)?,
+            None => Moved::default(),
+        };
         if failed == Failed::IsSplit {
             stay = 0;
         }
@@ -222,6 +230,7 @@ fn runs(
 /// also which of them could not be copied.
 fn whole_home(
     space: &Space,
+    still: &Still<'_, Mapper>,
     vma: LockedVma<'_>,
     range: Range<usize>,
     pages: &mut Pages,
@@ -229,15 +238,11 @@ fn whole_home(
     let device = &*space.device;
     let core = &device.core;
     let range = range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1);
-    if range.is_empty() || !device.pagemap.takes_large() || core.frames.used() == 0 {
+    if range.is_empty() || core.frames.used() == 0 {
         return Ok(Moved::default());
     }
-    let still = space.interval.keep_still()?;
     let owner = device.pagemap.owner();
-    let found = match space
-        .interval
-        .look(&still, vma, range.clone(), owner, pages)
-    {
+    let found = match space.interval.look(still, vma, range.clone(), owner, pages) {
         Ok(found) => found,
         // All of them can come in pieces.
         Err(_) => return Ok(Moved::default()),

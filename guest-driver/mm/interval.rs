@@ -343,10 +343,19 @@ impl<T: Mirror> Interval<T> {
         unsafe { core::ptr::eq((*self.raw.get()).mm, mm) }
     }
 
-    /// Whether the caller is a thread of another process.
-    fn is_foreign_to_caller(&self) -> bool {
+    /// Whether a change that the caller makes may take memory away from the process.
+    ///
+    /// What is cleared may also be on the move, or be split: by reclaim, by another process that
+    /// has it, too, by a worker of this driver. Those hold locks that who keeps the address space
+    /// still needs, so that they must not wait for it.
+    fn takes_away(&self, cause: Cause) -> bool {
         let caller = current!();
-        caller.mm().is_some_and(|mm| !self.is_for(mm.as_raw()))
+        match cause {
+            Cause::Unmap => true,
+            // `MADV_DONTNEED` and the like.
+            Cause::Clear => caller.mm().is_some_and(|mm| self.is_for(mm.as_raw())),
+            Cause::OwnExclusive | Cause::OwnMove | Cause::Other => false,
+        }
     }
 
     /// Whether the address space has changed, or is changing, since this sequence was read.
@@ -356,8 +365,8 @@ impl<T: Mirror> Interval<T> {
         unsafe { bindings::virtio_hmm_read_retry(self.raw.get(), seq) }
     }
 
-    /// Lets changes of the address space wait, but for those by the caller itself and by threads
-    /// of other processes, once those that go on are over. One caller at a time.
+    /// Lets changes of the address space that may take memory away wait, but for those by the
+    /// caller itself, once those that go on are over. One caller at a time.
     ///
     /// Needed while large pages in device memory are on the move. When the kernel (7.3) takes
     /// memory away from a process and finds the entry of such a move in its page table, it
@@ -465,13 +474,8 @@ impl<T: Mirror> Interval<T> {
             return true;
         }
         let concerned = state.concerned(&this.mirror, &(start..end));
-        // Moves do not take memory away; that of another device may need this one to go on. Nor
-        // does a thread of another process: it splits a folio that both have, say, and keeps its
-        // own address space still for that.
-        let moves = matches!(cause, Cause::OwnMove | Cause::Move);
         let still = state.still.as_ref();
-        let still =
-            still.filter(|still| !moves && still.thread != thread && !this.is_foreign_to_caller());
+        let still = still.filter(|still| still.thread != thread && this.takes_away(cause));
         let over = still.map(|still| still.over.clone());
         drop(state);
         if !blockable && (over.is_some() || concerned.is_some()) {
@@ -559,8 +563,10 @@ enum Cause {
     OwnExclusive,
     /// The owner moves pages to its device memory or back.
     OwnMove,
-    /// Another one does.
-    Move,
+    /// Memory is unmapped.
+    Unmap,
+    /// Entries of page tables are cleared.
+    Clear,
     /// Anything else.
     Other,
 }
@@ -570,12 +576,13 @@ impl Cause {
     ///
     /// `range` must be one that the kernel calls back with.
     unsafe fn of(range: &bindings::mmu_notifier_range, owner: Owner) -> Self {
-        // Only the two events named below have an owner at all.
+        // Only the first two of these events have an owner at all.
         let is_own = || Owner::new(range.owner) == owner;
         match range.event {
             bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE if is_own() => Self::OwnExclusive,
             bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE if is_own() => Self::OwnMove,
-            bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Self::Move,
+            bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP => Self::Unmap,
+            bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR => Self::Clear,
             _ => Self::Other,
         }
     }
