@@ -234,7 +234,7 @@ fn small_touched(
         fault,
         range: fault.vma().clip(&(start..start + bytes)),
         size: Size::Small,
-        exclusive: fault.is_exclusive(),
+        divides: false,
     };
     let Some(space) = space else {
         let memory = memory(0, pages as usize)?;
@@ -278,7 +278,7 @@ fn large_touched(
         fault,
         range: large_range(fault.address()),
         size: Size::Whole,
-        exclusive,
+        divides: exclusive,
     };
     let Some(space) = space else {
         let memory = memory(0, LARGE_PAGES)?;
@@ -296,8 +296,9 @@ struct Visit<'v, 'f> {
     fault: &'v CpuFault<'f>,
     range: Range<usize>,
     size: Size,
-    /// No other process has the page.
-    exclusive: bool,
+    /// Whether a large page may come home in small ones: only if no other process has it, see
+    /// [`Collected::fill_split`].
+    divides: bool,
 }
 
 /// What a visit has brought.
@@ -321,7 +322,7 @@ impl Visit<'_, '_> {
             pagemap,
             fault,
             size,
-            exclusive,
+            divides,
             ..
         } = *self;
         let start = self.range.start;
@@ -344,7 +345,7 @@ impl Visit<'_, '_> {
             collected,
             list,
             |collected, slot| {
-                let filled = fill_touched(core, collected, slot, near, exclusive)?;
+                let filled = fill_touched(core, collected, slot, near, divides)?;
                 if is_touched(slot) && slot.source != Source::Hole {
                     wanted = filled.then_some(slot);
                     if !filled {
@@ -391,14 +392,14 @@ impl Visit<'_, '_> {
     }
 }
 
-/// Lends ordinary memory to a slot of pages that a CPU waits for, as a whole or in pieces. In
-/// pieces only if it is `exclusive`; see [`Collected::fill_split`].
+/// Lends ordinary memory to a slot of pages that a CPU waits for, as a whole or, if it `divides`,
+/// in small pages.
 fn fill_touched(
     core: &Core,
     collected: &mut Collected<'_>,
     slot: Slot,
     (vma, start): (LockedVma<'_>, usize),
-    exclusive: bool,
+    divides: bool,
 ) -> Result<bool> {
     if fill_system(core, collected, slot, Some((vma, start)))? {
         return Ok(true);
@@ -406,7 +407,7 @@ fn fill_touched(
     if slot.order == 0 {
         return Ok(false);
     }
-    if !exclusive {
+    if !divides {
         return fill_system(core, collected, slot, None);
     }
     let first = start + (slot.index << PAGE_SHIFT);

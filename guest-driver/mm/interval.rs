@@ -213,7 +213,8 @@ impl<T: Mirror> Drop for OwnMove<'_, T> {
     }
 }
 
-/// As long as it exists, changes of the address space wait before they begin.
+/// As long as it exists, changes of the address space that may take memory away wait before they
+/// begin.
 pub(crate) struct Still<'a, T: Mirror>(&'a Interval<T>);
 
 impl<T: Mirror> Still<'_, T> {
@@ -349,11 +350,13 @@ impl<T: Mirror> Interval<T> {
     /// has it, too, by a worker of this driver. Those hold locks that who keeps the address space
     /// still needs, so that they must not wait for it.
     fn takes_away(&self, cause: Cause) -> bool {
-        let caller = current!();
         match cause {
             Cause::Unmap => true,
             // `MADV_DONTNEED` and the like.
-            Cause::Clear => caller.mm().is_some_and(|mm| self.is_for(mm.as_raw())),
+            Cause::Clear => {
+                let caller = current!();
+                caller.mm().is_some_and(|mm| self.is_for(mm.as_raw()))
+            }
             Cause::OwnExclusive | Cause::OwnMove | Cause::Other => false,
         }
     }

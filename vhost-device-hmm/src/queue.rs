@@ -5,8 +5,9 @@
 
 use std::sync::atomic::{fence, Ordering};
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
 mod nearby;
 
@@ -24,13 +25,17 @@ const USED_ELEMENT: u64 = 8;
 /// The same of the available ring, which its `used_event` follows.
 const AVAILABLE_HEADER: u64 = 4;
 const AVAILABLE_ELEMENT: u64 = 2;
-/// In the flags of the available ring: no interrupts, please.
-const AVAILABLE_NO_INTERRUPT: u16 = 1;
 
 /// A ring that cannot be used any more.
 #[derive(Debug, thiserror::Error)]
 #[error("the ring cannot be used: {0}")]
 pub struct Broken(#[from] virtio_queue::Error);
+
+impl From<GuestMemoryError> for Broken {
+    fn from(error: GuestMemoryError) -> Self {
+        virtio_queue::Error::GuestMemory(error).into()
+    }
+}
 
 /// What the driver has made available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,14 +211,12 @@ pub fn put_back(
         let place = u64::from(index % queue.size());
         let element = [u32::from(head).to_le(), written.to_le()];
         let address = within(queue.used_ring(), USED_HEADER + place * USED_ELEMENT)?;
-        let stored = memory.write_obj(element, address);
-        stored.map_err(virtio_queue::Error::GuestMemory)?;
+        memory.write_obj(element, address)?;
         index = index.wrapping_add(1);
     }
     queue.set_next_used(index);
     let address = within(queue.used_ring(), INDEX)?;
-    let published = memory.store(index.to_le(), address, Ordering::Release);
-    Ok(published.map_err(virtio_queue::Error::GuestMemory)?)
+    Ok(memory.store(index.to_le(), address, Ordering::Release)?)
 }
 
 /// Whether the driver wants to hear of what was returned since the ring stood at `told`.
@@ -231,13 +234,10 @@ pub fn wants_interrupt(
     fence(Ordering::SeqCst);
     let load = |offset| -> Result<u16, Broken> {
         let address = within(queue.avail_ring(), offset)?;
-        let loaded = memory.load(address, Ordering::Relaxed);
-        Ok(u16::from_le(
-            loaded.map_err(virtio_queue::Error::GuestMemory)?,
-        ))
+        Ok(u16::from_le(memory.load(address, Ordering::Relaxed)?))
     };
     if !queue.event_idx_enabled() {
-        return Ok(load(0)? & AVAILABLE_NO_INTERRUPT == 0);
+        return Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
     }
     let event = load(AVAILABLE_HEADER + u64::from(queue.size()) * AVAILABLE_ELEMENT)?;
     let now = queue.next_used();

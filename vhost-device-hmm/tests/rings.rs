@@ -7,7 +7,7 @@ use vhost_device_hmm::queue::{self, Available, Chain};
 use virtio_queue::desc::{split::Descriptor, RawDescriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 const SIZE: u16 = 16;
 const MEMORY: usize = 1 << 20;
@@ -71,6 +71,42 @@ fn a_chain_is_copied_once_and_answered_in_its_pieces() {
     );
     let taken = queue::take(&mut queue, &memory, 8, &mut chain).unwrap();
     assert_eq!(taken, Available::Nothing);
+}
+
+#[test]
+fn the_driver_is_told_when_the_ring_passes_what_it_has_named() {
+    let memory = memory();
+    let mock = MockSplitQueue::new(&memory, SIZE);
+    let mut queue: Queue = mock.create_queue().unwrap();
+    queue.set_event_idx(true);
+    let used_event = mock.avail_addr().unchecked_add(4 + 2 * u64::from(SIZE));
+    // As well where the indices go beyond sixteen bits.
+    for start in [0, u16::MAX - 2] {
+        queue.set_next_used(start);
+        let chains: Vec<_> = (0..5).map(|head| (head, 0)).collect();
+        queue::put_back(&mut queue, &memory, &chains).unwrap();
+        let wanted = (0..8_u16).filter(|event| {
+            let event = start.wrapping_add(*event).wrapping_sub(1);
+            memory.write_obj(event.to_le(), used_event).unwrap();
+            queue::wants_interrupt(&queue, &memory, start).unwrap()
+        });
+        assert_eq!(wanted.collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        let now = queue.next_used();
+        assert!(!queue::wants_interrupt(&queue, &memory, now).unwrap());
+    }
+}
+
+#[test]
+fn a_driver_that_names_nothing_says_by_a_flag_whether_it_is_told() {
+    let memory = memory();
+    let mock = MockSplitQueue::new(&memory, SIZE);
+    let queue: Queue = mock.create_queue().unwrap();
+    for (flags, wanted) in [(0, true), (1, false), (2, true)] {
+        memory
+            .write_obj(u16::to_le(flags), mock.avail_addr())
+            .unwrap();
+        assert_eq!(queue::wants_interrupt(&queue, &memory, 0).unwrap(), wanted);
+    }
 }
 
 #[test]

@@ -207,7 +207,7 @@ impl Moving<'_> {
             ),
         );
         if let Some(head) = head {
-            self.put_back(&[(head, 0)], Seen::Together);
+            self.put_back(head, 0, Seen::Soon);
         }
     }
 
@@ -215,28 +215,31 @@ impl Moving<'_> {
     pub(super) fn answer(&mut self, chain: &Chain, reply: &mut [u8], seen: Seen) {
         let Some((mishap, number)) = self.lane.injector.reply_mishap(self.lane.queue) else {
             let written = chain.reply(&self.memory, reply);
-            return self.put_back(&[(chain.head(), written)], seen);
+            return self.put_back(chain.head(), written, seen);
         };
         if mishap == ReplyMishap::Garbled {
             inject::garble(reply, number);
         }
         let (head, written) = (chain.head(), chain.reply(&self.memory, reply));
-        match mishap {
-            ReplyMishap::Lost => {}
-            ReplyMishap::Short => self.put_back(&[(head, written / 2)], seen),
-            ReplyMishap::Long => self.put_back(&[(head, u32::MAX)], seen),
-            ReplyMishap::Garbled => self.put_back(&[(head, written)], seen),
-            ReplyMishap::Repeated => self.put_back(&[(head, written), (head, written)], seen),
+        let (head, written) = match mishap {
+            ReplyMishap::Lost => return,
+            ReplyMishap::Short => (head, written / 2),
+            ReplyMishap::Long => (head, u32::MAX),
+            ReplyMishap::Garbled | ReplyMishap::Repeated => (head, written),
             ReplyMishap::Stray => {
                 let size = self.vring.get_ref().get_queue().size();
-                self.put_back(&[((head + 1) % size, written)], seen);
+                ((head + 1) % size, written)
             }
+        };
+        self.put_back(head, written, seen);
+        if mishap == ReplyMishap::Repeated {
+            self.put_back(head, written, seen);
         }
     }
 
-    fn put_back(&mut self, used: &[(u16, u32)], seen: Seen) {
+    fn put_back(&mut self, head: u16, written: u32, seen: Seen) {
         let returned = &mut self.moves.returned;
-        returned.hidden.extend_from_slice(used);
+        returned.hidden.push((head, written));
         returned.urgent |= seen == Seen::Soon || returned.hidden.len() >= MOST_TOGETHER;
     }
 
@@ -384,8 +387,7 @@ mod tests {
             moving.answer(chain, &mut [byte; 4], Seen::Soon);
         });
         drop(moving);
-        // The chain that is of no use has no reply.
-        assert_eq!(served, [(0, 0), (2, 1), (3, 3), (4, 4)]);
+        assert_eq!(served, [(0, 0), (2, 2), (3, 3), (4, 4)]);
         assert_eq!(returned(), CHAINS);
         let order = (0..usize::from(CHAINS)).map(|place| {
             let element = driver.used().ring().ref_at(place).unwrap().load();
@@ -413,7 +415,8 @@ mod tests {
             moving.answer(chain, &mut [0; 4], when);
         });
         drop(moving);
-        assert_eq!(seen, [(0, 0), (2, 0), (3, 0), (4, 4)]);
+        // What is of no use goes back at once, and the one before it with it.
+        assert_eq!(seen, [(0, 0), (2, 2), (3, 2), (4, 4)]);
         assert_eq!(returned(), CHAINS);
     }
 
