@@ -14,7 +14,7 @@ use crate::{
         pagemap::{Kind, Pagemap, UnusedFrames},
         LARGE_PAGES, PAGE_SHIFT,
     },
-    pages::{Frames, Run},
+    pages::{Few, Frames, Run},
     queue::{Link, Message, Watch},
     space::{Space, Spaces},
     touch::Store,
@@ -188,11 +188,22 @@ impl Core {
     /// Takes frames back that held a page. May be called in atomic context.
     pub(crate) fn give_back(self: &Arc<Self>, frames: UnusedFrames) {
         if self.frames.give_back(frames) {
-            self.work.with(|queue| {
-                // If it is on its way already, that is as good.
-                let _ = queue.enqueue(self.clone());
-            });
+            self.discard_soon();
         }
+    }
+
+    /// Takes frames back that were lent to hold pages, but that held none.
+    pub(crate) fn give_back_unused(self: &Arc<Self>, few: Few<'_>) {
+        if few.give_back() {
+            self.discard_soon();
+        }
+    }
+
+    fn discard_soon(self: &Arc<Self>) {
+        self.work.with(|queue| {
+            // If it is on its way already, that is as good.
+            let _ = queue.enqueue(self.clone());
+        });
     }
 
     /// Discards all stale frames. When it returns they are free, and also those that

@@ -16,11 +16,13 @@ use crate::{
         hmm::Pages,
         interval::Still,
         migrate::{large_range, Collected, LockedFolio, Size, Slot, Source},
+        pagemap::Live,
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
-    pages::Lent,
+    pages::{Few, Lent},
     pipeline::{count, region_bit, Moved, Pipeline},
     space::{Mapper, Space},
+    touch::Store,
     transfer::{Memory, Plain, Transfer},
 };
 use core::ops::Range;
@@ -97,10 +99,11 @@ pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -
         }
         let out = |size| {
             let mut pipeline = Pipeline::new(device);
+            let mut lender = Lender::new(device);
             pipeline.push(
                 stretch.clone(),
                 |part, scratch| device.pagemap.collect_to_device(vma, part, size, scratch),
-                |collected, slot, _| fill_device(device, collected, slot),
+                |collected, slot, _| lender.fill(collected, slot),
             )?;
             pipeline.finish().map(|moved| moved.tally)
         };
@@ -382,24 +385,62 @@ fn for_each_stretch(
     Ok(sum)
 }
 
-/// Lends frames of device memory to a slot; says whether there were any.
-fn fill_device(device: &Device, collected: &mut Collected<'_>, slot: Slot) -> Result<bool> {
-    let core = &device.core;
-    let frames = &core.frames;
-    let folio = |lent: Lent<'_>| match device.pagemap.folio(lent.keep()?) {
-        Ok(folio) => Some(folio),
-        Err(frames) => {
-            // Frames beyond the page map, which has been made for all of them.
-            core.give_back(frames);
-            None
+/// Lends device memory to what has been collected, of single frames a few at a time: where pages
+/// are small, to ask for each of them takes longer than to copy it.
+struct Lender<'a> {
+    device: &'a Device,
+    /// None if the pages of device memory have been taken away.
+    live: Option<Live<'a, Store>>,
+    few: Option<Few<'a>>,
+}
+
+impl<'a> Lender<'a> {
+    fn new(device: &'a Device) -> Self {
+        Self {
+            device,
+            live: device.pagemap.live(),
+            few: None,
         }
-    };
-    let lent = match slot.order {
-        _ if core.injection.strikes() => None,
-        0 => frames.lend_one(),
-        _ => frames.lend_block(),
-    };
-    fill(collected, slot, lent.and_then(folio))
+    }
+
+    /// Lends frames to a slot; says whether there were any.
+    fn fill(&mut self, collected: &mut Collected<'_>, slot: Slot) -> Result<bool> {
+        let core = &self.device.core;
+        let lent = match slot.order {
+            _ if core.injection.strikes() => None,
+            0 => self.one(collected.pages() - slot.index),
+            _ => core.frames.lend_block(),
+        };
+        let folio = lent.and_then(|lent| {
+            let live = self.live.as_ref()?;
+            match live.folio(lent.keep()?) {
+                Ok(folio) => Some(folio),
+                Err(frames) => {
+                    // Frames beyond the page map, which has been made for all of them.
+                    core.give_back(frames);
+                    None
+                }
+            }
+        });
+        fill(collected, slot, folio)
+    }
+
+    /// A frame; more are not kept than for so many pages, this one included.
+    fn one(&mut self, pages: usize) -> Option<Lent<'a>> {
+        if let Some(lent) = self.few.as_mut().and_then(Few::next) {
+            return Some(lent);
+        }
+        self.few = self.device.core.frames.lend_few(pages);
+        self.few.as_mut()?.next()
+    }
+}
+
+impl Drop for Lender<'_> {
+    fn drop(&mut self) {
+        if let Some(few) = self.few.take() {
+            self.device.core.give_back_unused(few);
+        }
+    }
 }
 
 /// Lends a folio to a slot if there is one; says whether there is.

@@ -32,16 +32,26 @@ impl Block {
         count: 0,
     };
 
-    /// The first frame that is not busy; one that is not stale, if there is one.
-    fn find(&self) -> Option<usize> {
-        let first = |word: &dyn Fn(usize) -> u64| {
-            (0..WORDS)
-                .find(|&index| word(index) != 0)
-                .map(|index| index * 64 + word(index).trailing_zeros() as usize)
+    /// The first word with frames that are not busy, and which of it; such that are not stale,
+    /// if there are any.
+    fn find(&self) -> Option<(usize, u64)> {
+        let first = |free: &dyn Fn(usize) -> u64| {
+            let mut words = (0..WORDS).map(|word| (word, free(word)));
+            words.find(|(_, mask)| *mask != 0)
         };
-        first(&|index| !(self.busy[index] | self.stale[index]))
-            .or_else(|| first(&|index| !self.busy[index]))
+        first(&|word| !(self.busy[word] | self.stale[word]))
+            .or_else(|| first(&|word| !self.busy[word]))
     }
+}
+
+/// The lowest bits of a word, as many as there are up to `most`.
+fn lowest(word: u64, most: usize) -> u64 {
+    let mut rest = word;
+    for _ in 0..most.min(u64::BITS as usize) {
+        // Takes the lowest one away.
+        rest &= rest.wrapping_sub(1);
+    }
+    word & !rest
 }
 
 /// The bit of a frame in its word.
@@ -158,6 +168,58 @@ impl Drop for Lent<'_> {
     }
 }
 
+/// A few frames that have been lent together, to be used one by one. Those that are left come
+/// back when this is dropped.
+///
+/// # Invariants
+///
+/// The frames behind `base` for which there is a bit in `left` are lent, and nobody else has
+/// them.
+pub(crate) struct Few<'a> {
+    owner: &'a Frames,
+    /// The frame that the lowest bit stands for.
+    base: u64,
+    left: u64,
+    /// Those of them that were stale.
+    stale: u64,
+}
+
+impl<'a> Few<'a> {
+    /// The next one of them.
+    pub(crate) fn next(&mut self) -> Option<Lent<'a>> {
+        if self.left == 0 {
+            return None;
+        }
+        let frame = self.base + u64::from(self.left.trailing_zeros());
+        self.left &= self.left - 1;
+        // SAFETY: By the invariants the frame was lent, and nobody else has it, nor do we from
+        // now on. It is busy until `give_back` takes this value or the one that is made when
+        // it comes back.
+        let frames = unsafe { UnusedFrames::new(frame, 0) };
+        Some(Lent {
+            owner: self.owner,
+            frames: Some(frames),
+        })
+    }
+
+    /// Gives back those that are left, as they were. Says whether stale frames should be
+    /// discarded, as [`Frames::give_back`] does.
+    pub(crate) fn give_back(mut self) -> bool {
+        self.give_back_left()
+    }
+
+    fn give_back_left(&mut self) -> bool {
+        let left = core::mem::take(&mut self.left);
+        left != 0 && self.owner.take_unused(self.base, left, self.stale & left)
+    }
+}
+
+impl Drop for Few<'_> {
+    fn drop(&mut self) {
+        self.give_back_left();
+    }
+}
+
 /// Frames that lie one behind the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Run {
@@ -232,26 +294,42 @@ impl Frames {
         Some(((first + found) * LARGE_PAGES) as u64)
     }
 
-    /// Lends a frame.
-    pub(crate) fn lend_one(&self) -> Option<Lent<'_>> {
+    /// Lends frames that are used one by one: at least one, and at most `most`.
+    pub(crate) fn lend_few(&self, most: usize) -> Option<Few<'_>> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.closed {
             return None;
         }
         let block = state.partial.first().or_else(|| state.empty.first())?;
-        let frame = state.blocks[block as usize].find()?;
-        state.take(block, frame);
-        state.lent += 1;
+        let (word, free) = state.blocks[block as usize].find()?;
+        let left = lowest(free, most.max(1));
+        let stale = state.take(block, word, left);
         state.relink(block);
-        let first = u64::from(block) * LARGE_PAGES as u64 + frame as u64;
-        // SAFETY: The frame was not busy, hence not in use; it is busy from now on, until
-        // `give_back` takes this value or the one that is made when it comes back.
-        let frames = unsafe { UnusedFrames::new(first, 0) };
-        Some(Lent {
+        // INVARIANT: The frames were not busy, hence nobody had them, and they are from now on.
+        Some(Few {
             owner: self,
-            frames: Some(frames),
+            base: u64::from(block) * LARGE_PAGES as u64 + word as u64 * u64::from(u64::BITS),
+            left,
+            stale,
         })
+    }
+
+    /// Takes frames of a word back that nobody has used, some of which are stale.
+    fn take_unused(&self, base: u64, frames: u64, stale: u64) -> bool {
+        let block = (base / LARGE_PAGES as u64) as u32;
+        let (word, _) = bit((base % LARGE_PAGES as u64) as usize);
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let entry = &mut state.blocks[block as usize];
+        let count = frames.count_ones();
+        entry.busy[word] &= !frames;
+        entry.stale[word] |= stale;
+        entry.count -= count as u16;
+        state.lent -= u64::from(count);
+        state.stale_count += u64::from(stale.count_ones());
+        state.relink(block);
+        self.is_discard_due(state)
     }
 
     /// Lends a block.
@@ -262,13 +340,13 @@ impl Frames {
             return None;
         }
         let block = state.empty.first()?;
-        for frame in 0..LARGE_PAGES {
-            state.take(block, frame);
+        for word in 0..WORDS {
+            state.take(block, word, u64::MAX);
         }
-        state.lent += LARGE_PAGES as u64;
         state.relink(block);
         let first = u64::from(block) * LARGE_PAGES as u64;
-        // SAFETY: As in `lend_one`, for all frames of a block without busy ones.
+        // SAFETY: The block had no busy frames, so that nobody used any; all are busy from now on,
+        // until `give_back` takes this value or those that are made when they come back.
         let frames = unsafe { UnusedFrames::new(first, LARGE_ORDER) };
         Some(Lent {
             owner: self,
@@ -308,7 +386,13 @@ impl Frames {
             }
             state.relink(block);
         }
-        self.strict || state.lent == 0 || state.stale_count >= self.total / 4
+        self.strict || self.is_discard_due(state)
+    }
+
+    /// Whether there are stale frames that should be discarded though others can be lent.
+    fn is_discard_due(&self, state: &State) -> bool {
+        let stale = state.stale_count;
+        stale > 0 && (state.lent == 0 || stale >= self.total / 4)
     }
 
     /// Fills `runs`, within its capacity, with stale frames, of at most `pages` pages in
@@ -345,17 +429,17 @@ impl Frames {
 }
 
 impl State {
-    /// Makes a frame of a block busy that is not.
-    fn take(&mut self, block: u32, frame: usize) {
+    /// Lends frames of a word of a block that are not busy; returns which of them were stale.
+    fn take(&mut self, block: u32, word: usize, frames: u64) -> u64 {
         let entry = &mut self.blocks[block as usize];
-        let (word, mask) = bit(frame);
-        entry.busy[word] |= mask;
-        entry.count += 1;
-        if entry.stale[word] & mask != 0 {
-            // Whoever uses the frame now overwrites it, so there is nothing to discard.
-            entry.stale[word] &= !mask;
-            self.stale_count -= 1;
-        }
+        entry.busy[word] |= frames;
+        entry.count += frames.count_ones() as u16;
+        self.lent += u64::from(frames.count_ones());
+        // Whoever uses a frame now overwrites it, so there is nothing to discard.
+        let stale = entry.stale[word] & frames;
+        entry.stale[word] &= !frames;
+        self.stale_count -= u64::from(stale.count_ones());
+        stale
     }
 
     /// Moves the stale frames of a block to `runs`; says whether there was room for all.

@@ -309,6 +309,11 @@ impl<'a> Collected<'a> {
         })
     }
 
+    /// How many pages the range has.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
     /// What can be moved at a place. The pages of a large page are one slot, at its
     /// first place.
     pub(crate) fn slot(&self, index: usize) -> Option<Slot> {

@@ -210,13 +210,20 @@ impl<T: DeviceMemory> Pagemap<T> {
     }
 
     /// Keeps the pages from being taken away, if they have not been.
-    fn live(&self) -> Option<Live<'_>> {
+    pub(crate) fn live(&self) -> Option<Live<'_, T>> {
         // SAFETY: The function takes any page frame number.
         let found = unsafe { bindings::get_dev_pagemap(self.first_pfn) };
-        // INVARIANT: The reference is ours.
-        let live = Live(NonNull::new(found)?, PhantomData);
-        // By now these may be somebody else's addresses.
-        (found == self.raw.get()).then_some(live)
+        if found == self.raw.get() {
+            // INVARIANT: The page map is mapped, and the reference is ours.
+            return Some(Live { pagemap: self });
+        }
+        if !found.is_null() {
+            // By now these are somebody else's addresses.
+            //
+            // SAFETY: The reference is ours.
+            unsafe { bindings::virtio_hmm_put_pagemap(found) };
+        }
+        None
     }
 
     /// Whether CPUs have addresses for this device memory.
@@ -255,33 +262,6 @@ impl<T: DeviceMemory> Pagemap<T> {
         // SAFETY: The page map is mapped as long as `_live` exists, so that each frame in it
         // has a page.
         unsafe { bindings::virtio_hmm_is_large(pfn) }
-    }
-
-    /// Makes a folio of frames. They come back by [`DeviceMemory::freed`].
-    ///
-    /// # Errors
-    ///
-    /// Returns the frames if they are none of this device memory, if it does not take large
-    /// pages and they are one, or if the pages have been taken away.
-    pub(crate) fn folio(&self, frames: UnusedFrames) -> Result<LockedFolio, UnusedFrames> {
-        let end = frames.first.checked_add(1 << frames.order);
-        if end.is_none_or(|end| end > self.frames) || (frames.order > 0 && !self.takes_large()) {
-            return Err(frames);
-        }
-        let Some(_live) = self.live() else {
-            return Err(frames);
-        };
-        let pfn = self.first_pfn + frames.first as usize;
-        // SAFETY: The page map is mapped, and is so as long as `_live` exists, so that each
-        // frame in it has a page.
-        let page = unsafe { bindings::virtio_hmm_pfn_to_page(pfn) };
-        // SAFETY: By the invariants of `UnusedFrames` there is no folio with any of these
-        // pages, so that their reference counts are zero. They are pages of this map.
-        unsafe { bindings::virtio_hmm_init_device_folio(page, self.raw.get(), frames.order) };
-        // SAFETY: The kernel has just made the page a folio's, so it is not null.
-        let page = unsafe { NonNull::new_unchecked(page) };
-        // SAFETY: The kernel has just locked the new folio and given us its reference.
-        Ok(unsafe { LockedFolio::from_raw(page, frames.order) })
     }
 
     /// Takes pages of this device memory away from the process at `range`.
@@ -419,12 +399,42 @@ impl<T: DeviceMemory> PinnedDrop for Pagemap<T> {
 /// # Invariants
 ///
 /// It owns a reference to the page map, which is mapped as long as there is one.
-struct Live<'a>(NonNull<bindings::dev_pagemap>, PhantomData<&'a ()>);
+pub(crate) struct Live<'a, T: DeviceMemory> {
+    pagemap: &'a Pagemap<T>,
+}
 
-impl Drop for Live<'_> {
+impl<T: DeviceMemory> Live<'_, T> {
+    /// Makes a folio of frames. They come back by [`DeviceMemory::freed`].
+    ///
+    /// # Errors
+    ///
+    /// Returns the frames if they are none of this device memory, or if it does not take large
+    /// pages and they are one.
+    pub(crate) fn folio(&self, frames: UnusedFrames) -> Result<LockedFolio, UnusedFrames> {
+        let end = frames.first.checked_add(1 << frames.order);
+        let pagemap = self.pagemap;
+        if end.is_none_or(|end| end > pagemap.frames)
+            || (frames.order > 0 && !pagemap.takes_large())
+        {
+            return Err(frames);
+        }
+        let pfn = pagemap.first_pfn + frames.first as usize;
+        // SAFETY: By the invariants the page map is mapped, so that each frame in it has a page.
+        let page = unsafe { bindings::virtio_hmm_pfn_to_page(pfn) };
+        // SAFETY: By the invariants of `UnusedFrames` there is no folio with any of these
+        // pages, so that their reference counts are zero. They are pages of this map.
+        unsafe { bindings::virtio_hmm_init_device_folio(page, pagemap.raw.get(), frames.order) };
+        // SAFETY: The kernel has just made the page a folio's, so it is not null.
+        let page = unsafe { NonNull::new_unchecked(page) };
+        // SAFETY: The kernel has just locked the new folio and given us its reference.
+        Ok(unsafe { LockedFolio::from_raw(page, frames.order) })
+    }
+}
+
+impl<T: DeviceMemory> Drop for Live<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the invariants the reference is ours.
-        unsafe { bindings::virtio_hmm_put_pagemap(self.0.as_ptr()) };
+        unsafe { bindings::virtio_hmm_put_pagemap(self.pagemap.raw.get()) };
     }
 }
 
