@@ -20,7 +20,7 @@ use crate::{
     touch::Store,
     uapi::DriverStatistics,
     virtio::Queues,
-    wait::WorkLink,
+    wait::{Event, WorkLink},
     wire::{
         config::{capability, Config, MAGIC, VERSION},
         statistics::Statistics,
@@ -39,6 +39,12 @@ use kernel::{
 
 /// The most runs that are discarded by one request: a kilobyte or two of list.
 const DISCARD_RUNS: usize = 64;
+
+/// How long frames that nobody uses may stay stale, in milliseconds. Who moves pages there and
+/// back wants them again soon, and as long as the device has not discarded them it need not
+/// find new memory for them, which takes longer than the copy. Short for who waits for the
+/// memory on the host, which keeps it for longer than this itself.
+const STALE_FOR: u32 = 100;
 
 /// What the device can do, checked.
 #[derive(Clone, Copy)]
@@ -133,6 +139,9 @@ pub(crate) struct Core {
     discarding: Mutex<()>,
     #[pin]
     discard: Work<Core>,
+    /// Nothing is lent any more.
+    #[pin]
+    closed: Event,
 }
 
 impl_has_work! {
@@ -143,6 +152,13 @@ impl WorkItem for Core {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
+        if !this.limits.is_checked() {
+            this.closed.wait_timeout(STALE_FOR);
+            if !this.frames.is_discard_due() {
+                // They are in use again.
+                return;
+            }
+        }
         if let Err(error) = this.discard_stale() {
             // They stay stale and are discarded with the next ones.
             pr_debug!("frames not discarded: {:?}\n", error);
@@ -172,9 +188,16 @@ impl Core {
                 frames <- list,
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),
+                closed <- Event::new(),
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Lends no memory any more.
+    fn close(&self) {
+        self.frames.close();
+        self.closed.set();
     }
 
     /// Makes the device forget everything.
@@ -255,7 +278,7 @@ impl WorkItem for Device {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.core.frames.close();
+        this.core.close();
         migrate::evict_all(&this, &|| false);
     }
 }
@@ -356,7 +379,7 @@ impl Device {
         self.users.synchronize();
         // Somebody may have bound meanwhile.
         self.core.spaces.end_all();
-        self.core.frames.close();
+        self.core.close();
         migrate::evict_all(self, &|| false);
         // Files may stay open, but the addresses of coherent memory are the bus's again.
         self.pagemap.unmap();

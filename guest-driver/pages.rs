@@ -329,7 +329,7 @@ impl Frames {
         state.lent -= u64::from(count);
         state.stale_count += u64::from(stale.count_ones());
         state.relink(block);
-        self.is_discard_due(state)
+        state.is_discard_due()
     }
 
     /// Lends a block.
@@ -355,8 +355,7 @@ impl Frames {
     }
 
     /// Takes frames back. They are stale now. Says whether stale frames should be
-    /// discarded: at once if they cannot be lent before, else when they are many, or when
-    /// no others are left in use.
+    /// discarded: if they cannot be lent before, or if [`Self::is_discard_due`].
     pub(crate) fn give_back(&self, frames: UnusedFrames) -> bool {
         let block = (frames.first() / LARGE_PAGES as u64) as u32;
         let start = (frames.first() % LARGE_PAGES as u64) as usize;
@@ -386,13 +385,12 @@ impl Frames {
             }
             state.relink(block);
         }
-        self.strict || self.is_discard_due(state)
+        self.strict || state.is_discard_due()
     }
 
-    /// Whether there are stale frames that should be discarded though others can be lent.
-    fn is_discard_due(&self, state: &State) -> bool {
-        let stale = state.stale_count;
-        stale > 0 && (state.lent == 0 || stale >= self.total / 4)
+    /// Whether stale frames should be discarded even if they can be lent as they are.
+    pub(crate) fn is_discard_due(&self) -> bool {
+        self.state.lock().is_discard_due()
     }
 
     /// Fills `runs`, within its capacity, with stale frames, of at most `pages` pages in
@@ -429,6 +427,12 @@ impl Frames {
 }
 
 impl State {
+    /// Whether there are many stale frames, or no others in use.
+    fn is_discard_due(&self) -> bool {
+        let many = (self.blocks.len() * LARGE_PAGES) as u64 / 4;
+        self.stale_count > 0 && (self.lent == 0 || self.stale_count >= many)
+    }
+
     /// Lends frames of a word of a block that are not busy; returns which of them were stale.
     fn take(&mut self, block: u32, word: usize, frames: u64) -> u64 {
         let entry = &mut self.blocks[block as usize];
