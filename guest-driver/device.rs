@@ -15,6 +15,7 @@ use crate::{
         LARGE_PAGES, PAGE_SHIFT,
     },
     pages::{Few, Frames, Run},
+    pipeline::Spares,
     queue::{Link, Message, Watch},
     space::{Space, Spaces},
     touch::Store,
@@ -133,6 +134,8 @@ pub(crate) struct Core {
     pub(crate) injection: Injection,
     pub(crate) spaces: Spaces,
     #[pin]
+    pub(crate) spares: Spares,
+    #[pin]
     pub(crate) frames: Frames,
     /// Held while frames are being discarded, so that whoever wants some can wait.
     #[pin]
@@ -185,6 +188,7 @@ impl Core {
                 jobs: Names::new(),
                 injection: Injection::new(),
                 spaces: Spaces::new(limits.max_spaces, limits.max_jobs)?,
+                spares <- Spares::new(limits.max_move),
                 frames <- list,
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),

@@ -310,7 +310,6 @@ pub(crate) fn evict_all(device: &Device, stop: &dyn Fn() -> bool) {
 fn evict_once(device: &Device) -> Result<Tally> {
     let core = &device.core;
     let most = core.limits.max_move;
-    let mut memory = None;
     let mut lost = KVec::new();
     let mut sum = Tally::default();
     let mut next = 0;
@@ -325,10 +324,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
         }
         let pages = if whole { most as u64 } else { block };
         let frames = (core.frames.total() - first).min(pages);
-        let Memory { scratch, list } = match memory.take() {
-            Some(memory) => memory,
-            None => Memory::new(0, most)?,
-        };
+        let Memory { scratch, list } = core.spares.take(most)?;
         let pagemap = &device.pagemap;
         let collected = pagemap.collect_frames(first, frames as usize, scratch)?;
         let fill = |collected: &mut Collected<'_>, slot| fill_system(core, collected, slot, None);
@@ -344,7 +340,9 @@ fn evict_once(device: &Device) -> Result<Tally> {
         let committed = collected.commit();
         count(&committed, &mut sum);
         let scratch = committed.finish();
-        memory = list.map(|list| Memory { scratch, list });
+        if let Some(list) = list {
+            core.spares.keep(Memory { scratch, list });
+        }
         for page in lost.drain_all() {
             core.counters.pages_lost.add(page.pages());
             page.poison();
