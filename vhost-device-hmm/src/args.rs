@@ -52,7 +52,8 @@ pub struct Args {
     pub engines: u32,
 
     /// How long at most to look for the next control request before sleeping, in
-    /// microseconds, up to 128 [default: 128, or 0 on a single processor]
+    /// microseconds, up to 128 [default: 128, or 0 on fewer than four
+    /// processors]
     #[arg(long, value_name = "MICROSECONDS")]
     pub poll: Option<u32>,
 

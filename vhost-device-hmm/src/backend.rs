@@ -64,12 +64,13 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Private memory; and who looks for requests does not take the only processor.
+    /// Private memory; and who looks for requests takes no processor away from anybody: a
+    /// processor of the guest, the thread for copies and an engine may run at the same time.
     fn default() -> Self {
-        let alone = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
+        let few = std::thread::available_parallelism().is_ok_and(|count| count.get() < 4);
         Self {
             coherent: false,
-            poll: if alone { Duration::ZERO } else { window::MOST },
+            poll: if few { Duration::ZERO } else { window::MOST },
         }
     }
 }

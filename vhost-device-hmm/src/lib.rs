@@ -26,4 +26,5 @@ pub mod device;
 pub mod inject;
 pub mod queue;
 pub mod report;
+pub mod scheduling;
 pub mod server;

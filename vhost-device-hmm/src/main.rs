@@ -11,7 +11,7 @@ use env_logger::{Builder, Env, Target};
 use log::LevelFilter;
 use vhost_device_hmm::args::Args;
 use vhost_device_hmm::device::DeviceConfig;
-use vhost_device_hmm::server;
+use vhost_device_hmm::{scheduling, server};
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
@@ -40,6 +40,9 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         .ok_or("a socket path is needed")?;
     args.check_memory()?;
     let device = args.device();
+    if let Err(error) = scheduling::ask_for_short_slices() {
+        log::info!("the host gives threads slices as to all others: {error}");
+    }
     server::serve(path, &device, args.backend(), || {
         eprintln!(
             "vhost-device-hmm: listening on {} ({})",
