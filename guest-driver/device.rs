@@ -6,7 +6,7 @@
 //! Knows nothing of buses, files or faults.
 
 use crate::{
-    command::{Copy, Init, ReadStatistics},
+    command::{Copy, Init, LongFetch, ReadStatistics},
     counters::Counters,
     job::Names,
     migrate::{self, Injection},
@@ -15,10 +15,11 @@ use crate::{
         LARGE_PAGES, PAGE_SHIFT,
     },
     pages::{Few, Frames, Run},
-    pipeline::Spares,
+    pipeline::DEPTH,
     queue::{Link, Message, Watch},
     space::{Space, Spaces},
     touch::Store,
+    transfer::Spares,
     uapi::DriverStatistics,
     virtio::Queues,
     wait::{Event, WorkLink},
@@ -134,7 +135,10 @@ pub(crate) struct Core {
     pub(crate) injection: Injection,
     pub(crate) spaces: Spaces,
     #[pin]
-    pub(crate) spares: Spares,
+    pub(crate) spares: Spares<Copy>,
+    /// The same for large pages that CPUs touch.
+    #[pin]
+    pub(crate) touch_spares: Spares<LongFetch>,
     #[pin]
     pub(crate) frames: Frames,
     /// Held while frames are being discarded, so that whoever wants some can wait.
@@ -188,7 +192,9 @@ impl Core {
                 jobs: Names::new(),
                 injection: Injection::new(),
                 spaces: Spaces::new(limits.max_spaces, limits.max_jobs)?,
-                spares <- Spares::new(limits.max_move),
+                // The parts of one move; who moves pages at the same time gets memory anew.
+                spares <- Spares::new(DEPTH + 1, limits.max_move),
+                touch_spares <- Spares::new(1, LARGE_PAGES),
                 frames <- list,
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),

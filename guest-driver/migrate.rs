@@ -324,7 +324,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
         }
         let pages = if whole { most as u64 } else { block };
         let frames = (core.frames.total() - first).min(pages);
-        let Memory { scratch, list } = core.spares.take(most)?;
+        let Memory { scratch, list } = core.spares.take(0, most)?;
         let pagemap = &device.pagemap;
         let collected = pagemap.collect_frames(first, frames as usize, scratch)?;
         let fill = |collected: &mut Collected<'_>, slot| fill_system(core, collected, slot, None);

@@ -6,7 +6,6 @@
 //! Knows nothing of where pages move.
 
 use crate::{
-    command::Copy,
     device::{Core, Device},
     migrate::Tally,
     mm::migrate::{large_range, Collected, Committed, Scratch, Slot},
@@ -14,59 +13,11 @@ use crate::{
     transfer::{Memory, Plain, Transfer},
 };
 use core::ops::Range;
-use kernel::{new_mutex, prelude::*, sync::Mutex};
+use kernel::prelude::*;
 
 /// How many parts the device is given while one is collected: enough that it has something to do
 /// while it is noticed that it has done with the first one.
-const DEPTH: usize = 2;
-
-/// For how many parts memory is kept: for those of one move. Others get theirs anew.
-const KEPT: usize = DEPTH + 1;
-
-/// Up to so many pages memory is not worth keeping.
-const FEW: usize = 64;
-
-/// Memory for parts, kept from one move to the next. The kernel clears what it gives, which for
-/// the lists of a large page takes a fifth of the time of its whole move.
-///
-/// Lock order: `kept` is taken last.
-#[pin_data]
-pub(crate) struct Spares {
-    /// How many pages each suffices for.
-    pages: usize,
-    #[pin]
-    kept: Mutex<KVec<Memory<Copy>>>,
-}
-
-impl Spares {
-    /// Nothing is kept yet. No part has more than `pages` pages.
-    pub(crate) fn new(pages: usize) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            pages,
-            kept <- new_mutex!(KVec::with_capacity(KEPT, GFP_KERNEL)?, "Spares::kept"),
-        })
-    }
-
-    /// Memory for a part of so many pages.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM` if there is none.
-    pub(crate) fn take(&self, pages: usize) -> Result<Memory<Copy>> {
-        if let Some(memory) = self.kept.lock().pop() {
-            return Ok(memory);
-        }
-        Memory::new(0, if pages > FEW { self.pages } else { pages })
-    }
-
-    /// Keeps memory that is not needed any more.
-    pub(crate) fn keep(&self, memory: Memory<Copy>) {
-        if memory.pages() == self.pages {
-            // If there is enough already, it is dropped.
-            let _ = self.kept.lock().push_within_capacity(memory);
-        }
-    }
-}
+pub(crate) const DEPTH: usize = 2;
 
 /// Moves parts of a range one after the other.
 ///
@@ -162,7 +113,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         let core: &'a Core = &self.device.core;
         let start = range.start;
         let pages = range.len() >> PAGE_SHIFT;
-        let Memory { scratch, list } = core.spares.take(pages)?;
+        let Memory { scratch, list } = core.spares.take(0, pages)?;
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = collect(range, scratch)?;
         drop(collecting);

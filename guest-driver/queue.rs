@@ -192,6 +192,18 @@ impl<C: Command> Message<C> {
         })
     }
 
+    /// Makes it a request about another space, zero if about none.
+    pub(crate) fn set_space(&mut self, space: u32) {
+        self.header(|header| header.space = space.into());
+    }
+
+    fn header(&mut self, change: impl FnOnce(&mut RequestHeader)) {
+        // By the invariants there is one.
+        if let Ok((header, _)) = RequestHeader::mut_from_prefix(self.draft.request()) {
+            change(header);
+        }
+    }
+
     /// How many entries there are.
     pub(crate) fn count(&self) -> u32 {
         self.count
@@ -215,10 +227,8 @@ impl<C: Command> Message<C> {
     }
 
     fn seal(mut self) -> Draft {
-        let request = self.draft.request();
-        if let Ok((header, _)) = RequestHeader::mut_from_prefix(request) {
-            header.count = self.count.into();
-        }
+        let count = self.count;
+        self.header(|header| header.count = count.into());
         self.draft
     }
 }

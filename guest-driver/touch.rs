@@ -284,9 +284,14 @@ fn large_touched(
         let memory = memory(0, LARGE_PAGES)?;
         return visit.fetch(&Plain, memory).map(drop);
     };
-    let memory = memory(space.id(), LARGE_PAGES)?;
+    let spares = &core.touch_spares;
+    let memory = spares.take(space.id(), LARGE_PAGES);
+    let memory = memory.map_err(|_| Lost::NoMemory)?;
     let home = Home::<LongFetch>::new(space, visit.range.clone());
-    visit.fetch(&home, memory).map(drop)
+    if let Some(memory) = visit.fetch(&home, memory)?.memory {
+        spares.keep(memory);
+    }
+    Ok(())
 }
 
 /// A page that a CPU has touched, and what is to come with it.
