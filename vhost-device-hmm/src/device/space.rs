@@ -57,7 +57,18 @@ pub struct Taken<'a> {
     pub epoch: u64,
     /// How long it took until no engine used the space any more.
     pub waited: Duration,
-    _mappings: RwLockWriteGuard<'a, Mappings>,
+    /// None when this is being dropped.
+    mappings: Option<RwLockWriteGuard<'a, Mappings>>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(mappings) = self.mappings.take() {
+            // An engine that waits has the lock next. One change after the other would
+            // else keep it from its step for long: it does not wake up before the next one begins.
+            RwLockWriteGuard::unlock_fair(mappings);
+        }
+    }
 }
 
 impl Space {
@@ -155,7 +166,7 @@ impl Space {
             pages,
             epoch: mappings.epoch,
             waited,
-            _mappings: mappings,
+            mappings: Some(mappings),
         })
     }
 }
