@@ -147,11 +147,6 @@ bool virtio_hmm_need_resched(void)
 	return need_resched();
 }
 
-bool virtio_hmm_is_reclaiming(void)
-{
-	return current->flags & PF_MEMALLOC;
-}
-
 void virtio_hmm_reinit_completion(struct completion *completion)
 {
 	reinit_completion(completion);

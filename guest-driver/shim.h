@@ -47,7 +47,6 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 
 /* wait.rs */
 bool virtio_hmm_need_resched(void);
-bool virtio_hmm_is_reclaiming(void);
 void virtio_hmm_reinit_completion(struct completion *completion);
 void virtio_hmm_init_semaphore(struct semaphore *semaphore, int value);
 struct workqueue_struct *virtio_hmm_alloc_workqueue(const char *name);

@@ -346,8 +346,8 @@ impl<T: Mirror> Interval<T> {
 
     /// Whether a change that the caller makes may take memory away from the process.
     ///
-    /// What is cleared may also be on the move, or be split: by reclaim, which any thread comes to
-    /// that needs memory, by another process that has it, too, by a worker of this driver. Those hold locks that who keeps the address space
+    /// What is cleared may also be on the move, or be split: by reclaim, by another process that
+    /// has it, too, by a worker of this driver. Those hold locks that who keeps the address space
     /// still needs, so that they must not wait for it.
     fn takes_away(&self, cause: Cause) -> bool {
         match cause {
@@ -355,9 +355,7 @@ impl<T: Mirror> Interval<T> {
             // `MADV_DONTNEED` and the like.
             Cause::Clear => {
                 let caller = current!();
-                // SAFETY: Always safe to call.
-                let reclaims = unsafe { bindings::virtio_hmm_is_reclaiming() };
-                !reclaims && caller.mm().is_some_and(|mm| self.is_for(mm.as_raw()))
+                caller.mm().is_some_and(|mm| self.is_for(mm.as_raw()))
             }
             Cause::OwnExclusive | Cause::OwnMove | Cause::Other => false,
         }
@@ -378,8 +376,8 @@ impl<T: Mirror> Interval<T> {
     /// takes it for one of a page that is still there, and gives back a reference which that
     /// entry does not have (`zap_huge_pmd_folio`): the folio would be freed under the move.
     ///
-    /// A change may wait here with locks held that the caller needs sooner or later; hence there
-    /// is a bound for it.
+    /// A change that comes from reclaim may wait here with locks held that the caller needs
+    /// sooner or later; hence there is a bound for it.
     ///
     /// # Errors
     ///
