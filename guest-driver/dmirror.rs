@@ -279,7 +279,7 @@ impl Access<'_> {
             if round > 0 {
                 fsleep(Delta::from_millis(1));
             }
-            let tally = migrate::to_device(self.device, self.mm, part.clone())?;
+            let tally = migrate::to_device(self.space(), self.mm, part.clone())?;
             Self::check_kind(&tally)?;
             let in_device = self.map(part.clone(), |wish, places| wish.welcome(places))?;
             if in_device == (part.len() / PAGE_SIZE) as u64 {

@@ -85,7 +85,7 @@ impl MiscDevice for Session {
             Bind::CODE => call(arg, |bind| session.bind(bind)),
             Submit::CODE => call(arg, |submit| session.submit(&device, submit)),
             Wait::CODE => call(arg, |wait| session.wait(&device, wait)),
-            Migrate::CODE => call(arg, |migrate| session.migrate(&device, migrate)),
+            Migrate::CODE => call(arg, |migrate| session.migrate(migrate)),
             Residency::CODE => call(arg, |residency| session.residency(&device, residency)),
             Counters::CODE => call(arg, |counters| session.counters(&device, counters)),
             _ => Err(ENOTTY),
@@ -169,7 +169,7 @@ impl Session {
         Ok(())
     }
 
-    fn migrate(&self, device: &Using<'_>, migrate: &mut Migrate) -> Result {
+    fn migrate(&self, migrate: &mut Migrate) -> Result {
         zero(migrate.flags)?;
         let range = page_range(migrate.address, migrate.bytes)?;
         let destination = Destination::from_raw(migrate.destination).ok_or(EINVAL)?;
@@ -177,7 +177,7 @@ impl Session {
         let mm = bound.space.mm().mmget_not_zero().ok_or(EPERM)?;
         let pages = (range.len() >> PAGE_SHIFT) as u64;
         let tally = match destination {
-            Destination::Device => migrate::to_device(device, &mm, range)?,
+            Destination::Device => migrate::to_device(&bound.space, &mm, range)?,
             Destination::System => migrate::to_system(&bound.space, &mm, range)?,
         };
         migrate.moved = tally.moved;

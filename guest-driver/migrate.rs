@@ -13,15 +13,14 @@
 use crate::{
     device::{Core, Device},
     mm::{
-        hmm::Pages,
-        interval::Still,
+        hmm::{Found, Pages},
         migrate::{large_range, Collected, LockedFolio, Size, Slot, Source},
         pagemap::Live,
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::{Few, Lent},
     pipeline::{count, region_bit, Moved, Pipeline},
-    space::{Mapper, Space},
+    space::Space,
     touch::Store,
     transfer::{Memory, Plain, Transfer},
 };
@@ -84,19 +83,24 @@ impl Tally {
     }
 }
 
-/// Moves the private anonymous pages of `range` to device memory, and places pages of
-/// zeros there where there are none yet.
+/// Moves the private anonymous pages of `range` of a space's process, whose memory is `mm`, to
+/// device memory, and places pages of zeros there where there are none yet.
 ///
 /// # Errors
 ///
 /// `ENOMEM` if there is no memory for the move itself; `EIO` or `ENODEV` if the device is
 /// given up.
-pub(crate) fn to_device(device: &Device, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
+pub(crate) fn to_device(space: &Space, mm: &MmWithUser, range: Range<usize>) -> Result<Tally> {
+    let device = &*space.device;
     let core = &device.core;
     let tally = for_each_stretch(mm, range, |vma, stretch| {
         if core.frames.is_short((stretch.len() >> PAGE_SHIFT) as u64) {
             core.discard_stale()?;
         }
+        let moves_large = device.pagemap.takes_large() && !whole_regions(&stretch).is_empty();
+        let _still = moves_large
+            .then(|| space.interval.keep_still(stretch.clone()))
+            .transpose()?;
         let out = |size| {
             let mut pipeline = Pipeline::new(device);
             let mut lender = Lender::new(device);
@@ -162,16 +166,21 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
     };
     let mut pages = Pages::new(most)?;
     let tally = for_each_stretch(mm, range, |vma, stretch| {
-        // Until all has moved: who splits a page must not wait for who keeps the process still.
+        let found = if takes_large {
+            Whole::look(space, vma, &stretch, &mut pages)
+        } else {
+            None
+        };
+        // Until all has moved: who splits a page must not wait for who keeps it still.
         let still = takes_large
-            .then(|| space.interval.keep_still())
+            .then(|| space.interval.keep_still(stretch.clone()))
             .transpose()?;
         let Moved {
             mut tally,
             failed: mut stay,
-        } = match &still {
-            Some(still) => whole_home(space, still, vma, stretch.clone(), &mut pages)?,
-            None => Moved::default(),
+        } = match (&still, found) {
+            (Some(_still), Some(found)) => found.move_home(device, vma)?,
+            _ => Moved::default(),
         };
         if failed == Failed::IsSplit {
             stay = 0;
@@ -229,43 +238,59 @@ fn runs(
     Ok(())
 }
 
-/// Moves large pages of `range` back that no other process has, so that they stay large. Tells
-/// also which of them could not be copied.
-fn whole_home(
-    space: &Space,
-    still: &Still<'_, Mapper>,
-    vma: LockedVma<'_>,
+/// Large pages in device memory that no other process has.
+struct Whole<'a> {
     range: Range<usize>,
-    pages: &mut Pages,
-) -> Result<Moved> {
-    let device = &*space.device;
-    let core = &device.core;
-    let range = range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1);
-    if range.is_empty() || core.frames.used() == 0 {
-        return Ok(Moved::default());
+    found: Found<'a>,
+}
+
+impl<'a> Whole<'a> {
+    /// Looks which there are in a range of `vma`. `None` if that cannot be said: all of them can
+    /// come home in pieces.
+    ///
+    /// Not while the range is kept still: changes that wait for that would be waited for here.
+    fn look(
+        space: &Space,
+        vma: LockedVma<'_>,
+        range: &Range<usize>,
+        pages: &'a mut Pages,
+    ) -> Option<Self> {
+        let device = &*space.device;
+        let range = whole_regions(range);
+        if range.is_empty() || device.core.frames.used() == 0 {
+            return None;
+        }
+        let owner = device.pagemap.owner();
+        let found = space.interval.look(vma, range.clone(), owner, pages).ok()?;
+        Some(Self { range, found })
     }
-    let owner = device.pagemap.owner();
-    let found = match space.interval.look(still, vma, range.clone(), owner, pages) {
-        Ok(found) => found,
-        // All of them can come in pieces.
-        Err(_) => return Ok(Moved::default()),
-    };
-    let is_whole = |address: usize| {
-        let page = found.page((address - range.start) >> PAGE_SHIFT);
-        page.is_some_and(|page| {
-            // Since a fork it could not be written.
-            let is_ours = |pfn| device.pagemap.frame(pfn).is_some();
-            page.is_writable() && page.order() >= LARGE_ORDER && page.pfn().is_some_and(is_ours)
-        })
-    };
-    let mut pipeline = Pipeline::new(device);
-    runs(&range, is_whole, |run| {
-        push_home(&mut pipeline, device, vma, run, Size::Whole)
-    })?;
-    let mut moved = pipeline.finish()?;
-    // What lacked memory gets another chance, in pieces.
-    moved.tally.no_memory = 0;
-    Ok(moved)
+
+    /// Moves them, so that they stay large, while the range is kept still. Tells also which of them
+    /// could not be copied.
+    fn move_home(self, device: &Device, vma: LockedVma<'_>) -> Result<Moved> {
+        let Self { range, found } = self;
+        let is_whole = |address: usize| {
+            let page = found.page((address - range.start) >> PAGE_SHIFT);
+            page.is_some_and(|page| {
+                // Since a fork it could not be written.
+                let is_ours = |pfn| device.pagemap.frame(pfn).is_some();
+                page.is_writable() && page.order() >= LARGE_ORDER && page.pfn().is_some_and(is_ours)
+            })
+        };
+        let mut pipeline = Pipeline::new(device);
+        runs(&range, is_whole, |run| {
+            push_home(&mut pipeline, device, vma, run, Size::Whole)
+        })?;
+        let mut moved = pipeline.finish()?;
+        // What lacked memory gets another chance, in pieces.
+        moved.tally.no_memory = 0;
+        Ok(moved)
+    }
+}
+
+/// The regions of 2 MiB that lie in a range as a whole.
+fn whole_regions(range: &Range<usize>) -> Range<usize> {
+    range.start.next_multiple_of(LARGE_SIZE)..range.end & !(LARGE_SIZE - 1)
 }
 
 /// Brings back all pages of the process of a space, as far as that is possible at the

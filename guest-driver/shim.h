@@ -46,6 +46,8 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 		   size_t in_len, void *token);
 
 /* wait.rs */
+bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
+				unsigned long end);
 bool virtio_hmm_need_resched(void);
 void virtio_hmm_reinit_completion(struct completion *completion);
 void virtio_hmm_init_semaphore(struct semaphore *semaphore, int value);

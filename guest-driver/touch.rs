@@ -257,8 +257,9 @@ fn large_touched(
     fault: &CpuFault<'_>,
     space: Option<&Space>,
 ) -> Result<(), Lost> {
+    let range = large_range(fault.address());
     let still = space
-        .map(|space| space.interval.keep_still())
+        .map(|space| space.interval.keep_still(range.clone()))
         .transpose()
         .map_err(|_| Lost::NoMemory)?;
     let exclusive = fault.is_exclusive();
@@ -276,7 +277,7 @@ fn large_touched(
         core,
         pagemap,
         fault,
-        range: large_range(fault.address()),
+        range,
         size: Size::Whole,
         divides: exclusive,
     };

@@ -11,7 +11,7 @@
 //! C header: `include/linux/hmm.h`.
 
 use super::{
-    interval::{Interval, Mirror, StateGuard, Still},
+    interval::{Interval, Mirror, StateGuard},
     LockedVma, Owner, PAGE_SHIFT,
 };
 use crate::sys as bindings;
@@ -63,7 +63,7 @@ pub(crate) struct Committed<'a, T: Mirror> {
     pages: &'a [usize],
 }
 
-/// What was found while the address space is kept still.
+/// What was found at some moment.
 pub(crate) struct Found<'a>(&'a [usize]);
 
 impl Found<'_> {
@@ -152,8 +152,9 @@ impl<T: Mirror> Interval<T> {
         })
     }
 
-    /// Looks where the pages of `range` are, which lies in `vma`, while the address space is
-    /// kept still. Only moves of pages can change that meanwhile.
+    /// Looks where the pages of `range` are, which lies in `vma`, at the moment. As long as the
+    /// mmap lock is held, they may move or be taken away from the process, but no other process
+    /// comes to share them.
     ///
     /// # Errors
     ///
@@ -162,7 +163,6 @@ impl<T: Mirror> Interval<T> {
     /// - `EBUSY` if pages are on the move.
     pub(crate) fn look<'a>(
         &self,
-        _still: &'a Still<'_, T>,
         vma: LockedVma<'_>,
         range: Range<usize>,
         owner: Owner,

@@ -43,7 +43,10 @@ const SPARES: usize = 4;
 /// [`Interval::move_by_caller`].
 const MOVERS: usize = 4;
 
-/// How long a change waits for who keeps the address space still, in milliseconds; see
+/// How many parts of an address space can be kept still at the same time.
+const STILLS: usize = 8;
+
+/// How long a change waits for who keeps a part of the address space still, in milliseconds; see
 /// [`Interval::keep_still`]. Longer than it ever takes, as long as the device answers.
 const STILL_PATIENCE: u32 = 5000;
 
@@ -134,8 +137,8 @@ struct State<T: Mirror> {
     /// What `changes` was when the mirror last got exclusive access, unless another change
     /// went on at that moment.
     at_exclusive: Option<usize>,
-    /// Who keeps the address space still.
-    still: Option<Stillness>,
+    /// Who keeps parts of the address space still. They do not overlap.
+    stills: [Option<Stillness>; STILLS],
     /// Who tells the mirror of what it moves.
     movers: [Option<Mover>; MOVERS],
 }
@@ -167,12 +170,20 @@ enum Mover {
     Telling(Range<usize>),
 }
 
-/// Somebody keeps an address space still.
+/// Somebody keeps a part of an address space still.
 struct Stillness {
     /// The thread, which is not to wait for itself.
     thread: Thread,
+    range: Range<usize>,
     /// Happens when it is over.
     over: Arc<Event>,
+}
+
+impl Stillness {
+    /// The part of a range that is kept still.
+    fn part(&self, range: &Range<usize>) -> Range<usize> {
+        self.range.start.max(range.start)..self.range.end.min(range.end)
+    }
 }
 
 /// A thread, to be compared.
@@ -213,20 +224,23 @@ impl<T: Mirror> Drop for OwnMove<'_, T> {
     }
 }
 
-/// As long as it exists, changes of the address space that may take memory away wait before they
-/// begin.
-pub(crate) struct Still<'a, T: Mirror>(&'a Interval<T>);
+/// As long as it exists, changes that take large pages on the move away from a part of the
+/// address space wait before they begin; see [`Interval::keep_still`].
+pub(crate) struct Still<'a, T: Mirror> {
+    interval: &'a Interval<T>,
+    place: usize,
+}
 
 impl<T: Mirror> Still<'_, T> {
-    /// Whether it is this address space that is kept still.
+    /// Whether it is this address space of which a part is kept still.
     pub(super) fn is_of(&self, mm: *const bindings::mm_struct) -> bool {
-        self.0.is_for(mm)
+        self.interval.is_for(mm)
     }
 }
 
 impl<T: Mirror> Drop for Still<'_, T> {
     fn drop(&mut self) {
-        let still = self.0.state.lock().still.take();
+        let still = self.interval.state.lock().stills[self.place].take();
         if let Some(still) = still {
             still.over.set();
         }
@@ -299,7 +313,7 @@ impl<T: Mirror> Interval<T> {
                     mirrored: state,
                     changes: 0,
                     at_exclusive: None,
-                    still: None,
+                    stills: [const { None }; STILLS],
                     movers: [const { None }; MOVERS],
                 },
                 "Interval::state"
@@ -344,13 +358,16 @@ impl<T: Mirror> Interval<T> {
         unsafe { core::ptr::eq((*self.raw.get()).mm, mm) }
     }
 
-    /// Whether a change that the caller makes may take memory away from the process.
+    /// Whether a change that the caller makes may take large pages away from the process that are
+    /// in device memory or on the move.
     ///
-    /// What is cleared may also be on the move, or be split: by reclaim, by another process that
-    /// has it, too, by a worker of this driver. Those hold locks that who keeps the address space
-    /// still needs, so that they must not wait for it.
-    fn takes_away(&self, cause: Cause) -> bool {
-        match cause {
+    /// What is cleared may also be moved, or be split: by reclaim, by the kernel that moves it
+    /// nearer to a processor, by another process that has it, too, by this driver. Those hold locks
+    /// that who keeps the address space still needs, so that they must not wait for it.
+    /// But they only clear what is present, and nobody splits or moves a large page in device
+    /// memory unless it keeps it still itself.
+    fn takes_away(&self, cause: Cause, range: &Range<usize>) -> bool {
+        let may = match cause {
             Cause::Unmap => true,
             // `MADV_DONTNEED` and the like.
             Cause::Clear => {
@@ -358,7 +375,24 @@ impl<T: Mirror> Interval<T> {
                 caller.mm().is_some_and(|mm| self.is_for(mm.as_raw()))
             }
             Cause::OwnExclusive | Cause::OwnMove | Cause::Other => false,
+        };
+        // SAFETY: By the invariants the notifier is inserted. The caller is changing this range,
+        // so that the page tables of its areas do not go away.
+        may && unsafe {
+            bindings::virtio_hmm_has_large_entry((*self.raw.get()).mm, range.start, range.end)
         }
+    }
+
+    /// Who keeps still what the caller's change takes away, if anybody does.
+    fn awaited(&self, state: &State<T>, cause: Cause, range: &Range<usize>) -> Option<Arc<Event>> {
+        let thread = Thread::current();
+        let others = state.stills.iter().flatten();
+        let mut others = others.filter(|still| still.thread != thread);
+        let still = others.find(|still| {
+            let part = still.part(range);
+            !part.is_empty() && self.takes_away(cause, &part)
+        });
+        still.map(|still| still.over.clone())
     }
 
     /// Whether the address space has changed, or is changing, since this sequence was read.
@@ -368,34 +402,49 @@ impl<T: Mirror> Interval<T> {
         unsafe { bindings::virtio_hmm_read_retry(self.raw.get(), seq) }
     }
 
-    /// Lets changes of the address space that may take memory away wait, but for those by the
-    /// caller itself, once those that go on are over. One caller at a time.
+    /// Lets changes that take large pages in device memory, or on their way from or to it, away
+    /// from a part of the address space wait, but for those by the caller itself, once all
+    /// changes that go on are over. One caller at a time for each part.
     ///
     /// Needed while large pages in device memory are on the move. When the kernel (7.3) takes
     /// memory away from a process and finds the entry of such a move in its page table, it
     /// takes it for one of a page that is still there, and gives back a reference which that
     /// entry does not have (`zap_huge_pmd_folio`): the folio would be freed under the move.
+    /// Needed also while large pages move there: a change that began when one was not there yet
+    /// would not wait for who moves it on.
     ///
-    /// A change that comes from reclaim may wait here with locks held that the caller needs
-    /// sooner or later; hence there is a bound for it.
+    /// A change may wait here with locks held that the caller needs sooner or later; hence there
+    /// is a bound for it.
     ///
     /// # Errors
     ///
     /// `ENOMEM` if there is no memory for that.
-    pub(crate) fn keep_still(&self) -> Result<Still<'_, T>> {
+    pub(crate) fn keep_still(&self, range: Range<usize>) -> Result<Still<'_, T>> {
         let over = Arc::pin_init(Event::new(), GFP_KERNEL)?;
         loop {
             // SAFETY: By the invariants the notifier is inserted.
             let seq = unsafe { bindings::mmu_interval_read_begin(self.raw.get()) };
             let mut guard = self.lock();
-            let other = guard.0.still.as_ref().map(|still| still.over.clone());
-            if let Some(other) = other {
+            let stills = &mut guard.0.stills;
+            let free = stills.iter().position(Option::is_none);
+            let mut others = stills.iter().flatten();
+            let other = match free {
+                Some(_) => others.find(|still| !still.part(&range).is_empty()),
+                None => others.next(),
+            };
+            if let Some(other) = other.map(|other| other.over.clone()) {
                 drop(guard);
                 other.wait();
-            } else if !self.has_changed(&guard, seq) {
-                let thread = Thread::current();
-                guard.0.still = Some(Stillness { thread, over });
-                return Ok(Still(self));
+            } else if let (Some(place), false) = (free, self.has_changed(&guard, seq)) {
+                guard.0.stills[place] = Some(Stillness {
+                    thread: Thread::current(),
+                    range,
+                    over,
+                });
+                return Ok(Still {
+                    interval: self,
+                    place,
+                });
             }
         }
     }
@@ -476,17 +525,17 @@ impl<T: Mirror> Interval<T> {
             // See `move_by_caller`.
             return true;
         }
-        let concerned = state.concerned(&this.mirror, &(start..end));
-        let still = state.still.as_ref();
-        let still = still.filter(|still| still.thread != thread && this.takes_away(cause));
-        let over = still.map(|still| still.over.clone());
+        let change = start..end;
+        let concerned = state.concerned(&this.mirror, &change);
+        let mut over = this.awaited(&state, cause, &change);
         drop(state);
         if !blockable && (over.is_some() || concerned.is_some()) {
             // Neither who moves pages nor the mirror can be waited for.
             return false;
         }
-        if let Some(over) = over {
-            over.wait_timeout(STILL_PATIENCE);
+        // Nobody else begins to keep anything still as long as this change goes on.
+        while over.is_some_and(|over| over.wait_timeout(STILL_PATIENCE)) {
+            over = this.awaited(&this.state.lock(), cause, &change);
         }
         let Some(range) = concerned else {
             return true;

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Barrier;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Result};
 use hmm::{Destination, Reason};
@@ -59,6 +60,14 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             duty: "children that are forked while pages move have what there was",
             source: "mm/memory.c: copy_nonpresent_pte (migration entries)",
             run: forks_race_with_moves,
+        },
+        Row {
+            name: "large-moves-both-ways-race-with-forks",
+            duty: "one thread moves large pages there, another one moves them back, and a third \
+                   one forks: nobody waits with locks held for somebody who wants them",
+            source: "mm/rmap.c: try_to_migrate_one (MMU_NOTIFY_CLEAR below the lock of a reverse \
+                     map), anon_vma_fork",
+            run: large_moves_both_ways_race_with_forks,
         },
         Row {
             name: "processes-fight-for-frames",
@@ -231,6 +240,49 @@ fn forks_race_with_moves() -> Result<()> {
         area.expect(area.all(), 1)?;
     }
     Ok(())
+}
+
+fn large_moves_both_ways_race_with_forks() -> Result<()> {
+    /// How long all of it goes on, and what no step may take: who waits for each other gives up
+    /// only after five seconds.
+    const ROUNDS: usize = 30;
+    const LONGEST: Duration = Duration::from_secs(3);
+    let bound = Bound::new()?;
+    let area = Area::large(6)?;
+    area.write(area.all(), 1);
+    let stop = AtomicBool::new(false);
+    let in_time = |what: &str, step: &dyn Fn() -> Result<()>| -> Result<()> {
+        let begun = Instant::now();
+        step()?;
+        let took = begun.elapsed();
+        ensure!(took < LONGEST, "{what} took {took:?}");
+        Ok(())
+    };
+    let mover = |to: Destination| {
+        while !stop.load(Ordering::Relaxed) {
+            in_time("a move", &|| bound.migrate(&area, area.all(), to).map(drop))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let movers = [Destination::Device, Destination::System]
+            .map(|to| scope.spawn(move || -> Result<()> { mover(to) }));
+        let forked = (0..ROUNDS).try_for_each(|_| {
+            in_time("a fork", &|| {
+                Child::fork(|_| area.expect(area.all(), 1))?.end()
+            })
+        });
+        stop.store(true, Ordering::Relaxed);
+        for mover in movers {
+            match mover.join() {
+                Ok(result) => result?,
+                Err(_) => bail!("a mover broke down"),
+            }
+        }
+        forked
+    })?;
+    bound.expect(&area, area.all(), 1)?;
+    area.expect(area.all(), 1)
 }
 
 fn processes_fight_for_frames() -> Result<()> {
