@@ -20,7 +20,7 @@ const ROWS: Duration = Duration::from_secs(150);
 const ROW: Duration = Duration::from_secs(20);
 
 /// How long the random steps go on, unless [`SECONDS`] says otherwise.
-const MODEL: u64 = 20;
+const MODEL: u64 = 60;
 
 /// For how many seconds the random steps go on.
 const SECONDS: &str = "VIRTIO_HMM_MODEL_SECONDS";
