@@ -14,7 +14,7 @@ use crate::{
         pagemap::{Kind, Pagemap, UnusedFrames},
         LARGE_PAGES, PAGE_SHIFT,
     },
-    pages::{Few, Frames, Run},
+    pages::{Frames, Run},
     pipeline::DEPTH,
     queue::{Link, Message, Watch},
     space::{Space, Spaces},
@@ -225,9 +225,9 @@ impl Core {
         }
     }
 
-    /// Takes frames back that were lent to hold pages, but that held none.
-    pub(crate) fn give_back_unused(self: &Arc<Self>, few: Few<'_>) {
-        if few.give_back() {
+    /// Discards stale frames soon if that is due, after frames have come back unused.
+    pub(crate) fn discard_if_due(self: &Arc<Self>) {
+        if self.frames.is_discard_due() {
             self.discard_soon();
         }
     }

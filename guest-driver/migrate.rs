@@ -14,13 +14,14 @@ use crate::{
     device::{Core, Device},
     mm::{
         hmm::{Found, Pages},
+        interval::Still,
         migrate::{large_range, Collected, LockedFolio, Size, Slot, Source},
         pagemap::Live,
         LockedMm, LockedVma, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE,
     },
     pages::{Few, Lent},
     pipeline::{count, region_bit, Moved, Pipeline},
-    space::Space,
+    space::{Mapper, Space},
     touch::Store,
     transfer::{Memory, Plain, Transfer},
 };
@@ -166,11 +167,7 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
     };
     let mut pages = Pages::new(most)?;
     let tally = for_each_stretch(mm, range, |vma, stretch| {
-        let found = if takes_large {
-            Whole::look(space, vma, &stretch, &mut pages)
-        } else {
-            None
-        };
+        let found = takes_large.then(|| Whole::look(space, vma, &stretch, &mut pages));
         // Until all has moved: who splits a page must not wait for who keeps it still.
         let still = takes_large
             .then(|| space.interval.keep_still(stretch.clone()))
@@ -178,8 +175,8 @@ fn home(space: &Space, mm: &MmWithUser, range: Range<usize>, failed: Failed) -> 
         let Moved {
             mut tally,
             failed: mut stay,
-        } = match (&still, found) {
-            (Some(_still), Some(found)) => found.move_home(device, vma)?,
+        } = match (&still, found.flatten()) {
+            (Some(still), Some(found)) => found.move_home(still, device, vma)?,
             _ => Moved::default(),
         };
         if failed == Failed::IsSplit {
@@ -267,7 +264,12 @@ impl<'a> Whole<'a> {
 
     /// Moves them, so that they stay large, while the range is kept still. Tells also which of them
     /// could not be copied.
-    fn move_home(self, device: &Device, vma: LockedVma<'_>) -> Result<Moved> {
+    fn move_home(
+        self,
+        _still: &Still<'_, Mapper>,
+        device: &Device,
+        vma: LockedVma<'_>,
+    ) -> Result<Moved> {
         let Self { range, found } = self;
         let is_whole = |address: usize| {
             let page = found.page((address - range.start) >> PAGE_SHIFT);
@@ -365,9 +367,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
         let committed = collected.commit();
         count(&committed, &mut sum);
         let scratch = committed.finish();
-        if let Some(list) = list {
-            core.spares.keep(Memory { scratch, list });
-        }
+        core.spares.keep(scratch, list);
         for page in lost.drain_all() {
             core.counters.pages_lost.add(page.pages());
             page.poison();
@@ -460,8 +460,9 @@ impl<'a> Lender<'a> {
 
 impl Drop for Lender<'_> {
     fn drop(&mut self) {
-        if let Some(few) = self.few.take() {
-            self.device.core.give_back_unused(few);
+        // What is left of them comes back.
+        if self.few.take().is_some() {
+            self.device.core.discard_if_due();
         }
     }
 }

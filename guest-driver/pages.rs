@@ -169,7 +169,7 @@ impl Drop for Lent<'_> {
 }
 
 /// A few frames that have been lent together, to be used one by one. Those that are left come
-/// back when this is dropped.
+/// back when this is dropped, as they were.
 ///
 /// # Invariants
 ///
@@ -201,22 +201,14 @@ impl<'a> Few<'a> {
             frames: Some(frames),
         })
     }
-
-    /// Gives back those that are left, as they were. Says whether stale frames should be
-    /// discarded, as [`Frames::give_back`] does.
-    pub(crate) fn give_back(mut self) -> bool {
-        self.give_back_left()
-    }
-
-    fn give_back_left(&mut self) -> bool {
-        let left = core::mem::take(&mut self.left);
-        left != 0 && self.owner.take_unused(self.base, left, self.stale & left)
-    }
 }
 
 impl Drop for Few<'_> {
     fn drop(&mut self) {
-        self.give_back_left();
+        if self.left != 0 {
+            let stale = self.stale & self.left;
+            self.owner.take_unused(self.base, self.left, stale);
+        }
     }
 }
 
@@ -316,7 +308,7 @@ impl Frames {
     }
 
     /// Takes frames of a word back that nobody has used, some of which are stale.
-    fn take_unused(&self, base: u64, frames: u64, stale: u64) -> bool {
+    fn take_unused(&self, base: u64, frames: u64, stale: u64) {
         let block = (base / LARGE_PAGES as u64) as u32;
         let (word, _) = bit((base % LARGE_PAGES as u64) as usize);
         let mut state = self.state.lock();
@@ -329,7 +321,6 @@ impl Frames {
         state.lent -= u64::from(count);
         state.stale_count += u64::from(stale.count_ones());
         state.relink(block);
-        state.is_discard_due()
     }
 
     /// Lends a block.

@@ -168,9 +168,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         self.moved.tally.add(tally);
         let _finalising = counters.finalise_nanoseconds.time();
         let scratch = committed.finish();
-        if let Some(list) = list {
-            spares.keep(Memory { scratch, list });
-        }
+        spares.keep(scratch, list);
         Ok(())
     }
 }

@@ -142,41 +142,6 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 	return virtqueue_add_sgs(vq, sgs, outs, ins, token, GFP_ATOMIC);
 }
 
-/*
- * Whether the range has, as a whole, a large page that is not present: in device memory, or on
- * the move. The caller must be changing the range, or its page tables may go away.
- */
-bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
-				unsigned long end)
-{
-	unsigned long address, next;
-
-	for (address = round_up(start, PMD_SIZE);
-	     address >= start && address < end && end - address >= PMD_SIZE; address = next) {
-		pgd_t *pgd = pgd_offset(mm, address);
-		p4d_t *p4d;
-		pud_t *pud;
-		pmd_t pmd;
-
-		next = pgd_addr_end(address, end);
-		if (pgd_none(*pgd) || pgd_bad(*pgd))
-			continue;
-		p4d = p4d_offset(pgd, address);
-		next = p4d_addr_end(address, end);
-		if (p4d_none(*p4d) || p4d_bad(*p4d))
-			continue;
-		pud = pud_offset(p4d, address);
-		next = pud_addr_end(address, end);
-		if (pud_none(*pud) || !pud_present(*pud) || pud_leaf(*pud))
-			continue;
-		next = address + PMD_SIZE;
-		pmd = pmdp_get_lockless(pmd_offset(pud, address));
-		if (!pmd_none(pmd) && !pmd_present(pmd))
-			return true;
-	}
-	return false;
-}
-
 bool virtio_hmm_need_resched(void)
 {
 	return need_resched();
@@ -211,6 +176,41 @@ bool virtio_hmm_read_retry(struct mmu_interval_notifier *notifier,
 bool virtio_hmm_blockable(const struct mmu_notifier_range *range)
 {
 	return mmu_notifier_range_blockable(range);
+}
+
+/*
+ * Whether the range has, as a whole, a large page that is not present: in device memory, or on
+ * the move. The caller must hold what keeps the page tables of its areas.
+ */
+bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
+				unsigned long end)
+{
+	unsigned long address, next;
+
+	for (address = round_up(start, PMD_SIZE);
+	     address >= start && address < end && end - address >= PMD_SIZE; address = next) {
+		pgd_t *pgd = pgd_offset(mm, address);
+		p4d_t *p4d;
+		pud_t *pud;
+		pmd_t pmd;
+
+		next = pgd_addr_end(address, end);
+		if (pgd_none(*pgd) || pgd_bad(*pgd))
+			continue;
+		p4d = p4d_offset(pgd, address);
+		next = p4d_addr_end(address, end);
+		if (p4d_none(*p4d) || p4d_bad(*p4d))
+			continue;
+		pud = pud_offset(p4d, address);
+		next = pud_addr_end(address, end);
+		if (pud_none(*pud) || !pud_present(*pud) || pud_leaf(*pud))
+			continue;
+		next = address + PMD_SIZE;
+		pmd = pmdp_get_lockless(pmd_offset(pud, address));
+		if (!pmd_none(pmd) && !pmd_present(pmd))
+			return true;
+	}
+	return false;
 }
 
 void virtio_hmm_mark_dirty(unsigned long pfn)

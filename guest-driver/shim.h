@@ -46,8 +46,6 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 		   size_t in_len, void *token);
 
 /* wait.rs */
-bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
-				unsigned long end);
 bool virtio_hmm_need_resched(void);
 void virtio_hmm_reinit_completion(struct completion *completion);
 void virtio_hmm_init_semaphore(struct semaphore *semaphore, int value);
@@ -58,6 +56,8 @@ void virtio_hmm_set_seq(struct mmu_interval_notifier *notifier, unsigned long se
 bool virtio_hmm_read_retry(struct mmu_interval_notifier *notifier,
 			   unsigned long seq);
 bool virtio_hmm_blockable(const struct mmu_notifier_range *range);
+bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
+				unsigned long end);
 
 /* mm/hmm.rs, mm/exclusive.rs */
 void virtio_hmm_mark_dirty(unsigned long pfn);

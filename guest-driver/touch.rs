@@ -16,12 +16,12 @@ use crate::{
         interval::OwnMove,
         migrate::{large_range, Collected, LockedFolio, Size, Slot, Source},
         pagemap::{CpuFault, DeviceMemory, Lost, Pagemap, UnusedFrames},
-        LockedVma, LARGE_PAGES, PAGE_SHIFT, PAGE_SIZE,
+        LockedVma, PAGE_SHIFT, PAGE_SIZE,
     },
     pipeline::count,
     queue::{Command, Link, Message, Sent},
     space::{Mapper, Space},
-    transfer::{Carrier, Memory, Plain, Transfer},
+    transfer::{Carrier, Memory, Plain, Spares, Transfer},
     wire::{
         command::{FetchEntry, MAX_FETCH_PAGES},
         dma::{DmaItem, ItemResult},
@@ -29,11 +29,10 @@ use crate::{
 };
 use core::{marker::PhantomData, ops::Range};
 use kernel::{
-    new_spinlock,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
-        Arc, SpinLock,
+        Arc,
     },
     time::{Instant, Monotonic},
 };
@@ -81,32 +80,19 @@ pub(crate) struct Touches {
     /// When the last one was brought, in milliseconds.
     last: Atomic<i64>,
     begun: Instant<Monotonic>,
-    /// Kept for the next touch.
     #[pin]
-    memory: SpinLock<Option<Memory<Fetch>>>,
+    spares: Spares<Fetch>,
 }
 
 impl Touches {
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
             pages: Atomic::new(1),
             last: Atomic::new(0),
             begun: Instant::now(),
-            memory <- new_spinlock!(None, "Touches::memory"),
+            // Threads that touch pages at the same time get memory anew.
+            spares <- Spares::new(1, MOST as usize),
         })
-    }
-
-    /// Memory for a touch, in the process of a space.
-    fn memory(&self, space: u32) -> Result<Memory<Fetch>, Lost> {
-        let kept = self.memory.lock().take();
-        kept.map_or_else(|| memory(space, MOST as usize), Ok)
-    }
-
-    /// Keeps memory for the next touch.
-    fn keep(&self, memory: Memory<Fetch>) {
-        let surplus = self.memory.lock().replace(memory);
-        // Not with the lock held: several threads may touch pages at the same time.
-        drop(surplus);
     }
 
     fn now(&self) -> i64 {
@@ -214,11 +200,6 @@ fn touched(core: &Core, pagemap: &Pagemap<Store>, fault: &CpuFault<'_>) -> Resul
     }
 }
 
-/// Memory to fetch so many pages, by requests about a space, zero if about none.
-fn memory<R: Command>(space: u32, pages: usize) -> Result<Memory<R>, Lost> {
-    Memory::new(space, pages).map_err(|_| Lost::NoMemory)
-}
-
 fn small_touched(
     core: &Core,
     pagemap: &Pagemap<Store>,
@@ -237,17 +218,12 @@ fn small_touched(
         divides: false,
     };
     let Some(space) = space else {
-        let memory = memory(0, pages as usize)?;
-        return visit.fetch(&Plain, memory).map(drop);
+        return visit.fetch(&Plain, &core.spares, 0).map(drop);
     };
     let touches = &space.touches;
-    let memory = touches.memory(space.id())?;
     let home = Home::<Fetch>::new(space, visit.range.clone());
-    let fetched = visit.fetch(&home, memory)?;
-    touches.learn(pages, fetched.pages as u32);
-    if let Some(memory) = fetched.memory {
-        touches.keep(memory);
-    }
+    let fetched = visit.fetch(&home, &touches.spares, space.id())?;
+    touches.learn(pages, fetched as u32);
     Ok(())
 }
 
@@ -282,17 +258,10 @@ fn large_touched(
         divides: exclusive,
     };
     let Some(space) = space else {
-        let memory = memory(0, LARGE_PAGES)?;
-        return visit.fetch(&Plain, memory).map(drop);
+        return visit.fetch(&Plain, &core.spares, 0).map(drop);
     };
-    let spares = &core.touch_spares;
-    let memory = spares.take(space.id(), LARGE_PAGES);
-    let memory = memory.map_err(|_| Lost::NoMemory)?;
     let home = Home::<LongFetch>::new(space, visit.range.clone());
-    if let Some(memory) = visit.fetch(&home, memory)?.memory {
-        spares.keep(memory);
-    }
-    Ok(())
+    visit.fetch(&home, &core.touch_spares, space.id()).map(drop)
 }
 
 /// A page that a CPU has touched, and what is to come with it.
@@ -307,22 +276,15 @@ struct Visit<'v, 'f> {
     divides: bool,
 }
 
-/// What a visit has brought.
-struct Fetched<R: Command> {
-    /// How many pages.
-    pages: u64,
-    /// Memory for the next visit, if that of this one can be used again.
-    memory: Option<Memory<R>>,
-}
-
 impl Visit<'_, '_> {
-    /// Brings back the page, and what else is in device memory of the range, by `memory`, which
-    /// must suffice for that.
+    /// Brings back the page, and what else is in device memory of the range, by requests about
+    /// a space, zero if about none. Tells how many pages.
     fn fetch<C: Carrier>(
         &self,
         carrier: &C,
-        memory: Memory<C::Request>,
-    ) -> Result<Fetched<C::Request>, Lost> {
+        spares: &Spares<C::Request>,
+        space: u32,
+    ) -> Result<u64, Lost> {
         let Self {
             core,
             pagemap,
@@ -332,7 +294,8 @@ impl Visit<'_, '_> {
             ..
         } = *self;
         let start = self.range.start;
-        let Memory { scratch, list } = memory;
+        let memory = spares.take(space, self.range.len() >> PAGE_SHIFT);
+        let Memory { scratch, list } = memory.map_err(|_| Lost::NoMemory)?;
         let collecting = core.counters.collect_nanoseconds.time();
         let Ok(collected) = fault.collect(pagemap, self.range.clone(), size, scratch) else {
             return Err(Lost::Contents);
@@ -364,12 +327,7 @@ impl Visit<'_, '_> {
         let transfer = match begun {
             Ok(transfer) => transfer,
             // It will be touched again.
-            Err(error) if error == EAGAIN => {
-                return Ok(Fetched {
-                    pages: 0,
-                    memory: None,
-                })
-            }
+            Err(error) if error == EAGAIN => return Ok(0),
             Err(_) => return Err(Lost::NoMemory),
         };
         drop(lending);
@@ -391,10 +349,8 @@ impl Visit<'_, '_> {
         drop(finalising);
         core.counters.pages_touched.add(tally.moved);
         core.counters.large_to_system.add(tally.large);
-        Ok(Fetched {
-            pages: tally.moved,
-            memory: list.map(|list| Memory { scratch, list }),
-        })
+        spares.keep(scratch, list);
+        Ok(tally.moved)
     }
 }
 

@@ -84,11 +84,6 @@ impl<R: Command> Memory<R> {
             },
         })
     }
-
-    /// How many pages it suffices for.
-    pub(crate) fn pages(&self) -> usize {
-        self.scratch.pages()
-    }
 }
 
 /// The part of it that the list of copies takes.
@@ -98,7 +93,7 @@ pub(crate) struct ListMemory<R: Command> {
     covered: KVVec<Range<usize>>,
 }
 
-/// Up to so many pages memory is not worth keeping.
+/// Up to so many pages memory is not worth keeping, unless no move has more.
 const FEW: usize = 64;
 
 /// Memory for moves, kept from one to the next. The kernel clears what it gives, which for the
@@ -133,14 +128,18 @@ impl<R: Command> Spares<R> {
             memory.list.message.set_space(space);
             return Ok(memory);
         }
-        Memory::new(space, if pages > FEW { self.pages } else { pages })
+        let is_kept = pages > FEW || self.pages <= FEW;
+        Memory::new(space, if is_kept { self.pages } else { pages })
     }
 
-    /// Keeps memory that is not needed any more.
-    pub(crate) fn keep(&self, memory: Memory<R>) {
-        if memory.pages() == self.pages {
-            // If there is enough already, it is dropped.
-            let _ = self.kept.lock().push_within_capacity(memory);
+    /// Keeps memory that is not needed any more, with the list unless the device refused it.
+    pub(crate) fn keep(&self, scratch: Scratch, list: Option<ListMemory<R>>) {
+        let Some(list) = list else { return };
+        if scratch.pages() == self.pages {
+            let memory = Memory { scratch, list };
+            let surplus = self.kept.lock().push_within_capacity(memory);
+            // Not with the lock held.
+            drop(surplus);
         }
     }
 }

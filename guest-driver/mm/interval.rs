@@ -376,8 +376,10 @@ impl<T: Mirror> Interval<T> {
             }
             Cause::OwnExclusive | Cause::OwnMove | Cause::Other => false,
         };
-        // SAFETY: By the invariants the notifier is inserted. The caller is changing this range,
-        // so that the page tables of its areas do not go away.
+        // SAFETY: By the invariants the notifier is inserted, so that there is an address space.
+        // Who changes a range of it holds its mmap lock or, if the range was found by a reverse
+        // map, the lock of that. The kernel frees page tables of areas only after it has taken
+        // them out of their reverse maps, for which it takes those locks, and below the mmap lock.
         may && unsafe {
             bindings::virtio_hmm_has_large_entry((*self.raw.get()).mm, range.start, range.end)
         }
