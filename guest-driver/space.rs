@@ -267,6 +267,8 @@ impl Space {
         };
         let interval = Interval::new(mm, mapper, Mapped::new())?;
         let core = device.core.clone();
+        // Whatever fails from here on, the device must be told that there is no space.
+        let destroy = Message::<SpaceDestroy>::new(number, 0, 0)?;
         core.link.send(Message::<SpaceCreate>::new(number, 0, 0)?)?;
         let space = Arc::pin_init(
             try_pin_init!(Self {
@@ -286,8 +288,7 @@ impl Space {
             Err(error) => Err(*error),
         };
         if let Err(error) = inserted {
-            core.link
-                .send(Message::<SpaceDestroy>::new(number, 0, 0)?)?;
+            core.link.send(destroy)?;
             return Err(error);
         }
         space
