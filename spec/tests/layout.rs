@@ -1,13 +1,13 @@
-//! The layouts as numbers and bytes, written down once more by hand.
+//! The layouts as numbers and bytes, written by hand a second time.
 //!
-//! `prose` compares the crate with the text; here it is compared with what the bytes
-//! have to be, so that both cannot change together unseen. Also: what encodes decodes
-//! to the same, and what is no operation is refused and never a panic.
+//! `prose` compares the crate with the text. This file compares it with the required bytes, so that
+//! text and crate cannot change together unnoticed. It also checks that encoding and decoding are
+//! inverse, and that an invalid operation is refused and never causes a panic.
 
 use proptest::prelude::*;
 use virtio_hmm_spec::uapi::dmirror::{DmirrorCall, DmirrorCommand};
 use virtio_hmm_spec::uapi::{
-    Bind, Call, Counters, DriverStatistics, Info, Migrate, Residency, Submit, Wait,
+    Bind, Call, Cancel, Counters, DriverStatistics, Info, Migrate, Residency, Submit, Wait, WaitAny,
 };
 use virtio_hmm_spec::wire::command::{
     AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
@@ -23,7 +23,7 @@ use virtio_hmm_spec::wire::{Layout, Values};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Checks the size and each field's offset against what is written here.
+/// Checks the size and each field's offset against the numbers given here.
 fn assert_layout<T: Layout>(size: usize, offsets: &[usize]) {
     let actual: Vec<usize> = T::FIELDS.iter().map(|field| field.offset).collect();
     assert_eq!((T::SIZE, actual.as_slice()), (size, offsets), "{}", T::NAME);
@@ -55,18 +55,20 @@ fn every_structure_has_the_layout_that_is_written_down() {
     assert_layout::<FaultHeader>(8, &[0, 4]);
     assert_layout::<FaultRecord>(40, &[0, 8, 16, 24, 28, 32, 36]);
     assert_layout::<Statistics>(288, &eights::<36>());
-    assert_layout::<Info>(48, &[0, 4, 8, 16, 24, 32, 36, 40, 44]);
+    assert_layout::<Info>(56, &[0, 4, 8, 16, 24, 32, 36, 40, 44, 48, 52]);
     assert_layout::<Bind>(8, &[0, 4]);
     assert_layout::<Submit>(32, &[0, 8, 12, 16, 24, 28]);
     assert_layout::<Wait>(96, &[0, 8, 16]);
-    assert_layout::<Migrate>(48, &[0, 8, 16, 20, 24, 32, 40]);
+    assert_layout::<Migrate>(56, &[0, 8, 16, 20, 24, 32, 40, 48]);
     assert_layout::<Residency>(32, &[0, 4, 8, 16, 24]);
-    assert_layout::<Counters>(512, &[0, 224]);
-    assert_layout::<DriverStatistics>(224, &eights::<28>());
+    assert_layout::<Counters>(520, &[0, 232]);
+    assert_layout::<DriverStatistics>(232, &eights::<29>());
+    assert_layout::<Cancel>(16, &[0, 8, 12]);
+    assert_layout::<WaitAny>(112, &[0, 8, 12, 16, 24, 32]);
     assert_layout::<DmirrorCommand>(40, &eights::<5>());
 }
 
-/// The offsets of so many fields of eight bytes.
+/// The offsets of `COUNT` fields of eight bytes.
 fn eights<const COUNT: usize>() -> [usize; COUNT] {
     std::array::from_fn(|index| 8 * index)
 }
@@ -74,13 +76,15 @@ fn eights<const COUNT: usize>() -> [usize; COUNT] {
 #[test]
 fn request_codes_are_those_that_the_kernel_computes() {
     // _IOC(_IOC_READ | _IOC_WRITE, 0xD6, number, size)
-    assert_eq!(Info::CODE, 0xC030_D600);
+    assert_eq!(Info::CODE, 0xC038_D600);
     assert_eq!(Bind::CODE, 0xC008_D601);
     assert_eq!(Submit::CODE, 0xC020_D602);
     assert_eq!(Wait::CODE, 0xC060_D603);
-    assert_eq!(Migrate::CODE, 0xC030_D604);
+    assert_eq!(Migrate::CODE, 0xC038_D604);
     assert_eq!(Residency::CODE, 0xC020_D605);
-    assert_eq!(Counters::CODE, 0xC200_D606);
+    assert_eq!(Counters::CODE, 0xC208_D606);
+    assert_eq!(Cancel::CODE, 0xC010_D607);
+    assert_eq!(WaitAny::CODE, 0xC070_D608);
     assert_eq!(DmirrorCall::Read.code(), 0xC028_4800);
     assert_eq!(DmirrorCall::ReadUnlocked.code(), 0xC028_4809);
 }
@@ -91,7 +95,7 @@ fn only_the_request_code_of_a_call_is_that_call() {
         DmirrorCall::from_code(0xC028_4804),
         Some(DmirrorCall::Snapshot)
     );
-    // A number that is no call's, another size, another type.
+    // A number without a call, another size, another type.
     for code in [0xC028_480A, 0xC030_4804, 0xC028_D604] {
         assert_eq!(DmirrorCall::from_code(code), None, "{code:#x}");
     }
@@ -104,7 +108,7 @@ fn counting(size: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A structure read from counting bytes: each field is told by its value.
+/// A structure read from counting bytes: each field is identified by its value.
 fn from_counting<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy>() -> T {
     let bytes = counting(size_of::<T>());
     let value = T::read_from_bytes(&bytes).expect("as many bytes as the structure has");
@@ -255,6 +259,8 @@ fn the_fields_of_the_ioctls_are_read_at_their_places() {
         max_spaces: 0x2726_2524,
         device_version: 0x2b2a_2928,
         address_bits: 0x2f2e_2d2c,
+        state: 0x3332_3130,
+        resets: 0x3736_3534,
     });
     assert_fields!(Bind {
         version: 0x0302_0100,
@@ -266,12 +272,25 @@ fn the_fields_of_the_ioctls_are_read_at_their_places() {
         flags: 0x0f0e_0d0c,
         first_fence: 0x1716_1514_1312_1110,
         submitted: 0x1b1a_1918,
-        reserved: 0x1f1e_1d1c,
+        eventfd: 0x1f1e_1d1c,
     });
     assert_fields!(Wait {
         fence: 0x0706_0504_0302_0100,
-        timeout: 0x0f0e_0d0c_0b0a_0908
+        deadline: 0x0f0e_0d0c_0b0a_0908
     });
+    assert_fields!(Cancel {
+        fence: 0x0706_0504_0302_0100,
+        flags: 0x0b0a_0908,
+        reserved: 0x0f0e_0d0c,
+    });
+    assert_fields!(WaitAny {
+        fences: 0x0706_0504_0302_0100,
+        count: 0x0b0a_0908,
+        flags: 0x0f0e_0d0c,
+        deadline: 0x1716_1514_1312_1110,
+        fence: 0x1f1e_1d1c_1b1a_1918,
+    });
+    assert_eq!(from_counting::<WaitAny>().result.status, 0x2322_2120);
     assert_eq!(from_counting::<Wait>().result.status, 0x1312_1110);
     assert_fields!(Migrate {
         address: 0x0706_0504_0302_0100,
@@ -281,6 +300,7 @@ fn the_fields_of_the_ioctls_are_read_at_their_places() {
         moved: 0x1f1e_1d1c_1b1a_1918,
         skipped: 0x2726_2524_2322_2120,
         no_memory: 0x2f2e_2d2c_2b2a_2928,
+        reached: 0x3736_3534_3332_3130,
     });
     assert_fields!(Residency {
         pid: 0x0302_0100,
@@ -292,7 +312,8 @@ fn the_fields_of_the_ioctls_are_read_at_their_places() {
     let counters = from_counting::<Counters>();
     assert_eq!(counters.driver.spaces, 0x0706_0504_0302_0100);
     assert_eq!(counters.driver.interrupts, 0xd7d6_d5d4_d3d2_d1d0);
-    assert_eq!(counters.device.spaces, 0xe7e6_e5e4_e3e2_e1e0);
+    assert_eq!(counters.driver.changes_hurried, 0xe7e6_e5e4_e3e2_e1e0);
+    assert_eq!(counters.device.spaces, 0xefee_edec_ebea_e9e8);
 }
 
 #[test]
@@ -335,7 +356,7 @@ fn an_operation_travels_as_its_code_and_its_arguments_in_order() {
     assert_eq!(Operation::decode(&descriptor), Ok(Operation::Gemm(gemm)));
 }
 
-/// Something that a decoder may be given: any code, and arguments that are often small.
+/// Any input of a decoder: any code, and arguments that are often small.
 fn any_descriptor() -> impl Strategy<Value = JobDescriptor> {
     let number = || {
         prop_oneof![
@@ -355,7 +376,7 @@ fn any_descriptor() -> impl Strategy<Value = JobDescriptor> {
     })
 }
 
-/// A descriptor that some operation encodes to.
+/// A descriptor that encodes some operation.
 fn descriptor_of_an_operation() -> impl Strategy<Value = JobDescriptor> {
     let index = 0..Operation::DESCRIPTIONS.len();
     let numbers = prop::collection::vec(any::<u64>(), MAX_ARGUMENTS);
@@ -461,7 +482,7 @@ fn a_value_that_is_none_of_its_type_is_malformed() {
     }
 }
 
-/// The descriptor of an operation whose arguments are all one, which is of every type.
+/// The descriptor of an operation whose arguments are all one, which is valid for every type.
 fn valid(code: u32) -> JobDescriptor {
     let description = Operation::DESCRIPTIONS
         .iter()

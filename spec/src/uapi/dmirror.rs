@@ -1,8 +1,7 @@
-//! What the kernel's own tests of HMM say to a device: the ioctls of
-//! `/dev/hmm_dmirrorN`.
+//! The interface of the kernel's own tests of HMM: the ioctls of `/dev/hmm_dmirrorN`.
 //!
-//! Numbers, structure and values are those of `lib/test_hmm_uapi.h` in Linux 7.3; the
-//! meaning is in `uapi.md`.
+//! Numbers, structure and values are those of `lib/test_hmm_uapi.h` in Linux 7.3; the meaning is in
+//! `uapi.md`.
 
 /// The ioctl type byte of every call.
 pub const IOCTL_TYPE: u8 = b'H';
@@ -14,8 +13,8 @@ pub const MAX_NODES: u32 = 4;
 /// The most pages that can be mapped from a node at once.
 pub const MAX_MAPPED_PAGES: u64 = 4096;
 
-/// The bit of [`DmirrorCommand::npages`] by which [`DmirrorCall::Flags`] lets one
-/// allocation fail.
+/// The bit of [`DmirrorCommand::npages`] with which [`DmirrorCall::Flags`] makes one allocation
+/// fail.
 pub const FAIL_ALLOC: u64 = 1 << 0;
 
 values! {
@@ -29,15 +28,15 @@ values! {
         MigrateToDevice = 2,
         /// Moves a range to the guest's memory.
         MigrateToSystem = 3,
-        /// Tells how pages are mapped in the process.
+        /// Reports how pages are mapped in the process.
         Snapshot = 4,
         /// Gives the device exclusive access to a range, and has it read it.
         Exclusive = 5,
         /// Fails if the device has exclusive access to any page.
         CheckExclusive = 6,
-        /// Brings everything home that is in device memory.
+        /// Moves everything in device memory to the guest's memory.
         Release = 7,
-        /// Lets one allocation fail.
+        /// Makes one allocation fail.
         Flags = 8,
         /// As `Read`.
         ReadUnlocked = 9,
@@ -60,7 +59,7 @@ impl DmirrorCall {
 }
 
 layout! {
-    /// What every call passes both ways.
+    /// The argument of every call, passed both ways.
     pub struct DmirrorCommand {
         /// In: first byte of the range, aligned to a page.
         pub addr: u64,
@@ -68,14 +67,14 @@ layout! {
         pub ptr: u64,
         /// In: pages in the range, or the bits of `Flags`; not zero.
         pub npages: u64,
-        /// Out: pages that were read, written, moved or looked at.
+        /// Out: pages that were read, written, moved or inspected.
         pub cpages: u64,
         /// Out: how many times the device lacked pages of the range.
         pub faults: u64,
     }
 }
 
-/// What [`DmirrorCall::Snapshot`] says of a page: a place, and any of the bits.
+/// The bits that [`DmirrorCall::Snapshot`] reports of a page: a place, and any of the others.
 pub mod protection {
     /// Nothing that a device can map.
     pub const ERROR: u8 = 0xff;

@@ -1,8 +1,7 @@
 //! Control requests and their replies ("Control queue").
 //!
-//! A request is a [`RequestHeader`] followed by `count` entries of the type that
-//! its operation names. A reply is a [`ReplyHeader`], followed for some
-//! operations by results.
+//! A request is a [`RequestHeader`] followed by `count` entries of the type that its operation
+//! names. A reply is a [`ReplyHeader`], followed by results for some operations.
 
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -41,8 +40,8 @@ values! {
 values! {
     /// How a request or a job ended.
     ///
-    /// Where several apply, to the request or to any of its entries, the lowest number
-    /// that is not zero is the one reported ("Status").
+    /// If several apply, to the request or to any of its entries, the lowest number that is not
+    /// zero is reported ("Status").
     pub enum Status: u32 {
         /// Done.
         Ok = 0,
@@ -68,42 +67,42 @@ values! {
         NoMemory = 10,
         /// The bytes could not be copied.
         CopyFailed = 11,
-        /// A job's arguments make no sense for its operation.
+        /// A job's arguments contradict each other or its operation.
         BadArgument = 16,
-        /// A job touched an address that the driver could not make accessible.
+        /// A job accessed an address that the driver could not make accessible.
         Fault = 17,
         /// The job was cancelled, or its space destroyed.
         Cancelled = 18,
         /// The job's own bound was reached before its end (list length, tree depth).
         Bound = 19,
-        /// The job was given back the same fault too often without any progress.
+        /// The job had the same fault too often without any progress.
         Storm = 20,
-        /// The device failed in a way that nothing above describes.
+        /// The device failed in a way that no other status describes.
         DeviceError = 255,
     }
 }
 
 layout! {
-    /// What each control and DMA request begins with.
+    /// The start of each control and DMA request.
     pub struct RequestHeader {
         /// A [`Request`].
         pub operation: U16,
         /// Zero.
         pub flags: U16,
-        /// The space that the request is about; zero where none is.
+        /// The space of the request; zero if it has none.
         pub space: U32,
-        /// How many entries follow.
+        /// The number of entries that follow.
         pub count: U32,
         /// Zero.
         pub reserved: U32,
     }
 
-    /// What each reply begins with.
+    /// The start of each reply.
     pub struct ReplyHeader {
         /// A [`Status`].
         pub status: U32,
-        /// With an error: the index of the first entry that it applies to, or zero. Else
-        /// how many results follow.
+        /// With an error: the index of the first entry that it applies to, or zero. Otherwise the
+        /// number of results that follow.
         pub detail: U32,
     }
 
@@ -119,10 +118,10 @@ layout! {
     pub struct MapEntry {
         /// The virtual address, aligned to the leaf.
         pub address: U64,
-        /// The first frame: of device memory with [`map_flags::DEVICE`], else of the
-        /// guest's physical memory. Aligned to the leaf.
+        /// The first frame: of device memory with [`map_flags::DEVICE`], otherwise of the guest's
+        /// physical memory. Aligned to the leaf.
         pub frame: U64,
-        /// How many pages, a multiple of the leaf's.
+        /// The number of pages, a multiple of the leaf's.
         pub pages: U32,
         /// log2 of the pages in a leaf: 0 or [`LARGE_ORDER`](super::LARGE_ORDER).
         pub order: U16,
@@ -134,7 +133,7 @@ layout! {
     pub struct RangeEntry {
         /// The virtual address of the first page, aligned to a page.
         pub address: U64,
-        /// How many pages; at least one.
+        /// The number of pages; at least one.
         pub pages: U64,
     }
 
@@ -145,7 +144,7 @@ layout! {
         /// An [`Action`](super::fault::Action).
         pub action: U32,
         /// With [`Action::Terminate`](super::fault::Action::Terminate): a
-        /// [`Reason`](super::fault::Reason). Else zero.
+        /// [`Reason`](super::fault::Reason). Otherwise zero.
         pub reason: U32,
     }
 
@@ -155,7 +154,7 @@ layout! {
         pub job: U64,
     }
 
-    /// A run of pages to be brought home.
+    /// A run of pages to unmap and copy to the guest's memory.
     pub struct FetchEntry {
         /// The virtual address of the first page, aligned to a page.
         pub address: U64,
@@ -163,17 +162,17 @@ layout! {
         pub source: U64,
         /// The first frame of the guest's memory.
         pub destination: U64,
-        /// How many pages; at least one.
+        /// The number of pages; at least one.
         pub pages: U32,
         /// Zero.
         pub reserved: U32,
     }
 
-    /// How one page of a queried range is translated.
+    /// The translation of one page of a queried range.
     pub struct QueryResult {
         /// The page's frame.
         pub frame: U64,
-        /// Rights, [`map_flags`] and [`query_flags`]; zero when there is no mapping.
+        /// Rights, [`map_flags`] and [`query_flags`]; zero if there is no mapping.
         pub flags: U32,
         /// log2 of the pages in the leaf.
         pub order: U32,
@@ -198,9 +197,14 @@ pub mod query_flags {
     pub const DIRTY: u32 = 1 << 18;
 }
 
-/// The most pages that one [`Request::Fetch`] on the control queue may be about, all entries
-/// together.
+/// The most pages of one [`Request::Fetch`] on the control queue, all entries together.
 pub const MAX_FETCH_PAGES: u64 = 64;
 
-/// The most entries that one query may be answered with, in pages.
+/// The most pages of one [`Request::Map`], all entries together.
+///
+/// Some milliseconds of work, for which an invalidation behind it waits; 128 times the pages of the
+/// largest leaf.
+pub const MAX_MAP_PAGES: u64 = 64 << 10;
+
+/// The most pages of one query, each of which is one result.
 pub const MAX_QUERY_PAGES: u64 = 512;

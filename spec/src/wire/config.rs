@@ -14,9 +14,8 @@ pub const MEMORY_REGION: u8 = 0;
 layout! {
     /// The configuration space: sizes and limits that never change after reset.
     ///
-    /// The driver only reads it. Each limit says what one request may ask for or
-    /// what the device will hold at a time; exceeding one is answered with
-    /// [`Status::Limit`](super::command::Status::Limit).
+    /// The driver only reads it. Each limit applies to one request or to what the device holds at a
+    /// time; exceeding it is answered with [`Status::Limit`](super::command::Status::Limit).
     pub struct Config {
         /// [`MAGIC`].
         pub magic: U32,
@@ -34,7 +33,7 @@ layout! {
         pub max_entries: U32,
         /// Items in one DMA request.
         pub max_items: U32,
-        /// Pages that the items of one DMA request may add up to.
+        /// Pages in all items of one DMA request together.
         pub max_copy_pages: U32,
         /// Engines.
         pub engines: U32,
@@ -47,7 +46,7 @@ layout! {
 
 /// Bits of [`Config::capabilities`].
 pub mod capability {
-    /// The device checks every translation it uses and poisons discarded frames.
+    /// The device checks every translation that it uses and poisons discarded frames.
     ///
     /// A driver then discards frames as soon as they are free.
     pub const CHECK: u64 = 1 << 0;

@@ -9,7 +9,7 @@
 use zerocopy::little_endian::{U32, U64};
 
 values! {
-    /// What an item does.
+    /// The kind of an item.
     pub enum Kind: u32 {
         /// Copy from the guest's memory to device memory.
         ToDevice = 1,
@@ -19,7 +19,7 @@ values! {
         OnDevice = 3,
         /// Fill frames of device memory with zeros.
         Clear = 4,
-        /// Forget the contents of frames of device memory.
+        /// Discard the contents of frames of device memory.
         Discard = 5,
     }
 }
@@ -31,13 +31,13 @@ layout! {
         pub kind: U32,
         /// How many pages; at least one.
         pub pages: U32,
-        /// The first frame to read; zero where nothing is read.
+        /// The first frame to read; zero if nothing is read.
         pub source: U64,
         /// The first frame to write or discard.
         pub destination: U64,
     }
 
-    /// How one item ended.
+    /// The result of one item.
     pub struct ItemResult {
         /// A [`Status`](super::command::Status).
         pub status: U32,

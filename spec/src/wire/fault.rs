@@ -1,22 +1,22 @@
 //! Fault records and the driver's answers ("Fault queue").
 //!
-//! The driver offers buffers that the device may write. The device fills one with
-//! a [`FaultHeader`] and as many records as are waiting and fit.
+//! The driver offers buffers that the device may write. The device fills one with a [`FaultHeader`]
+//! and as many waiting records as fit.
 
 use zerocopy::little_endian::{U32, U64};
 
 values! {
-    /// What the driver has done about a fault.
+    /// The driver's answer to a fault.
     pub enum Action: u32 {
         /// The page is mapped as well as it can be: try again.
         Retry = 1,
-        /// The page cannot be had: end the job with a [`Reason`].
+        /// The page cannot be provided: end the job with a [`Reason`].
         Terminate = 2,
     }
 }
 
 values! {
-    /// Why a page cannot be had.
+    /// Why a page cannot be provided.
     pub enum Reason: u32 {
         /// Nothing is mapped there in the process.
         Unmapped = 1,
@@ -36,9 +36,9 @@ values! {
 }
 
 layout! {
-    /// What a filled fault buffer begins with.
+    /// The start of a filled fault buffer.
     pub struct FaultHeader {
-        /// How many records follow.
+        /// The number of records that follow.
         pub count: U32,
         /// Zero.
         pub reserved: U32,
@@ -46,18 +46,18 @@ layout! {
 
     /// A job waits for a page.
     pub struct FaultRecord {
-        /// Names this fault in the driver's answer; never used twice until the next
+        /// The name of this fault in the driver's answer; never reused before the next
         /// [`Request::Init`](super::command::Request::Init).
         pub fault: U64,
-        /// The address that was touched.
+        /// The address that the job accessed.
         pub address: U64,
         /// The job that waits.
         pub job: U64,
         /// The job's space.
         pub space: U32,
-        /// The rights that are wanted (see [`rights`](super::rights)).
+        /// The rights that the job needs (see [`rights`](super::rights)).
         pub access: U32,
-        /// A hint: how many pages from this one on the job will want in the same way.
+        /// A hint: the number of pages from this one on that the job will need in the same way.
         pub pages: U32,
         /// Zero.
         pub reserved: U32,
@@ -68,9 +68,9 @@ layout! {
 pub const MIN_BUFFER: usize =
     core::mem::size_of::<FaultHeader>() + core::mem::size_of::<FaultRecord>();
 
-/// How many retries in a row, at one address and without progress, end a job with
+/// The number of retries in a row, at one address and without progress, after which a job ends with
 /// [`Status::Storm`](super::command::Status::Storm).
 ///
-/// Far more than an invalidation that races with the driver can cause, and few enough
-/// that a driver that answers without mapping anything is stopped within moments.
+/// An invalidation that races with the driver causes far fewer. A driver that answers without
+/// mapping anything is stopped within moments.
 pub const STORM_RETRIES: u32 = 1024;

@@ -1,16 +1,15 @@
 //! Jobs and how they end ("Submit queue").
 //!
-//! A chain holds a [`JobRequest`] for the device to read and room for a
-//! [`JobReply`]. The device returns the chain when the job has ended, in whatever
-//! order jobs end.
+//! A chain holds a [`JobRequest`] for the device to read and room for a [`JobReply`]. The device
+//! returns the chain when the job has ended, in the order in which jobs end.
 
 use zerocopy::little_endian::{U32, U64};
 
-/// Arguments that a [`JobDescriptor`] has room for.
+/// The number of arguments in a [`JobDescriptor`].
 pub const MAX_ARGUMENTS: usize = 14;
 
 layout! {
-    /// What a job does, as a program hands it in; the driver passes it on unread.
+    /// A job as a program submits it; the driver passes it on without reading it.
     ///
     /// [`Operation`](super::operation::Operation) is its checked form.
     pub struct JobDescriptor {
@@ -30,7 +29,7 @@ layout! {
         pub space: U32,
         /// Zero.
         pub reserved: U32,
-        /// What the job does.
+        /// The operation and its arguments.
         pub descriptor: JobDescriptor,
     }
 
@@ -39,14 +38,14 @@ layout! {
         /// A [`Status`](super::command::Status).
         pub status: U32,
         /// With [`Status::Fault`](super::command::Status::Fault): a
-        /// [`Reason`](super::fault::Reason). Else zero.
+        /// [`Reason`](super::fault::Reason). Otherwise zero.
         pub reason: U32,
         /// With [`Status::Fault`](super::command::Status::Fault) and
-        /// [`Status::Storm`](super::command::Status::Storm): the address. Else zero.
+        /// [`Status::Storm`](super::command::Status::Storm): the address. Otherwise zero.
         pub address: U64,
-        /// The rights that were wanted there. Else zero.
+        /// The rights that the job needed there. Otherwise zero.
         pub access: U32,
-        /// How many times the job waited for a page.
+        /// The number of times that the job waited for a page.
         pub faults: U32,
         /// The operation's results in order.
         pub values: [U64; 4],

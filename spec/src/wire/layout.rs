@@ -1,11 +1,11 @@
-//! Types that can tell their own layout, so that prose can be checked against it.
+//! Types that describe their own layout, so that prose can be checked against it.
 
 /// One field of a structure that crosses a boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
     /// The field's name.
     pub name: &'static str,
-    /// Its type as the source has it.
+    /// Its type as in the source.
     pub type_name: &'static str,
     /// Its offset from the start of the structure, in bytes.
     pub offset: usize,
@@ -64,7 +64,7 @@ macro_rules! layout {
     )+ };
 }
 
-/// Declares a set of values as an enumeration that checks what it is made from.
+/// Declares a set of values as an enumeration with checked conversion.
 macro_rules! values {
     (
         $(#[$meta:meta])*

@@ -1,7 +1,7 @@
-//! What the driver and the device say to each other.
+//! The interface between the driver and the device.
 //!
-//! All fields are little-endian. Reserved fields are written as zero; a receiver
-//! that finds another value answers [`command::Status::Malformed`].
+//! All fields are little-endian. Reserved fields are written as zero; a receiver that finds another
+//! value answers [`command::Status::Malformed`].
 //!
 //! Sources: `virtio-hmm.md`, whose section names are given at each type.
 
@@ -23,7 +23,7 @@ pub use layout::{Field, Layout, Value, Values};
 /// assigned to this device, a driver must also check [`config::MAGIC`].
 pub const DEVICE_ID: u32 = 37;
 
-/// How many virtqueues the device has ("Virtqueues").
+/// The number of virtqueues ("Virtqueues").
 pub const QUEUE_COUNT: usize = 4;
 
 values! {
@@ -49,7 +49,7 @@ pub const PAGE_BYTES: u64 = 1 << PAGE_SHIFT;
 /// log2 of the pages that a large leaf maps.
 pub const LARGE_ORDER: u32 = 9;
 
-/// How many pages a large leaf maps.
+/// The number of pages that a large leaf maps.
 pub const LARGE_PAGES: u64 = 1 << LARGE_ORDER;
 
 /// What an engine may do through a mapping, as a set of bits ("Rights").

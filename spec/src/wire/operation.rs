@@ -1,14 +1,13 @@
 //! What a job can do ("Operations").
 //!
-//! An [`Operation`] is the checked form of a [`JobDescriptor`]: one type per
-//! operation, whose fields are its arguments in order. Decoding checks the code,
-//! the unused arguments and every [`Element`]; whether the values make sense
-//! together is the engine's to say
+//! An [`Operation`] is the checked form of a [`JobDescriptor`]: one type per operation, whose
+//! fields are its arguments in order. Decoding checks the code, the unused arguments and every
+//! [`Element`]. The engine checks whether the values fit together
 //! ([`Status::BadArgument`](super::command::Status::BadArgument)).
 //!
-//! Addresses are those of the job's space and need no alignment unless said.
-//! Integers wrap. An operation whose inputs and outputs overlap in a way that its
-//! documentation does not name has unspecified results.
+//! Addresses are those of the job's space and need no alignment unless stated. Integers wrap. An
+//! operation whose inputs and outputs overlap in a way that its documentation does not name has
+//! unspecified results.
 
 use super::job::{JobDescriptor, MAX_ARGUMENTS};
 use zerocopy::little_endian::{U32, U64};
@@ -44,12 +43,11 @@ impl Element {
 pub enum DecodeError {
     /// There is no operation with this code.
     Unsupported,
-    /// An argument that the operation does not have is not zero, or an argument is
-    /// no value of its type.
+    /// An unused argument is not zero, or an argument is not a value of its type.
     Malformed,
 }
 
-/// A value that travels as an argument.
+/// A value that can be an argument.
 trait Argument: Sized {
     fn to_argument(self) -> u64;
     fn from_argument(raw: u64) -> Option<Self>;
@@ -147,7 +145,7 @@ macro_rules! operations {
                 match self { $( Self::$name(_) => stringify!($name), )+ }
             }
 
-            /// The operation as it travels.
+            /// The operation as a descriptor.
             pub fn encode(&self) -> JobDescriptor {
                 let mut arguments = [U64::ZERO; MAX_ARGUMENTS];
                 let mut slots = arguments.iter_mut();
@@ -160,11 +158,11 @@ macro_rules! operations {
                 JobDescriptor { operation: U32::new(operation), reserved: U32::ZERO, arguments }
             }
 
-            /// The operation that a descriptor stands for.
+            /// The operation of a descriptor.
             ///
             /// # Errors
             ///
-            /// [`DecodeError`] says what is wrong with the descriptor.
+            /// [`DecodeError`] names the mistake in the descriptor.
             pub fn decode(descriptor: &JobDescriptor) -> Result<Self, DecodeError> {
                 let mut slots = descriptor.arguments.iter().map(|slot| slot.get());
                 let operation = match descriptor.operation.get() {
@@ -235,9 +233,8 @@ operations! {
         element: Element,
     }
 
-    /// Finds the smallest element; NaN is passed over. Result 0: the element's bits,
-    /// zero-extended. Result 1: its index, the first one if several are equal;
-    /// `count` if there is none.
+    /// Finds the smallest element; NaN is ignored. Result 0: the element's bits, zero-extended.
+    /// Result 1: its index, the first one if several are equal; `count` if there is none.
     6 Min {
         /// First element.
         source: u64,
@@ -308,12 +305,12 @@ operations! {
         c_stride: u64,
         /// The factor of the product.
         alpha: f32,
-        /// The factor of what C held.
+        /// The factor of the old value of C.
         beta: f32,
     }
 
-    /// Sorts `U64` elements in ascending order. Both ranges are left in an
-    /// unspecified state if the job does not end well.
+    /// Sorts `U64` elements in ascending order. Both ranges are left in an unspecified state if the
+    /// job does not end well.
     11 Sort {
         /// First element.
         data: u64,
@@ -368,9 +365,9 @@ operations! {
         element: Element,
     }
 
-    /// Walks a list from node to node until a null pointer. Result 0: nodes visited.
-    /// Result 1: the sum of their `U64` values. Result 2: the address of the first
-    /// node whose value is `key`, else zero. More than `limit` nodes end the job with
+    /// Walks a list from node to node until a null pointer. Result 0: nodes visited. Result 1: the
+    /// sum of their `U64` values. Result 2: the address of the first node whose value is `key`, or
+    /// zero. More than `limit` nodes end the job with
     /// [`Status::Bound`](super::command::Status::Bound).
     15 ListWalk {
         /// Address of the first node, or zero.
@@ -440,8 +437,8 @@ operations! {
         queue: u64,
     }
 
-    /// Atomically adds to a `U32` or `U64`, `repeat` times. Result 0: what was there
-    /// before the last addition.
+    /// Atomically adds to a `U32` or `U64`, `repeat` times. Result 0: the value before the last
+    /// addition.
     19 AtomicAdd {
         /// Address, a multiple of the element's size.
         address: u64,
@@ -453,7 +450,7 @@ operations! {
         repeat: u64,
     }
 
-    /// Atomically replaces a `U32` or `U64`. Result 0: what was there before.
+    /// Atomically replaces a `U32` or `U64`. Result 0: the old value.
     20 AtomicExchange {
         /// Address, a multiple of the element's size.
         address: u64,
@@ -463,14 +460,14 @@ operations! {
         operand: u64,
     }
 
-    /// Atomically replaces a `U32` or `U64` if it equals `expected`. Result 0: what was
-    /// there before. Result 1: one if it was replaced, else zero.
+    /// Atomically replaces a `U32` or `U64` if it equals `expected`. Result 0: the old value.
+    /// Result 1: one if it was replaced, otherwise zero.
     21 AtomicCompareExchange {
         /// Address, a multiple of the element's size.
         address: u64,
         /// `U32` or `U64`.
         element: Element,
-        /// The value that must be there.
+        /// The value to be replaced.
         expected: u64,
         /// The new value.
         operand: u64,

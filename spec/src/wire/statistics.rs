@@ -3,9 +3,9 @@
 use zerocopy::little_endian::U64;
 
 layout! {
-    /// What the device has done since the last reset, and what it holds now.
+    /// The device's counters since the last reset, and its current state.
     ///
-    /// The first group says what is there now; all others only grow until reset.
+    /// The first group is the current state; all others only grow until reset.
     pub struct Statistics {
         /// Spaces that exist.
         pub spaces: U64,
@@ -45,7 +45,7 @@ layout! {
         pub faults_retried: U64,
         /// Faults answered with terminate.
         pub faults_terminated: U64,
-        /// Answers to faults that were not waiting any more.
+        /// Answers to faults that were no longer waiting.
         pub answers_late: U64,
 
         /// Control requests carried out.
@@ -54,14 +54,14 @@ layout! {
         pub map_entries: U64,
         /// Ranges unmapped or protected.
         pub invalidations: U64,
-        /// Pages that these removed or restricted.
+        /// Pages whose rights these removed or restricted.
         pub invalidated_pages: U64,
         /// Nanoseconds that invalidations waited for engines.
         pub invalidation_wait_nanoseconds: U64,
 
         /// DMA requests carried out.
         pub dma_requests: U64,
-        /// Nanoseconds that carrying out their lists took.
+        /// Nanoseconds spent on carrying out their lists.
         pub copy_nanoseconds: U64,
         /// Bytes copied to device memory.
         pub bytes_to_device: U64,
@@ -78,10 +78,9 @@ layout! {
 
         /// Requests refused with a status.
         pub requests_refused: U64,
-        /// Chains that could not even be answered.
+        /// Chains that could not be answered.
         pub chains_dropped: U64,
-        /// With [`CHECK`](super::config::capability::CHECK): accesses through a
-        /// translation that had been taken back.
+        /// With [`CHECK`](super::config::capability::CHECK): accesses through a stale translation.
         pub stale_accesses: U64,
         /// With [`CHECK`](super::config::capability::CHECK): uses of a frame that is free.
         pub freed_frame_uses: U64,

@@ -1,4 +1,4 @@
-//! Counts what the source defines, so that `interface.rs` cannot forget a thing.
+//! Counts the definitions in the source, so that `interface.rs` cannot forget any.
 //!
 //! Reads the source as text: structures, enumerations and constants by name. It knows
 //! nothing of their values.

@@ -1,11 +1,11 @@
-//! Compares the documents with the crate and says what differs.
+//! Compares the documents with the crate and reports differences.
 
 use crate::document::{Document, Field, Operation, Party, Row, Set, Structure};
 use crate::interface::{self, listed_type, Interface};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// One difference between a document and what it is compared with.
+/// One difference between a document and the crate.
 #[derive(Clone, Debug)]
 pub(crate) struct Difference {
     pub(crate) file: String,
@@ -19,7 +19,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Names in code style that are not the crate's.
+/// Names in code style that the crate does not define.
 const OTHER_NAMES: &[&str] = &[
     "/dev/hmm0",
     "/dev/hmm15",
@@ -27,11 +27,21 @@ const OTHER_NAMES: &[&str] = &[
     "/dev/hmm_dmirror0",
     "/dev/hmm_dmirrorN",
     "CAP_SYS_PTRACE",
+    "CAP_SYS_RESOURCE",
+    "CLOCK_MONOTONIC",
     "EHWPOISON",
     "EOPNOTSUPP",
+    "EPOLLET",
     "MAP_PRIVATE",
+    "POLLERR",
+    "POLLHUP",
+    "POLLIN",
+    "POLLRDNORM",
+    "SA_RESTART",
     "_IOWR('H', number, struct hmm_dmirror_cmd)",
     "_IOWR(IOCTL_TYPE, number, structure)",
+    "clock_gettime",
+    "epoll",
     "f32",
     "f64",
     "fork",
@@ -41,10 +51,32 @@ const OTHER_NAMES: &[&str] = &[
     "le64",
     "lib/test_hmm_uapi.h",
     "mprotect",
+    "poll",
+    "process_share",
+    "select",
     "test_hmm",
     "tools/testing/selftests/mm/hmm-tests.c",
     "u64",
+    "user_share",
     "vhmm",
+    "virtio_hmm/late",
+    ";",
+    "us",
+    "ms",
+    "s",
+    "seed",
+    "delay=TIME[..TIME]@POINT[,every=N][,count=N][,probability=P][,seed=N]",
+    "kick-control",
+    "kick-dma",
+    "kick-submit",
+    "kick-fault",
+    "install",
+    "lock",
+    "collected",
+    "copied",
+    "change-begins",
+    "change-ends",
+    "lost",
 ];
 
 /// The words of RFC 2119 that the documents use.
@@ -274,7 +306,7 @@ fn names(report: &mut Report, document: &Document, interface: &Interface) {
     }
 }
 
-/// A link leads to a section of its own file, of which there may be several documents.
+/// A link leads to a section of its own file, which may consist of several documents.
 fn links(report: &mut Report, document: &Document, documents: &[Document]) {
     let same_file = || documents.iter().filter(|other| other.file == document.file);
     for (line, target) in &document.links {
@@ -327,7 +359,7 @@ fn duties(report: &mut Report, document: &Document) {
 }
 
 fn has_duty_word(text: &str) -> bool {
-    // Nearly every text is done with here, and fast.
+    // Nearly every text ends here, quickly.
     if !DUTY_WORDS.iter().any(|word| text.contains(word)) {
         return false;
     }

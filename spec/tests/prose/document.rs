@@ -1,12 +1,12 @@
-//! Reads what a document says about the interface: listings, tables, examples, duties.
+//! Parses what a document states about the interface: listings, tables, examples, duties.
 //!
-//! Knows the conventions that the text keeps (see `README.md`) and nothing of the
-//! crate it is compared with.
+//! It knows the conventions of the text (see `README.md`), but not the crate with which it is
+//! compared.
 
 use crate::Difference;
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
-/// One document, taken apart. Lines count from one.
+/// One parsed document. Lines count from one.
 #[derive(Default)]
 pub(crate) struct Document {
     pub(crate) file: String,
@@ -21,7 +21,7 @@ pub(crate) struct Document {
     /// The sections' anchors.
     pub(crate) anchors: Vec<String>,
     pub(crate) duties: Vec<Duty>,
-    /// Running text outside of duties, for the words that belong there only.
+    /// Running text outside of duties, which must not contain words of duties.
     pub(crate) paragraphs: Vec<(usize, String)>,
     /// Lines that break the conventions.
     pub(crate) unreadable: Vec<Difference>,
@@ -60,12 +60,12 @@ pub(crate) struct Set {
     pub(crate) rows: Vec<Row>,
 }
 
-/// A line of such a table.
+/// A row of such a table.
 pub(crate) struct Row {
     pub(crate) line: usize,
     pub(crate) name: String,
     pub(crate) value: u64,
-    /// What stands in the third cell.
+    /// The text of the third cell.
     pub(crate) third: String,
 }
 
@@ -73,13 +73,13 @@ pub(crate) struct Row {
 pub(crate) struct Example {
     pub(crate) label: String,
     pub(crate) bytes: Vec<u8>,
-    /// The line that each byte stands on.
+    /// The line of each byte.
     pub(crate) lines: Vec<usize>,
-    /// The line that the block begins on.
+    /// The first line of the block.
     pub(crate) line: usize,
 }
 
-/// Whose duties a list holds.
+/// The party that owes the duties of a list.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Party {
     Driver,
@@ -93,8 +93,15 @@ pub(crate) struct Duty {
     pub(crate) text: String,
 }
 
+impl Duty {
+    /// The label by which it is cited.
+    pub(crate) fn label(&self) -> Option<&str> {
+        self.text.rsplit_once(" {")?.1.strip_suffix('}')
+    }
+}
+
 impl Document {
-    /// Takes a document apart.
+    /// Parses a document.
     pub(crate) fn parse(file: &str, text: &str) -> Self {
         let mut document = Self {
             file: file.to_owned(),
@@ -312,7 +319,7 @@ impl Document {
             line: block,
         };
         for (line, text) in (block + 1..).zip(content.lines()) {
-            // Three spaces part the bytes from what they mean.
+            // Three spaces separate the bytes from their meaning.
             let bytes = text.split_once("   ").map_or(text, |(bytes, _)| bytes);
             for byte in bytes.split_whitespace() {
                 match u8::from_str_radix(byte, 16) {
@@ -370,7 +377,7 @@ fn code(cell: &str) -> Option<String> {
     (!name.contains('`')).then(|| name.to_owned())
 }
 
-/// A number as the text writes them.
+/// A number in the notation of the text.
 pub(crate) fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
@@ -400,7 +407,7 @@ fn field(line: usize, type_name: &str, name: &str, comment: &str) -> Option<Fiel
     })
 }
 
-/// The anchor that a heading is given when the document is shown.
+/// The anchor of a heading in the rendered document.
 fn anchor(title: &str) -> String {
     title
         .to_lowercase()

@@ -1,4 +1,4 @@
-//! The values that the documents' examples speak of, by label.
+//! The values of the documents' examples, by label.
 
 use virtio_hmm_spec::uapi::{Bind, Submit};
 use virtio_hmm_spec::wire::command::{
@@ -17,7 +17,7 @@ const SPACE: u32 = 3;
 const PAGE: u64 = 0x7f12_3456_7000;
 const LARGE: u64 = 0x7f12_3460_0000;
 
-/// Every example: its label and what its bytes have to be.
+/// Every example: its label and its required bytes.
 pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("init-request", request(Request::Init, 0, &[init()])),
@@ -112,7 +112,7 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
                 flags: 0,
                 first_fence: 1,
                 submitted: 1,
-                reserved: 0,
+                eventfd: 0,
             }),
         ),
     ]

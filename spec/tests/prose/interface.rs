@@ -1,10 +1,11 @@
-//! The crate's side of the comparison, gathered from its types and constants.
+//! The crate's side of the comparison, collected from its types and constants.
 //!
-//! That nothing is left out here is the business of `census.rs`.
+//! `census.rs` ensures that it is complete.
 
 use std::collections::BTreeSet;
 use virtio_hmm_spec::uapi::dmirror::{self, protection, DmirrorCall, DmirrorCommand};
-use virtio_hmm_spec::uapi::{self, page_state, CALLS};
+use virtio_hmm_spec::uapi::late::{self, LatePoint};
+use virtio_hmm_spec::uapi::{self, migrate_flags, page_state, submit_flags, CALLS};
 use virtio_hmm_spec::wire::command::{
     self, map_flags, query_flags, AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry,
     QueryResult, RangeEntry, ReplyHeader, Request, RequestHeader, Status,
@@ -17,7 +18,7 @@ use virtio_hmm_spec::wire::operation::{Description, Element, Operation};
 use virtio_hmm_spec::wire::statistics::Statistics;
 use virtio_hmm_spec::wire::{self, rights, Field, Layout, Queue, Values};
 
-/// Everything that the text has to describe.
+/// Everything that the text must describe.
 pub(crate) struct Interface {
     pub(crate) structures: Vec<Structure>,
     pub(crate) operations: &'static [Description],
@@ -92,7 +93,7 @@ macro_rules! errors {
 }
 
 impl Interface {
-    /// What the crate defines.
+    /// The crate's definitions.
     pub(crate) fn of_the_crate() -> Self {
         let mut interface = Self {
             structures: vec![
@@ -118,6 +119,8 @@ impl Interface {
                 structure::<uapi::Bind>(),
                 structure::<uapi::Submit>(),
                 structure::<uapi::Wait>(),
+                structure::<uapi::Cancel>(),
+                structure::<uapi::WaitAny>(),
                 structure::<uapi::Migrate>(),
                 structure::<uapi::Residency>(),
                 structure::<uapi::Counters>(),
@@ -133,8 +136,10 @@ impl Interface {
                 enumeration::<Action>(),
                 enumeration::<Reason>(),
                 enumeration::<Element>(),
+                enumeration::<uapi::DeviceState>(),
                 enumeration::<uapi::Destination>(),
                 enumeration::<DmirrorCall>(),
+                enumeration::<LatePoint>(),
             ],
             constants: constants! {
                 wire { DEVICE_ID, QUEUE_COUNT, PAGE_SHIFT, PAGE_BYTES, LARGE_ORDER, LARGE_PAGES }
@@ -143,11 +148,14 @@ impl Interface {
                 capability { CHECK, COHERENT }
                 map_flags { DEVICE, ALL }
                 query_flags { PRESENT, ACCESSED, DIRTY }
-                command { MAX_FETCH_PAGES, MAX_QUERY_PAGES }
+                command { MAX_MAP_PAGES, MAX_FETCH_PAGES, MAX_QUERY_PAGES }
                 job { MAX_ARGUMENTS }
                 fault { MIN_BUFFER, STORM_RETRIES }
-                uapi { VERSION, IOCTL_TYPE, MAX_DEVICES, MAX_SUBMIT, MAX_RESIDENCY_PAGES }
-                page_state { PLACE, NONE, SYSTEM, DEVICE, OTHER, WRITABLE, LARGE, MAPPED }
+                uapi { VERSION, IOCTL_TYPE, MAX_DEVICES, MAX_SUBMIT, MAX_WAIT, MAX_RESIDENCY_PAGES }
+                submit_flags { EVENTFD, ALL }
+                migrate_flags { POPULATE }
+                page_state { PLACE, NONE, SYSTEM, DEVICE, OTHER, WRITABLE, HUGE, MAPPED }
+                late { MAX_DELAY, MAX_LATENESS, MAX_RULES }
                 dmirror { IOCTL_TYPE, MAX_NODES, MAX_MAPPED_PAGES, FAIL_ALLOC }
                 protection {
                     ERROR, NONE, READ, WRITE, PMD, PUD, ZERO, DEVICE_PRIVATE_LOCAL,
@@ -168,8 +176,8 @@ impl Interface {
             errors: Set {
                 name: "errno",
                 values: errors![
-                    ENOTTY, EFAULT, EINVAL, EPROTO, EBUSY, EPERM, ENOSPC, EAGAIN, ENOENT, ETIME,
-                    EINTR, ESRCH, EACCES, ENOMEM, ENODEV, EIO,
+                    ENOTTY, EFAULT, EINVAL, EBADF, EPROTO, EBUSY, EPERM, ENOSPC, EAGAIN, ENOENT,
+                    ETIME, EINTR, ESRCH, EACCES, ENOMEM, ENODEV, EIO,
                 ],
             },
             names: BTreeSet::new(),
@@ -210,7 +218,7 @@ impl Interface {
     }
 }
 
-/// A field's type as a listing writes it, and how many of it there are.
+/// A field's type as a listing writes it, and the number of its elements.
 pub(crate) fn listed_type(field: &Field) -> (String, usize) {
     let element = field.type_name.trim_start_matches('[');
     let element = element

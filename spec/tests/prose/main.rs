@@ -1,13 +1,14 @@
-//! The documents and the crate say the same, or a test fails and names the line.
+//! The documents and the crate agree, or a test fails and names the line.
 //!
-//! `document.rs` takes the text apart, `interface.rs` and `examples.rs` state what the
-//! crate defines, `census.rs` makes sure that they state all of it, and `compare.rs`
-//! finds the differences. The tests here also change the text in memory, to show that
-//! no change would go unseen.
+//! `document.rs` parses the text. `interface.rs` and `examples.rs` state what the crate defines,
+//! and `census.rs` ensures that they are complete. `compare.rs` finds the differences. `duties.rs`
+//! ensures that each duty is cited. The tests here also change the text in memory, to show that no
+//! change goes unnoticed.
 
 mod census;
 mod compare;
 mod document;
+mod duties;
 mod examples;
 mod interface;
 
@@ -16,8 +17,6 @@ use compare::{differences, Difference};
 use document::Document;
 use interface::Interface;
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 
 const DEVICE: (&str, &str) = ("virtio-hmm.md", include_str!("../../virtio-hmm.md"));
 const UAPI: (&str, &str) = ("uapi.md", include_str!("../../uapi.md"));
@@ -80,47 +79,7 @@ fn the_comparison_leaves_out_nothing_that_the_source_defines() {
     assert_eq!(errors, census.errors);
 }
 
-#[test]
-fn a_duty_that_code_or_a_test_cites_exists() {
-    let labels: BTreeSet<String> = [DEVICE, UAPI]
-        .iter()
-        .flat_map(|(file, text)| Document::parse(file, text).duties)
-        .filter_map(|duty| {
-            Some(
-                duty.text
-                    .rsplit_once(" {")?
-                    .1
-                    .trim_end_matches('}')
-                    .to_owned(),
-            )
-        })
-        .collect();
-    assert!(labels.contains("dev-unmap-promise"));
-    let spec = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for member in [
-        "../vhost-device-hmm",
-        "../guest-driver",
-        "../guest",
-        "../tests",
-    ] {
-        for path in census::files(&spec.join(member)) {
-            let text = fs::read_to_string(&path).expect("a source file can be read");
-            for (at, opening) in text
-                .match_indices("{dev-")
-                .chain(text.match_indices("{drv-"))
-            {
-                let label = text[at + 1..].split('}').next().unwrap_or(opening);
-                assert!(
-                    labels.contains(label),
-                    "{} cites {label}, which is no duty",
-                    path.display()
-                );
-            }
-        }
-    }
-}
-
-/// Replaces `from`, which the text must hold, in the first place after `after`.
+/// Replaces the first `from` after `after`; the text must contain it.
 fn changed(text: &str, after: &str, from: &str, to: &str) -> String {
     let start = text
         .find(after)
@@ -393,9 +352,9 @@ fn each_kind_of_difference_is_reported_in_a_sentence() {
         ),
         (
             "struct Wait {",
-            "i64 timeout",
-            "u64 timeout",
-            "Wait.timeout is 1 × u64 here, 1 × i64 in the code",
+            "i64 deadline",
+            "u64 deadline",
+            "Wait.deadline is 1 × u64 here, 1 × i64 in the code",
         ),
     ] {
         let found = sentences(&differences_of(DEVICE.1, &changed(UAPI.1, after, from, to)));
@@ -424,8 +383,8 @@ fn a_difference_names_the_line_of_the_text() {
     assert_eq!((found[0].file.as_str(), found[0].line), (DEVICE.0, line));
 }
 
-/// The numbers of the lines, counted from zero, that the comparison answers for: those
-/// within blocks, and the rows of tables that give values.
+/// The numbers of the lines, counted from zero, that the comparison covers: those within blocks,
+/// and the rows of tables that give values.
 fn compared_lines(text: &str) -> Vec<usize> {
     let mut lines = Vec::new();
     let (mut in_block, mut in_table) = (false, false);
@@ -436,7 +395,7 @@ fn compared_lines(text: &str) -> Vec<usize> {
         } else if in_block && !line.is_empty() {
             lines.push(number);
         } else if line.starts_with("| `") {
-            // The first line of a table is its head, which has a test of its own.
+            // The first row of a table is its head, which has a test of its own.
             if in_table {
                 lines.push(number);
             }
@@ -448,15 +407,15 @@ fn compared_lines(text: &str) -> Vec<usize> {
     lines
 }
 
-/// Asserts that each compared line of the text is missed when `change` has made other
-/// lines of it, while the `other` document stays as it is.
+/// Asserts that each compared line of the text is missed when `change` has replaced it by other
+/// lines, while the `other` document stays unchanged.
 fn assert_each_change_is_seen(
     (file, text): (&str, &str),
     other: (&str, &str),
     change: impl Fn(&str) -> Option<Vec<String>>,
 ) {
     let (interface, examples) = (Interface::of_the_crate(), examples::all());
-    // Section by section: only the one that changes has to be read anew.
+    // Section by section: only the changed section has to be parsed again.
     let sections: Vec<String> = text
         .split("\n## ")
         .map(|section| format!("## {section}"))
@@ -512,8 +471,8 @@ fn no_first_number_of_such_a_line_can_change_unseen() {
     assert_each_change_is_seen(UAPI, DEVICE, altered);
 }
 
-/// The line with another digit in its first number, if that number is one that counts:
-/// not part of a name, and not in the explanation of an argument.
+/// The line with a different digit in its first relevant number: not part of a name, and not in the
+/// explanation of an argument.
 fn first_number_altered(line: &str) -> Option<String> {
     let start = if line.trim_start().starts_with('|') {
         line.match_indices('|').nth(1)?.0

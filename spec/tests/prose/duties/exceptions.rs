@@ -1,0 +1,67 @@
+//! Duties that lack a citation, and why.
+
+use super::{Exception, Lacks};
+
+/// All of them.
+pub(crate) const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        label: "dev-unmap-more",
+        lacks: Lacks::Code,
+        reason: "the daemon sets memory aside for each large leaf that it may have to split, so \
+                 that it need not make use of this",
+    },
+    Exception {
+        label: "dev-unmap-more",
+        lacks: Lacks::Test,
+        reason: "there is no code: no device removes more than it is asked for",
+    },
+    Exception {
+        label: "drv-cancel-names",
+        lacks: Lacks::Test,
+        reason: "no test yet: one would have a job cancelled that has ended without the driver \
+                 knowing, which the device remembers by its name, and see that of all jobs that \
+                 follow, in other files and processes too, none ends as cancelled",
+    },
+    Exception {
+        label: "drv-capability-unknown",
+        lacks: Lacks::Test,
+        reason: "no test yet: one would need a device that announces a capability that there is \
+                 not, and see that the driver serves it as any other",
+    },
+    Exception {
+        label: "drv-config-width",
+        lacks: Lacks::Test,
+        reason: "QEMU reads the whole configuration space from the device and answers the guest \
+                 itself, so that nobody outside of the guest sees the width of its accesses",
+    },
+    Exception {
+        label: "drv-magic",
+        lacks: Lacks::Test,
+        reason: "no test yet: one would need a device with another magic number, and see that \
+                 the driver does not bind to it and says why",
+    },
+    Exception {
+        label: "drv-region-after-init",
+        lacks: Lacks::Test,
+        reason: "no test yet: what a CPU loads from the region before that is undefined and looks \
+                 right; one would need a front end that tells of accesses to the region",
+    },
+    Exception {
+        label: "drv-stale-records",
+        lacks: Lacks::Test,
+        reason: "no test yet: one would hold a buffer that is filled until the device has been \
+                 given up and started anew, and see that its records are not answered",
+    },
+    Exception {
+        label: "drv-unknown-status",
+        lacks: Lacks::Test,
+        reason: "no test yet: one would need a device that answers one request with a status that \
+                 there is not, and see that the device is given up",
+    },
+    Exception {
+        label: "drv-version",
+        lacks: Lacks::Test,
+        reason: "no test yet: one would need a device of another version, and see that the driver \
+                 does not bind to it and says why",
+    },
+];
