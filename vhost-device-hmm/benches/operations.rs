@@ -1,10 +1,10 @@
-//! What an operation costs in steps, against plain code on the same bytes.
+//! The cost of an operation in steps, against plain code on the same bytes.
 //!
-//! `cargo bench -p vhost-device-hmm --bench operations [MEBIBYTES]` prints for each
-//! operation the throughput of plain code, that of the operation, their ratio, and the
-//! median and the longest step. Plain code and operation take turns, and the best of
-//! several rounds counts, so that other work on the machine disturbs both alike; both
-//! are measured in the processor time of the thread. There are no pages, translations or locks here: they are what the rest of the daemon adds.
+//! `cargo bench -p vhost-device-hmm --bench operations [MEBIBYTES]` prints for each operation the
+//! throughput of plain code, that of the operation, their ratio, and the median and the longest
+//! step. Plain code and operation take turns, and the best of several rounds counts, so that other
+//! work on the machine disturbs both alike. Both are measured in the processor time of the thread.
+//! There are no pages, translations or locks here: these are added by the rest of the daemon.
 
 use multiversion::multiversion;
 use nix::time::{clock_gettime, ClockId};
@@ -24,7 +24,7 @@ const ROUNDS: usize = 7;
 /// Time for each operation, if the rounds do not take longer.
 const TIME: Duration = Duration::from_secs(1);
 
-/// Memory that is all there, from address zero on.
+/// Memory that is fully present, from address zero on.
 struct Flat<'a>(&'a mut [u64]);
 
 impl Flat<'_> {
@@ -90,7 +90,7 @@ impl Memory for Flat<'_> {
     fn expect(&mut self, _: u64, _: u64, _: u32) {}
 }
 
-/// Splits memory into typed slices: as many elements from each of these addresses on.
+/// Splits memory into typed slices: `count` elements from an address on.
 fn part<T: FromBytes + zerocopy::Immutable>(memory: &[u64], address: usize, count: usize) -> &[T] {
     let bytes = &memory.as_bytes()[address..address + count * size_of::<T>()];
     <[T]>::ref_from_bytes(bytes).expect("the bench's addresses are aligned")
@@ -167,7 +167,7 @@ fn histogram(bytes: &[u8]) -> [u64; 256] {
     std::array::from_fn(|i| tables.iter().map(|table| table[i]).sum())
 }
 
-/// Runs an operation and notes how long its steps take.
+/// Runs an operation and records how long its steps take.
 fn run(memory: &mut [u64], operation: Operation, steps: &mut Vec<Duration>) {
     let mut work = Work::new(operation).expect("the arguments are good");
     let mut flat = Flat(memory);
@@ -184,7 +184,7 @@ fn run(memory: &mut [u64], operation: Operation, steps: &mut Vec<Duration>) {
     }
 }
 
-/// The processor time that this thread has had.
+/// The processor time used by this thread.
 fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
         .expect("every Linux has this clock")
@@ -242,7 +242,7 @@ fn randomise(memory: &mut [u64]) {
     memory.fill_with(|| random(&mut seed));
 }
 
-/// A random permutation of so many numbers.
+/// A random permutation of `count` numbers.
 fn permutation(count: usize) -> Vec<usize> {
     let mut seed = 0x1234_5678_9abc_def1;
     let mut numbers: Vec<usize> = (0..count).collect();
@@ -657,7 +657,7 @@ fn main() {
         .skip(1)
         .find_map(|argument| argument.parse::<usize>().ok());
     let bytes = wanted.unwrap_or(64).clamp(8, 1 << 16) << 20;
-    // Twice the streams, but at least what three matrices take.
+    // Twice the streams, but at least the size of three matrices.
     let mut memory = vec![1_u64; (bytes / 4).max(2 << 20)];
     println!("{} MiB; best of at least {ROUNDS} rounds", bytes >> 20);
     println!(

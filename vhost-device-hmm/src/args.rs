@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use log::LevelFilter;
 
 use crate::backend::Options;
+use crate::control_socket::client::Ctl;
 use crate::device::DeviceConfig;
-use crate::inject::Rule;
+use crate::lateness::Rule;
 
 /// What device memory is counted in: it must hold whole large leaves.
 const MEMORY_UNIT: u64 = 2 << 20;
@@ -27,8 +28,18 @@ const MAX_ENGINES: i64 = 256;
 /// It listens on a socket for a virtual machine monitor (QEMU, say) that hosts a
 /// vhost-user device, and serves one after the other.
 #[derive(Clone, Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
 pub struct Args {
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Socket to listen on; a socket that nobody listens on any more is replaced
     #[arg(
         short,
@@ -41,6 +52,11 @@ pub struct Args {
     /// Size of device memory, with a suffix K, M, G or T; a multiple of 2M
     #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory)]
     pub memory: u64,
+
+    /// Take the host's memory for all of device memory at the start, and keep it: where the host
+    /// gives away no more memory than it has, it may have none left later
+    #[arg(long)]
+    pub prealloc: bool,
 
     /// Let the guest's CPUs address device memory, whose size must then be a power of two
     #[arg(long)]
@@ -61,12 +77,22 @@ pub struct Args {
     #[arg(long)]
     pub check: bool,
 
-    /// Let something go wrong at every N-th occasion, to see how a driver bears it: MISHAP
-    /// is copy-failure (PLACE: to-device, to-system, on-device or clear), or lost-reply,
-    /// short-reply, long-reply, garbled-reply, repeated-reply or stray-reply (PLACE: control,
-    /// dma, submit or fault); can be given more than once
-    #[arg(long, value_name = "MISHAP[@PLACE]=N")]
-    pub inject: Vec<Rule>,
+    /// Be late, or wrong, on purpose; can be given more than once
+    ///
+    /// ACTION is delay=TIME or delay=TIME..TIME, hold (until released over the control socket),
+    /// swap (with the next one), copy-failure, lost-reply, short-reply, long-reply,
+    /// garbled-reply, repeated-reply or stray-reply. POINT is one of those that `ctl PATH
+    /// points` lists, or control, dma, submit, fault or engine for all of theirs. The keys are
+    /// every=N, nth=N, count=N, probability=P, seed=N, limit=TIME (of a hold), space=N and
+    /// operation=NAME.
+    ///
+    /// Such as: delay=1ms..5ms@control.taken,operation=map,probability=0.1,seed=7
+    #[arg(long, value_name = "ACTION[@POINT][,KEY=VALUE]…")]
+    pub rule: Vec<Rule>,
+
+    /// Socket to steer the daemon by while it runs; see `vhost-device-hmm ctl --help`
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
 
     /// Processes that can be bound to the device at a time
     #[arg(long, value_name = "N", default_value_t = 256,
@@ -93,6 +119,13 @@ pub struct Args {
     /// Print what this program can do, as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+/// What the program does beside serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    #[allow(missing_docs, reason = "the arguments say what it does")]
+    Ctl(Ctl),
 }
 
 impl Args {
@@ -125,16 +158,16 @@ impl Args {
         }
     }
 
-    /// Sizes and limits of the device.
+    /// Sizes and limits of the device. {dev-limits-positive}
     pub fn device(&self) -> DeviceConfig {
         DeviceConfig {
             memory: self.memory,
+            prealloc: self.prealloc,
             engines: self.engines,
             max_spaces: self.max_spaces,
             max_jobs: self.max_jobs,
             table_memory: self.table_memory,
             check: self.check,
-            mishaps: self.inject.clone(),
         }
     }
 }
@@ -219,7 +252,9 @@ mod tests {
         for wrong in ["0", "1M", "3M", "4097K"] {
             assert!(parse_memory(wrong).is_err(), "{wrong:?}");
         }
-        assert!(parse(&["-s", "x", "--engines", "0"]).is_err());
+        for limit in ["--engines", "--max-spaces", "--max-jobs"] {
+            assert!(parse(&["-s", "x", limit, "0"]).is_err()); // {dev-limits-positive}
+        }
         assert!(parse(&["-s", "x", "--max-spaces", "65537"]).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Bytes of requests → checked requests; outcomes → bytes of replies.
 //!
-//! What can be seen from the bytes alone is decided here: lengths, counts, reserved
-//! fields, operations. It knows neither how the bytes got here nor what a request does.
+//! It checks what the bytes alone can show: lengths, counts, reserved fields, operations. It does
+//! not know how the bytes got here or what a request does.
 
 use std::mem::size_of;
 
@@ -14,6 +14,7 @@ use virtio_hmm_spec::wire::fault::{Action, FaultHeader, FaultRecord, Reason};
 use virtio_hmm_spec::wire::job::{JobReply, JobRequest};
 use virtio_hmm_spec::wire::operation::{DecodeError, Operation};
 use virtio_hmm_spec::wire::statistics::Statistics;
+use virtio_hmm_spec::wire::Queue;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -21,6 +22,7 @@ use crate::device::engine::nanoseconds;
 use crate::device::job::{End, Ended, Submission};
 use crate::device::request::{Answer, Command, Fetch, Outcome, Refusal, Transfer};
 use crate::device::DeviceConfig;
+use crate::lateness::About;
 
 /// The smallest reply to a control or DMA request, in bytes.
 pub const MIN_REPLY: usize = size_of::<ReplyHeader>();
@@ -28,8 +30,8 @@ pub const MIN_REPLY: usize = size_of::<ReplyHeader>();
 /// The reply to a job, in bytes.
 pub const JOB_REPLY: usize = size_of::<JobReply>();
 
-/// The longest control request that is read, in bytes: more is beyond a limit anyway. No entry
-/// is longer than that of a fetch.
+/// The longest control request that is read, in bytes; a longer one exceeds a limit anyway. An
+/// entry of a fetch is the longest entry.
 pub const MAX_CONTROL: usize =
     size_of::<RequestHeader>() + DeviceConfig::MAX_ENTRIES as usize * size_of::<FetchEntry>();
 
@@ -40,18 +42,18 @@ pub const MAX_TRANSFER: usize =
 /// The longest job request that is read, in bytes.
 pub const MAX_JOB: usize = size_of::<JobRequest>();
 
-/// A request as it was found.
+/// A request as it arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Raw<'a> {
-    /// Its bytes, as many as were read.
+    /// Its bytes, as far as they were read.
     pub bytes: &'a [u8],
-    /// How many there are in all.
+    /// Its full length in bytes.
     pub length: u64,
-    /// The bytes that a reply may take.
+    /// The number of bytes that a reply may take.
     pub room: u64,
 }
 
-/// A request whose header is right.
+/// A request with a valid header.
 #[derive(Clone, Copy)]
 struct Framed<'a> {
     space: u32,
@@ -63,6 +65,27 @@ struct Framed<'a> {
 type Decoded<T> = Result<T, Refusal>;
 
 const MALFORMED: Status = Status::Malformed;
+
+/// What rules can match of a request before it is checked.
+pub fn about(queue: Queue, request: &[u8]) -> About {
+    match queue {
+        Queue::Control | Queue::Dma => RequestHeader::ref_from_prefix(request)
+            .map(|(header, _)| About {
+                space: Some(header.space.get()),
+                operation: Request::from_raw(header.operation.get()).map(Request::name),
+            })
+            .unwrap_or_default(),
+        Queue::Submit => JobRequest::ref_from_prefix(request)
+            .map(|(job, _)| About {
+                space: Some(job.space.get()),
+                operation: Operation::decode(&job.descriptor)
+                    .ok()
+                    .map(|operation| operation.name()),
+            })
+            .unwrap_or_default(),
+        Queue::Fault => About::default(),
+    }
+}
 
 /// Decodes a control request.
 ///
@@ -139,8 +162,8 @@ pub fn decode_control(raw: Raw<'_>) -> Decoded<Command<'_>> {
     Ok(command)
 }
 
-/// A request on a queue that does not have its operation: unless it is malformed even
-/// where it belongs, which comes first on the ladder.
+/// The refusal of an operation on a queue that does not have it. A request that is malformed for
+/// its own queue is refused as malformed, which comes first on the ladder.
 fn misplaced<T>(decoded: Decoded<T>) -> Refusal {
     match decoded {
         Err(refusal) if refusal.status == MALFORMED => refusal,
@@ -180,7 +203,7 @@ pub fn decode_job(raw: Raw<'_>) -> Result<Submission, Status> {
     let request = JobRequest::ref_from_bytes(raw.bytes).map_err(|_| MALFORMED)?;
     let operation = Operation::decode(&request.descriptor).map_err(|error| match error {
         DecodeError::Malformed => Status::Malformed,
-        // What the other fields mean is unknown then.
+        // The other fields are then undefined.
         DecodeError::Unsupported => Status::Unsupported,
     })?;
     if request.reserved.get() != 0 {
@@ -195,8 +218,9 @@ pub fn decode_job(raw: Raw<'_>) -> Result<Submission, Status> {
 
 fn frame(raw: Raw<'_>) -> Decoded<(Request, Framed<'_>)> {
     let (header, body) = RequestHeader::ref_from_prefix(raw.bytes).map_err(|_| MALFORMED)?;
-    // What the other fields of an unknown operation mean is unknown too.
+    // The other fields of an unknown operation are undefined too.
     let operation = Request::from_raw(header.operation.get()).ok_or(Status::Unsupported)?;
+    // {dev-reserved-check}
     if header.flags.get() != 0 || header.reserved.get() != 0 {
         return Err(MALFORMED.into());
     }
@@ -218,7 +242,8 @@ impl<'a> Framed<'a> {
         (self.space == 0).then_some(self).ok_or(MALFORMED.into())
     }
 
-    /// Checks that the bytes are the header and so many entries, read or not.
+    /// Checks that the bytes are the header and `count` entries, whether read or not.
+    /// {dev-check-guest}
     fn holds<T>(&self, count: u32) -> Decoded<()> {
         let header = size_of::<RequestHeader>() as u64;
         let expected = header + u64::from(count) * size_of::<T>() as u64;
@@ -240,7 +265,7 @@ impl<'a> Framed<'a> {
         <[T; N]>::ref_from_bytes(self.body).map_err(|_| MALFORMED.into())
     }
 
-    /// One or more entries up to a limit, each of which must be well formed.
+    /// At least one entry and at most `most`, each of which must be well formed.
     fn list<T>(&self, most: u32, well_formed: impl Fn(&T) -> bool) -> Decoded<&'a [T]>
     where
         T: FromBytes + Immutable + KnownLayout,
@@ -249,6 +274,7 @@ impl<'a> Framed<'a> {
         if self.count == 0 {
             return Err(MALFORMED.into());
         }
+        // {dev-allocate-after-check}
         if self.count > most {
             return Err(Status::Limit.into());
         }
@@ -265,7 +291,7 @@ impl<'a> Framed<'a> {
         })
     }
 
-    /// What is to be fetched, by up to so many entries.
+    /// The ranges to fetch, in at most `most` entries.
     fn fetch(self, most: u32) -> Decoded<Fetch<'a>> {
         self.room_for::<ItemResult>(self.count.into())?;
         let entries = self.list(most, |entry: &FetchEntry| {
@@ -277,7 +303,7 @@ impl<'a> Framed<'a> {
         })
     }
 
-    /// Checks that a reply with so many results fits.
+    /// Checks that a reply with `count` results fits.
     fn room_for<T>(&self, count: u64) -> Decoded<()> {
         let fits = count
             .checked_mul(size_of::<T>() as u64)
@@ -370,7 +396,7 @@ pub fn encode_ended(ended: &Ended) -> JobReply {
     reply
 }
 
-/// The contents of a fault buffer, into an empty buffer.
+/// The contents of a fault buffer, into an empty buffer. {dev-reserved}
 pub fn encode_faults(records: &[FaultRecord], buffer: &mut Vec<u8>) {
     let count = U32::new(u32::try_from(records.len()).unwrap_or(u32::MAX));
     buffer.extend_from_slice(

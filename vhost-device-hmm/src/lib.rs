@@ -4,11 +4,11 @@
 //! main → args → server → backend → queue        the guest's rings
 //!                           │        command    bytes ⇄ requests
 //!                           └──────→ device     what requests do
-//!                                    inject     what goes wrong on purpose
+//!                              lateness          late, and wrong, on purpose
 //! ```
 //!
-//! Dependencies point to the right and down; nothing in [`device`] knows of what stands
-//! before it, and only [`backend`] and [`server`] know of vhost-user.
+//! Dependencies point to the right and down. Nothing in [`device`] knows the parts before it, and
+//! only [`backend`] and [`server`] know vhost-user.
 #![cfg_attr(
     not(test),
     deny(
@@ -22,9 +22,12 @@
 pub mod args;
 pub mod backend;
 pub mod command;
+pub mod control_socket;
 pub mod device;
-pub mod inject;
+pub mod lateness;
+pub mod outlet;
 pub mod queue;
 pub mod report;
 pub mod scheduling;
 pub mod server;
+pub mod sigbus;

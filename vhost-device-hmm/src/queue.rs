@@ -1,7 +1,7 @@
-//! Chains of a virtqueue ⇄ bytes, and the marks that a ring needs.
+//! Chains of a virtqueue ⇄ bytes, and the indices of a ring.
 //!
-//! The bytes of a request are copied out of the guest's memory once, so that they stay
-//! what they were when they are checked. It knows nothing of what the bytes mean.
+//! The bytes of a request are copied out of the guest's memory once, so that they cannot change
+//! after they were checked. It does not know what the bytes mean.
 
 use std::sync::atomic::{fence, Ordering};
 
@@ -13,20 +13,20 @@ mod nearby;
 
 pub use nearby::Nearby;
 
-/// The most descriptors of a chain that are looked at. A chain may have as many as an
-/// indirect table holds, 65,535; the largest request takes some hundred pages.
+/// The most descriptors of a chain that are read. A chain may have as many as an indirect table
+/// holds, 65,535; the largest request takes some hundred pages.
 const MAX_DESCRIPTORS: usize = 1024;
 
-/// Where the index of either ring is, in bytes from its start.
+/// The offset of the index in either ring, in bytes.
 const INDEX: u64 = 2;
-/// Bytes before the elements of the used ring, and of each of them.
+/// Bytes before the elements of the used ring, and bytes per element.
 const USED_HEADER: u64 = 4;
 const USED_ELEMENT: u64 = 8;
-/// The same of the available ring, which its `used_event` follows.
+/// The same for the available ring, which is followed by its `used_event`.
 const AVAILABLE_HEADER: u64 = 4;
 const AVAILABLE_ELEMENT: u64 = 2;
 
-/// A ring that cannot be used any more.
+/// A ring that can no longer be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the ring cannot be used: {0}")]
 pub struct Broken(#[from] virtio_queue::Error);
@@ -44,13 +44,13 @@ pub enum Available {
     Nothing,
     /// A chain.
     Chain,
-    /// A chain that cannot be used. It can be returned if it has a head.
+    /// An unusable chain. It can be returned if it has a head.
     Unusable(Option<u16>),
 }
 
 /// A chain that the device holds.
 ///
-/// One can be used for many, one after the other, so that not each has to allocate.
+/// It can be reused for many chains, to save allocations.
 #[derive(Debug, Default)]
 pub struct Chain {
     head: u16,
@@ -61,7 +61,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Makes it the chain of this head, of which nothing is known.
+    /// Resets it to the chain with this head, without any descriptors yet.
     fn start(&mut self, head: u16) {
         self.head = head;
         self.request.clear();
@@ -70,27 +70,28 @@ impl Chain {
         self.writable.clear();
     }
 
-    /// The head, which the chain is returned by.
+    /// The head, by which the chain is returned.
     pub fn head(&self) -> u16 {
         self.head
     }
 
-    /// The bytes for the device to read, as many as it asked for.
+    /// The bytes to read, as many as were asked for.
     pub fn request(&self) -> &[u8] {
         &self.request
     }
 
-    /// How many bytes there are for the device to read.
+    /// The number of bytes that the device may read.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// How many bytes the device may write.
+    /// The number of bytes that the device may write.
     pub fn room(&self) -> u64 {
         self.room
     }
 
     /// Writes a reply and returns its length, or zero when there is no room for it.
+    /// {dev-used-length}
     pub fn reply(&self, memory: &impl GuestMemory, reply: &[u8]) -> u32 {
         if reply.len() as u64 > self.room {
             return 0;
@@ -98,8 +99,8 @@ impl Chain {
         let mut rest = reply;
         for (address, length) in &self.writable {
             let (part, next) = rest.split_at(rest.len().min(*length));
-            // The range was there when the chain was taken; if the front end has taken
-            // the memory away since, there is nobody left to read the reply.
+            // The range existed when the chain was taken. If the front end has removed the memory
+            // since, no driver is left to read the reply.
             if memory.write_slice(part, *address).is_err() {
                 return 0;
             }
@@ -109,11 +110,11 @@ impl Chain {
     }
 }
 
-/// Takes the next chain into `chain` and copies up to `most` bytes of its request.
+/// Takes the next chain into `chain` and copies up to `most` bytes of its request. {dev-read-once}
 ///
 /// # Errors
 ///
-/// [`Broken`] when the ring itself makes no sense.
+/// [`Broken`] when the ring itself is invalid.
 pub fn take(
     queue: &mut Queue,
     memory: &impl GuestMemory,
@@ -142,6 +143,7 @@ pub fn take(
         let Ok(bytes) = usize::try_from(length) else {
             return Ok(Available::Unusable(Some(head)));
         };
+        // {dev-check-guest}
         if index >= MAX_DESCRIPTORS
             || (bytes != 0 && !memory.check_range(address, bytes, access))
             || (!descriptor.is_write_only() && !chain.writable.is_empty())
@@ -159,8 +161,8 @@ pub fn take(
         }
         complete = !descriptor.has_next();
     }
-    // The iterator ends without a word at a loop, at an index out of bounds, and at an
-    // indirect table that cannot be used.
+    // The iterator ends silently at a loop, at an index out of bounds, and at an indirect table
+    // that cannot be used.
     Ok(if complete {
         Available::Chain
     } else {
@@ -168,7 +170,7 @@ pub fn take(
     })
 }
 
-/// Copies bytes to the end of a request of at most so many.
+/// Appends bytes to a request, up to a length of `most`.
 fn read(
     memory: &impl GuestMemory,
     address: GuestAddress,
@@ -184,13 +186,13 @@ fn read(
         .is_some_and(|into| memory.read_slice(into, address).is_ok())
 }
 
-/// Gives the chain that was taken last back to the driver's side of the ring.
+/// Moves the ring back by the chain that was taken last.
 pub fn untake(queue: &mut Queue) {
     queue.set_next_avail(queue.next_avail().wrapping_sub(1));
 }
 
-/// Returns chains by their heads, with how many bytes of each were written. The driver sees all
-/// of them at once, when the ring's index is written.
+/// Returns chains by their heads, with the number of bytes written to each. The driver sees all of
+/// them at once, when the ring's index is written.
 ///
 /// # Errors
 ///
@@ -216,10 +218,11 @@ pub fn put_back(
     }
     queue.set_next_used(index);
     let address = within(queue.used_ring(), INDEX)?;
+    // {dev-promise-visible}
     Ok(memory.store(index.to_le(), address, Ordering::Release)?)
 }
 
-/// Whether the driver wants to hear of what was returned since the ring stood at `told`.
+/// Whether the driver wants an interrupt for chains returned since the used index was `told`.
 ///
 /// # Errors
 ///
@@ -229,8 +232,8 @@ pub fn wants_interrupt(
     memory: &impl GuestMemory,
     told: u16,
 ) -> Result<bool, Broken> {
-    // What was returned must be seen before it is read what the driver waits for: it does the
-    // two in the other order.
+    // The used index must be visible before the driver's event is read: the driver does the two in
+    // the other order.
     fence(Ordering::SeqCst);
     let load = |offset| -> Result<u16, Broken> {
         let address = within(queue.avail_ring(), offset)?;
@@ -241,17 +244,17 @@ pub fn wants_interrupt(
     }
     let event = load(AVAILABLE_HEADER + u64::from(queue.size()) * AVAILABLE_ELEMENT)?;
     let now = queue.next_used();
-    // virtio 1.3, 2.7.7.1: whether it went past the one that the driver has named.
+    // virtio 1.3, 2.7.7.1: whether the used index has passed the driver's event.
     Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(told))
 }
 
-/// A place in a ring.
+/// An address within a ring.
 fn within(ring: u64, offset: u64) -> Result<GuestAddress, Broken> {
     let address = GuestAddress(ring).checked_add(offset);
     Ok(address.ok_or(virtio_queue::Error::AddressOverflow)?)
 }
 
-/// Whether the driver has made something available that was not taken yet.
+/// Whether the driver has made a chain available that was not taken yet.
 ///
 /// # Errors
 ///
@@ -260,7 +263,7 @@ pub fn has_more(queue: &Queue, memory: &impl GuestMemory) -> Result<bool, Broken
     Ok(queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail())
 }
 
-/// Asks the driver for no more kicks than it must send.
+/// Asks the driver not to send kicks, as far as it can.
 ///
 /// # Errors
 ///
@@ -269,8 +272,8 @@ pub fn refuse_kicks(queue: &mut Queue, memory: &impl GuestMemory) -> Result<(), 
     Ok(queue.disable_notification(memory)?)
 }
 
-/// Asks the driver to kick from now on. Returns whether it has made something available
-/// already, for which it will not.
+/// Asks the driver to kick from now on. Returns whether a chain is available already; the driver
+/// will not kick for it.
 ///
 /// # Errors
 ///
@@ -284,7 +287,7 @@ pub fn is_ready(queue: &Queue) -> bool {
     queue.ready()
 }
 
-/// Where the device stands: how many chains it has taken and returned, modulo 2^16.
+/// The device's position: how many chains it has taken and returned, modulo 2^16.
 pub fn position(queue: &Queue) -> (u16, u16) {
     (queue.next_avail(), queue.next_used())
 }

@@ -1,13 +1,13 @@
-//! What the host's scheduler is asked for.
+//! Requests short slices from the host's scheduler.
 //!
-//! The guest's processors are threads, too, and look for answers for hundreds of microseconds at
-//! a time. A thread that is woken to answer, on the processor of one of them, waits until it gives
-//! up, even if another processor is free: schedulers look for one only now and then. But one
-//! with shorter slices than the other's goes first. For the same reason no engine keeps the
-//! others waiting for long.
+//! The guest's processors are threads, too, and they poll for answers for hundreds of microseconds.
+//! A thread that is woken to answer on the processor of a polling vCPU waits until the vCPU stops
+//! polling, even if another processor is free: schedulers balance load only now and then. But a
+//! woken thread with shorter slices preempts the running one. Short slices also keep an engine from
+//! delaying other threads for long.
 //!
-//! Linux does so from 6.12 on (`PREEMPT_SHORT` in `kernel/sched/features.h`); on earlier ones,
-//! asking changes nothing.
+//! Linux does this since 6.12 (`PREEMPT_SHORT` in `kernel/sched/features.h`); on earlier kernels
+//! the request changes nothing.
 
 use std::io;
 use std::time::Duration;
@@ -19,12 +19,12 @@ const SLICE: Duration = Duration::from_micros(100);
 
 const ORDINARY: [i32; 2] = [libc::SCHED_OTHER, libc::SCHED_BATCH];
 
-/// Asks for short slices, for the calling thread and those that it makes from here on. Where
-/// somebody has chosen another policy than the ordinary ones, it stays as it is.
+/// Requests short slices for the calling thread and the threads that it starts from now on. Leaves
+/// other policies than the ordinary ones as they are.
 ///
 /// # Errors
 ///
-/// What the system says. Nothing depends on this but time.
+/// The system's error. Only timing depends on this.
 pub fn ask_for_short_slices() -> io::Result<()> {
     let mut attributes = attributes()?;
     let policy = i32::try_from(attributes.sched_policy);
@@ -32,7 +32,7 @@ pub fn ask_for_short_slices() -> io::Result<()> {
         return Ok(());
     }
     attributes.sched_runtime = u64::try_from(SLICE.as_nanos()).unwrap_or(u64::MAX);
-    // SAFETY: the call reads `attributes`, whose first field says how long it is.
+    // SAFETY: the call reads `attributes`, whose first field gives its length.
     done(unsafe { syscall(SYS_sched_setattr, 0, &raw const attributes, 0) })
 }
 
@@ -48,7 +48,7 @@ fn attributes() -> io::Result<sched_attr> {
         sched_deadline: 0,
         sched_period: 0,
     };
-    // SAFETY: the call writes to `attributes`, no more than it is told that there is room for.
+    // SAFETY: the call writes to `attributes`, not beyond the size that it is given.
     done(unsafe {
         syscall(
             SYS_sched_getattr,
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_threads_of_who_asks_have_short_slices_as_far_as_the_kernel_gives_any() {
+    fn threads_have_short_slices_if_asked_for_as_far_as_the_kernel_gives_any() {
         thread::scope(|scope| {
             let asking = scope.spawn(|| {
                 let before = attributes().unwrap().sched_runtime;
@@ -86,15 +86,15 @@ mod tests {
                 (before, made.join().unwrap())
             });
             let (before, after) = asking.join().unwrap();
-            // Kernels that do not know of slices of one's own say that there is none.
+            // Kernels without custom slices report none.
             let expected = if before == 0 { 0 } else { SLICE.as_nanos() };
             assert_eq!(u128::from(after), expected);
         });
     }
 
     #[test]
-    fn who_asks_stays_as_nice_as_before() {
-        // Only this thread: Linux has a niceness for each.
+    fn a_thread_that_asks_stays_as_nice_as_before() {
+        // Only for this thread: in Linux each thread has its own niceness.
         thread::spawn(|| {
             setpriority_process(None, 7).unwrap();
             ask_for_short_slices().unwrap();

@@ -1,176 +1,285 @@
-//! Listening, one front end after the other, until a signal says to end.
+//! Listens and serves one front end after the other, until a signal ends it.
+//!
+//! No front end or guest can keep a signal from being seen: other threads do everything that may
+//! take long, and a thread that does not end in time is left behind.
+
+mod door;
+mod error;
+mod socket;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::mpsc::{channel, Receiver};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use vhost::vhost_user::Error as VhostUserError;
+use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserBackend, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EventFd, EFD_CLOEXEC};
+use vmm_sys_util::eventfd::{EventFd, EFD_CLOEXEC, EFD_NONBLOCK};
 
 use crate::backend::{Backend, Options};
-use crate::device::{Accelerator, DeviceConfig, StartError};
+use crate::control_socket::Console;
+use crate::device::{Accelerator, DeviceConfig};
+use crate::lateness::Lateness;
+use door::{Closed, Door, Offer};
+pub use error::Error;
+use socket::Socket;
 
-/// Why the daemon cannot serve.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Somebody listens on the socket already.
-    #[error("{} is in use: another process listens on it; stop that one or choose another path",
-        .0.display())]
-    InUse(PathBuf),
-    /// There is something else where the socket should be.
-    #[error("{} exists and is not a socket; remove it or choose another path", .0.display())]
-    NotASocket(PathBuf),
-    /// The socket cannot be made.
-    #[error("cannot listen on {}", .0.display())]
-    Listen(PathBuf, #[source] io::Error),
-    /// There is no device to be had.
-    #[error("cannot start the device")]
-    Device(#[from] StartError),
-    /// The framework refuses.
-    #[error("cannot serve: {0}")]
-    Serve(DaemonError),
-    /// The system refuses.
-    #[error("cannot wait for events")]
-    Wait(#[source] io::Error),
-}
+/// How long the threads of a front end may take to end.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-impl From<Errno> for Error {
-    fn from(errno: Errno) -> Self {
-        Self::Wait(errno.into())
+/// How many devices may take longer at a time. Each has a device's memory.
+const MOST_LATE: usize = 4;
+
+/// The signals that end the daemon, blocked everywhere else from now on.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Takes the signals. Call it before the process has any other thread: signals are blocked for
+    /// threads that are made from now on.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    pub fn take() -> Result<Self, Error> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGTERM);
+        signals.add(Signal::SIGINT);
+        signals.thread_block()?;
+        Ok(Self(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?))
     }
 }
 
-/// Serves on a socket until SIGTERM or SIGINT; calls `listening` once a front end can
-/// connect. The socket is removed at the end. With `coherent` the guest's CPUs can address
-/// device memory.
-///
-/// Call it before the process has any other thread: signals are blocked for those that
-/// are made from here on.
+/// The settings for steering the daemon.
+#[derive(Clone, Debug)]
+pub struct Steering<'a> {
+    /// The rules for deliberate delays and faults.
+    pub lateness: Arc<Lateness>,
+    /// The path of the control socket, if any.
+    pub control: Option<&'a Path>,
+}
+
+/// Serves on a socket until one of the signals comes. Calls `listening` once a front end can
+/// connect. Removes the socket at the end. With `coherent` the guest's CPUs can address device
+/// memory.
 ///
 /// # Errors
 ///
-/// [`Error`] when it cannot start. A front end that misbehaves is none.
+/// [`Error`] when it cannot start. A front end that misbehaves is not an error.
 pub fn serve(
     path: &Path,
     device: &DeviceConfig,
     options: Options,
+    steering: &Steering<'_>,
+    signals: &Signals,
     listening: impl FnOnce(),
 ) -> Result<(), Error> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block()?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
-
-    clear_the_way(path)?;
-    let mut listener =
-        Listener::new(path, false).map_err(|error| Error::Listen(path.to_owned(), cause(error)))?;
+    let socket = Socket::listen(path)?;
+    let console = Console::new(Arc::clone(&steering.lateness));
+    let control = steering.control.map(Socket::listen_privately).transpose()?;
+    if let Some(control) = &control {
+        let listener = control.listener().map_err(Error::Wait)?;
+        console.serve(listener).map_err(Error::Thread)?;
+    }
     let mut listening = Some(listening);
+    let mut late: Vec<Receiver<()>> = Vec::new();
     loop {
-        // A front end finds a device as it is after power-on.
+        // Each front end finds a device as it is after power-on.
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let accelerator = Accelerator::new(device.clone())?;
+        let lateness = Arc::clone(&steering.lateness);
+        let accelerator = Accelerator::with_lateness(device.clone(), lateness)?;
         let backend = Backend::new(accelerator, options, memory.clone());
+        console.attach(&backend);
         let daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&backend), memory)
             .map_err(Error::Serve)?;
         if let Some(listening) = listening.take() {
             listening();
         }
-        let signalled =
-            !wait_for_either(&listener, &signals)? || serve_one(daemon, &mut listener, &signals)?;
-        backend.shut_down();
+        let stream = loop {
+            if wait(signals, &[&socket])? == Event::Signal {
+                backend.shut_down();
+                log::info!("ending, as asked by a signal");
+                return Ok(());
+            }
+            if let Some(stream) = socket.accept().map_err(Error::Wait)? {
+                break stream;
+            }
+        };
+        let connection = Connection::start(stream, daemon, &backend)?;
+        drop(backend);
+        log::info!("a front end has connected");
+        let signalled = connection.wait(&socket, signals)? == Event::Signal;
+        let ended = connection.end()?;
+        let in_time = ended.recv_timeout(PATIENCE) != Err(TIMEOUT);
         if signalled {
+            if !in_time {
+                log::error!("what serves the front end does not end; it is ended by force");
+            }
             log::info!("ending, as asked by a signal");
             return Ok(());
+        }
+        if !in_time {
+            log::warn!("what has served the front end does not end in time; it is left behind");
+            late.push(ended);
+        }
+        late.retain(|ended| ended.try_recv() == Err(EMPTY));
+        if late.len() > MOST_LATE {
+            return Err(Error::Stuck(late.len()));
         }
         log::info!("the front end has gone; waiting for the next one");
     }
 }
 
-/// Serves one front end until it disconnects or a signal comes; returns whether one did.
-fn serve_one(
-    mut daemon: VhostUserDaemon<Arc<Backend>>,
-    listener: &mut Listener,
-    signals: &SignalFd,
-) -> Result<bool, Error> {
-    daemon.start(listener).map_err(Error::Serve)?;
-    log::info!("a front end has connected");
-    let shutdown = daemon.shutdown_handle();
-    let ended = EventFd::new(EFD_CLOEXEC).map_err(Error::Wait)?;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
+const TIMEOUT: std::sync::mpsc::RecvTimeoutError = std::sync::mpsc::RecvTimeoutError::Timeout;
+const EMPTY: std::sync::mpsc::TryRecvError = std::sync::mpsc::TryRecvError::Empty;
+
+/// A front end that is served.
+struct Connection {
+    backend: Arc<Backend>,
+    door: Arc<Door>,
+    framework: ShutdownHandle,
+    /// Signalled when the connection has to end.
+    over: Arc<EventFd>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Connection {
+    fn start(
+        stream: UnixStream,
+        mut daemon: VhostUserDaemon<Arc<Backend>>,
+        backend: &Arc<Backend>,
+    ) -> Result<Self, Error> {
+        let offer = Offer {
+            features: backend.features(),
+            protocol: backend.protocol_features().bits(),
+        };
+        let (door, mut listener) = Door::new(stream, offer).map_err(Error::Wait)?;
+        daemon.start(&mut listener).map_err(Error::Serve)?;
+        if !door::is_alone(&listener).map_err(Error::Wait)? {
+            log::warn!("somebody else has come in between; the front end is cut off");
+            door.close();
+        }
+        let gone = || Error::Wait(io::ErrorKind::NotConnected.into());
+        let framework = daemon.shutdown_handle().ok_or_else(gone)?;
+        let over = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(Error::Wait)?;
+        let mut connection = Self {
+            backend: Arc::clone(backend),
+            door: Arc::new(door),
+            framework,
+            over: Arc::new(over),
+            threads: Vec::new(),
+        };
+        let over = Arc::clone(&connection.over);
+        backend.when_unable(move || tell(&over));
+
+        let door = Arc::clone(&connection.door);
+        connection.spawn("door-in", move || match door.pass_in() {
+            Closed::Gone => {}
+            closed => log::warn!("the front end was cut off: {closed}"),
+        })?;
+        let door = Arc::clone(&connection.door);
+        connection.spawn("door-out", move || door.pass_out())?;
+        connection.spawn("framework", move || {
             match daemon.wait() {
                 Ok(())
                 | Err(DaemonError::HandleRequest(
                     VhostUserError::Disconnected | VhostUserError::PartialMessage,
                 )) => {}
-                // Also what a guest brings about that puts its rings where no memory is.
+                // Also if a guest puts its rings where there is no memory.
                 Err(error) => log::warn!("the front end was cut off: {error}"),
             }
-            if let Err(error) = ended.write(1) {
-                log::error!("cannot signal the end of a connection: {error}");
-            }
+        })?;
+        Ok(connection)
+    }
+
+    /// Starts a thread whose end ends the connection.
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let over = Arc::clone(&self.over);
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            work();
+            tell(&over);
         });
-        let disconnected = wait_for_either(&ended, signals);
-        if let (Ok(false) | Err(_), Some(shutdown)) = (&disconnected, &shutdown) {
-            shutdown.shutdown();
+        self.threads.push(thread.map_err(Error::Thread)?);
+        Ok(())
+    }
+
+    /// Waits until the connection has to end, or a signal comes.
+    fn wait(&self, socket: &Socket, signals: &Signals) -> Result<Event, Error> {
+        // SAFETY: the descriptor is open as long as its owner lives, which is borrowed here.
+        let over = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&*self.over)) };
+        match wait(signals, &[&over, socket])? {
+            Event::Ready(1) => {
+                log::warn!("another front end has connected; it waits until this one has gone");
+                wait(signals, &[&over])
+            }
+            event => Ok(event),
         }
-        disconnected.map(|disconnected| !disconnected)
-    })
+    }
+
+    /// Ends the connection. The receiver gets a message when it has ended.
+    fn end(self) -> Result<Receiver<()>, Error> {
+        let (ended, receiver) = channel();
+        let ending = thread::Builder::new().name("ending".into());
+        ending
+            .spawn(move || {
+                self.door.close();
+                self.framework.shutdown();
+                self.backend.shut_down();
+                for thread in self.threads {
+                    if thread.join().is_err() {
+                        log::error!("a thread of the front end's has ended before its time");
+                    }
+                }
+                drop(self.backend);
+                // If it took too long, the receiver has gone.
+                let _ = ended.send(());
+            })
+            .map_err(Error::Thread)?;
+        Ok(receiver)
+    }
 }
 
-/// Waits for something to read or for a signal; returns whether it was the former.
-fn wait_for_either(readable: &impl AsRawFd, signals: &SignalFd) -> Result<bool, Error> {
-    // SAFETY: the descriptor is open as long as its owner lives, which is borrowed here.
-    let readable = unsafe { BorrowedFd::borrow_raw(readable.as_raw_fd()) };
-    let mut events = [
-        PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        PollFd::new(readable, PollFlags::POLLIN),
-    ];
+fn tell(over: &EventFd) {
+    // It fails only if the counter is full, so that the event cannot be missed.
+    let _ = over.write(1);
+}
+
+/// The result of a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// A signal that ends the daemon.
+    Signal,
+    /// There is something to read; this is the first source that has it.
+    Ready(usize),
+}
+
+/// Waits for a signal or for something to read.
+fn wait(signals: &Signals, sources: &[&dyn AsFd]) -> Result<Event, Error> {
     loop {
+        let sources = sources.iter().map(|source| source.as_fd());
+        let mut events: Vec<_> = std::iter::once(signals.0.as_fd())
+            .chain(sources)
+            .map(|source| PollFd::new(source, PollFlags::POLLIN))
+            .collect();
         match poll(&mut events, PollTimeout::NONE) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
             Ok(_) => {
-                let [signal, _] = &events;
-                return Ok(!signal.any().unwrap_or(false));
+                let ready = events.iter().position(|event| event.any().unwrap_or(false));
+                return Ok(match ready {
+                    Some(0) | None => Event::Signal,
+                    Some(number) => Event::Ready(number - 1),
+                });
             }
         }
-    }
-}
-
-/// Makes sure that a socket can be made at a path: a dead one is removed.
-fn clear_the_way(path: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::FileTypeExt;
-    let cannot = |error| Error::Listen(path.to_owned(), error);
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(cannot(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(Error::NotASocket(path.to_owned()));
-        }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(Error::InUse(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(cannot)
-        }
-        Err(error) => Err(cannot(error)),
-    }
-}
-
-fn cause(error: VhostUserError) -> io::Error {
-    match error {
-        VhostUserError::SocketError(error) => error,
-        other => io::Error::other(other),
     }
 }

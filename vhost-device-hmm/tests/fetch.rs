@@ -1,4 +1,4 @@
-//! Pages that a CPU waits for: taken back and copied home by one request.
+//! Pages for which a CPU waits: unmapped and copied to system memory by one request.
 
 mod common;
 
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
 use vhost_device_hmm::device::job::End;
+use vhost_device_hmm::device::memory::FRAME_BYTES;
 use vhost_device_hmm::device::request::{Answer, Command, Fetch, Outcome, Refusal, Transfer};
 use vhost_device_hmm::device::DeviceConfig;
 use virtio_hmm_spec::wire::command::{FetchEntry, Status, MAX_FETCH_PAGES};
@@ -27,7 +28,7 @@ fn entry(page_number: u64, source: u64, destination: u64, pages: u32) -> FetchEn
 /// The queues that a fetch can be sent on.
 const QUEUES: [Queue; 2] = [Queue::Control, Queue::Dma];
 
-/// What becomes of a fetch on one of them.
+/// The result of a fetch on one of them.
 fn ask(machine: &Machine, queue: Queue, fetch: Fetch<'_>) -> Result<Vec<ItemResult>, Refusal> {
     if queue == Queue::Dma {
         let mut results = Vec::new();
@@ -44,7 +45,7 @@ fn ask(machine: &Machine, queue: Queue, fetch: Fetch<'_>) -> Result<Vec<ItemResu
     }
 }
 
-/// How each entry went.
+/// The status of each entry.
 fn fetch(machine: &Machine, queue: Queue, entries: &[FetchEntry]) -> Vec<Status> {
     let results = ask(machine, queue, Fetch { space: 1, entries }).unwrap();
     results
@@ -67,8 +68,9 @@ fn is_mapped(machine: &Machine, page_number: u64) -> bool {
     machine.query(1, page(page_number), 1)[0].flags.get() != 0
 }
 
+// {dev-fetch-done}
 #[test]
-fn pages_come_home_and_are_not_mapped_any_more() {
+fn pages_come_back_and_are_not_mapped_any_more() {
     for queue in QUEUES {
         let machine = Machine::checking();
         for (frame, byte) in (0..4).zip(1..) {
@@ -80,8 +82,12 @@ fn pages_come_home_and_are_not_mapped_any_more() {
         assert_eq!(fetch(&machine, queue, &entries), [Status::Ok; 2]);
         let mapped: Vec<bool> = (10..14).map(|page| is_mapped(&machine, page)).collect();
         assert_eq!(mapped, [false, true, false, false]);
-        let home: Vec<u8> = (100..104).map(|at| machine.read_ram(at, 1)[0]).collect();
-        assert_eq!(home, [1, 0, 3, 4]);
+        let system: Vec<u8> = (100..104).map(|at| machine.read_ram(at, 1)[0]).collect();
+        assert_eq!(system, [1, 0, 3, 4]);
+        // {dev-fetch-bounds}
+        for beside in [99, 101, 104] {
+            assert_eq!(machine.read_ram(beside, FRAME_BYTES), [0; FRAME_BYTES]);
+        }
         let statistics = machine.statistics();
         assert_eq!(statistics.invalidations.get(), 2);
         assert_eq!(statistics.invalidated_pages.get(), 3);
@@ -90,6 +96,7 @@ fn pages_come_home_and_are_not_mapped_any_more() {
     }
 }
 
+// {dev-fetch-unmaps-first}
 #[test]
 fn no_write_of_a_job_is_missed() {
     for queue in QUEUES {
@@ -104,7 +111,7 @@ fn no_write_of_a_job_is_missed() {
                 [Status::Ok]
             );
             let fault = machine.fault();
-            // What the job wrote last is in the frame still; it must have been copied.
+            // The job's last write is still in the frame; it must have been copied.
             machine.copy(&[item(Kind::ToSystem, 5, 101, 1)]);
             assert_eq!(machine.read_ram(100, 8), machine.read_ram(101, 8));
             let count = u64::from_le_bytes(machine.read_ram(100, 8).try_into().unwrap());
@@ -122,7 +129,7 @@ fn no_write_of_a_job_is_missed() {
 }
 
 #[test]
-fn one_page_of_a_large_leaf_comes_home_alone() {
+fn one_page_of_a_large_leaf_comes_back_alone() {
     for queue in QUEUES {
         let machine = Machine::checking();
         machine.copy(&[item(Kind::Clear, 0, 0, 512)]);
@@ -159,6 +166,7 @@ fn what_cannot_be_copied_is_told_and_does_not_stop_the_others() {
     }
 }
 
+// {dev-refuse-whole}
 #[test]
 fn a_fetch_that_is_refused_changes_nothing() {
     for queue in QUEUES {
@@ -187,7 +195,7 @@ fn a_fetch_that_is_refused_changes_nothing() {
         assert_eq!(refusal(2, &long), (Status::Limit, 0));
         assert_eq!(machine.statistics().bytes_to_system.get(), 0);
         let longest = [good, entry(100, 100, 100, most - 1)];
-        // That it is beyond both memories comes later on the ladder.
+        // A frame beyond both memories comes later on the ladder.
         assert_eq!(fetch(&machine, queue, &longest)[0], Status::Ok);
     }
 }
@@ -202,6 +210,7 @@ fn nothing_is_fetched_before_the_device_is_initialised() {
     }
 }
 
+// {dev-control-not-behind-copy}
 #[test]
 fn a_fetch_does_not_wait_for_a_long_list_of_copies() {
     let machine = Machine::plain();
@@ -209,7 +218,7 @@ fn a_fetch_does_not_wait_for_a_long_list_of_copies() {
     let items = vec![clear; DeviceConfig::MAX_ITEMS as usize];
     let live = machine.accelerator.device_memory().live();
     let mut came_first = false;
-    // Only one that was stopped for too long can come second.
+    // Only a fetch that was preempted for too long can come second.
     for _ in 0..50 {
         machine.copy(&[item(Kind::Discard, 0, 0, 16)]);
         let copied = AtomicBool::new(false);

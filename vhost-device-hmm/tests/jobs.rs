@@ -1,4 +1,4 @@
-//! Jobs, the faults they have, and the promise that an invalidation gives.
+//! Jobs, their faults, and the promise that an invalidation gives.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn fill(page_number: u64, pages: u64, pattern: u64) -> Fill {
     }
 }
 
-/// A job that has no end within the time of a test.
+/// A job that does not end within the time of a test.
 fn endless(page_number: u64) -> AtomicAdd {
     AtomicAdd {
         address: page(page_number),
@@ -70,6 +70,7 @@ fn a_job_works_on_the_guests_own_bytes() {
     assert_eq!(statistics.device_bytes.get(), 0);
 }
 
+// {dev-retry-looks-again}
 #[test]
 fn a_job_that_misses_a_page_waits_and_goes_on() {
     let machine = Machine::checking();
@@ -92,6 +93,7 @@ fn a_job_that_misses_a_page_waits_and_goes_on() {
     assert_eq!((ended.end, ended.faults), (ok([5, 0, 0, 0]), 1));
 }
 
+// {dev-rights}, {dev-terminate}
 #[test]
 fn a_write_through_a_read_only_mapping_faults() {
     let machine = Machine::checking();
@@ -113,6 +115,7 @@ fn a_write_through_a_read_only_mapping_faults() {
     assert_eq!(machine.read_ram(0, 8), [0; 8], "nothing was written");
 }
 
+// {dev-rights}
 #[test]
 fn an_atomic_needs_every_right() {
     let machine = Machine::checking();
@@ -160,6 +163,7 @@ fn addresses_that_no_process_has_fault_like_any_other() {
     }
 }
 
+// {dev-cancel-parked}
 #[test]
 fn a_fault_says_how_many_pages_will_be_wanted() {
     let machine = Machine::checking();
@@ -171,6 +175,7 @@ fn a_fault_says_how_many_pages_will_be_wanted() {
     assert_eq!(machine.end_of(1).end, End::Cancelled);
 }
 
+// {dev-storm}
 #[test]
 fn an_answer_that_maps_nothing_is_not_repeated_for_ever() {
     let machine = Machine::checking();
@@ -186,6 +191,7 @@ fn an_answer_that_maps_nothing_is_not_repeated_for_ever() {
     assert_eq!(ended.faults, STORM_RETRIES + 1);
 }
 
+// {dev-late-answer}, {dev-cancel-parked}
 #[test]
 fn only_a_fault_that_was_told_can_be_answered() {
     let machine = Machine::checking();
@@ -204,6 +210,7 @@ fn only_a_fault_that_was_told_can_be_answered() {
     assert_eq!(machine.statistics().answers_late.get(), 11);
 }
 
+// {dev-control-not-behind-job}, {dev-unmap-promise}, {dev-no-late-access}
 #[test]
 fn an_invalidation_is_not_held_up_by_a_job_that_goes_on() {
     let machine = Machine::checking();
@@ -213,6 +220,7 @@ fn an_invalidation_is_not_held_up_by_a_job_that_goes_on() {
         machine.unmap(1, page(10), 1);
         let before = machine.read_ram(0, 8);
         let fault = machine.fault();
+        // {dev-promise-visible}
         assert_eq!(machine.read_ram(0, 8), before, "written after the promise");
         machine.map(1, &[system(page(10), 0, 1, ALL)]);
         machine.answer(Answer::Retry {
@@ -224,6 +232,7 @@ fn an_invalidation_is_not_held_up_by_a_job_that_goes_on() {
     assert_eq!(machine.statistics().stale_accesses.get(), 0);
 }
 
+// {dev-control-not-behind-fault}
 #[test]
 fn an_invalidation_does_not_wait_for_faults_of_others() {
     let machine = Machine::checking();
@@ -239,6 +248,7 @@ fn an_invalidation_does_not_wait_for_faults_of_others() {
         .all(|page| page.flags.get() == 0));
 }
 
+// {dev-protect-promise}
 #[test]
 fn protecting_a_page_stops_the_writes_to_it() {
     let machine = Machine::checking();
@@ -259,6 +269,7 @@ fn protecting_a_page_stops_the_writes_to_it() {
     assert_eq!(page.flags.get(), rights::READ | marks);
 }
 
+// {dev-map-promise}, {dev-map-visible}
 #[test]
 fn replacing_a_mapping_takes_the_old_one_back() {
     let machine = Machine::checking();
@@ -275,12 +286,14 @@ fn replacing_a_mapping_takes_the_old_one_back() {
     assert_eq!(machine.read_ram(0, 8), before);
 }
 
+// {dev-destroy-jobs}
 #[test]
 fn a_parked_job_ends_when_its_space_is_destroyed() {
     let machine = Machine::checking();
     machine.done(Command::SpaceCreate { space: 2 });
     machine.map(2, &[system(page(10), 0, 1, ALL)]);
     machine.submit(1, 1, fill(10, 1, 0));
+    // {dev-job-space}
     let fault = machine.fault();
     machine.submit(2, 2, endless(10));
     machine.done(Command::SpaceDestroy { space: 1 });
@@ -298,6 +311,7 @@ fn a_parked_job_ends_when_its_space_is_destroyed() {
     assert_eq!(refusal.status, Status::NoSpace);
 }
 
+// {dev-destroy-jobs}, {dev-destroy-promise}, {dev-destroy-frees}, {dev-job-quiet}
 #[test]
 fn a_running_job_ends_when_its_space_is_destroyed() {
     let machine = Machine::checking();
@@ -318,6 +332,7 @@ fn a_running_job_ends_when_its_space_is_destroyed() {
     );
 }
 
+// {dev-job-turns}, {dev-cancel}
 #[test]
 fn more_jobs_than_engines_take_turns() {
     let machine = Machine::checking();
@@ -358,6 +373,47 @@ fn jobs_are_limited_and_have_names_of_their_own() {
     machine.submit(3, 1, fill(10, 1, 0));
 }
 
+// {dev-cancel-early}
+#[test]
+fn a_job_that_is_cancelled_before_it_comes_never_begins() {
+    let machine = Machine::checking();
+    machine.done(Command::Cancel(vec![5, 5]));
+    assert_eq!(
+        machine.try_submit(5, 1, endless(10)),
+        Err(Status::Cancelled)
+    );
+    let statistics = machine.statistics();
+    assert_eq!(statistics.jobs_ended.get(), 1);
+    assert_eq!(statistics.jobs.get(), 0);
+    assert_eq!(statistics.requests_refused.get(), 0);
+    assert_eq!(statistics.faults.get(), 0, "it has touched nothing");
+    // The cancellation was for that job, once, and for no other.
+    machine.submit(5, 1, fill(10, 1, 0));
+    machine.submit(6, 1, fill(10, 1, 0));
+}
+
+// {dev-cancel-early}
+#[test]
+fn as_many_names_are_remembered_as_there_may_be_jobs_and_none_beyond_an_init() {
+    let machine = Machine::checking();
+    let most = 16;
+    // The last name replaces the first one.
+    machine.done(Command::Cancel((0..=most).collect()));
+    machine.submit(0, 1, fill(10, 1, 0));
+    for job in 1..=most {
+        assert_eq!(
+            machine.try_submit(job, 1, fill(10, 1, 0)),
+            Err(Status::Cancelled),
+            "job {job}"
+        );
+    }
+    machine.done(Command::Cancel(vec![7]));
+    machine.done(Command::Init { version: VERSION });
+    machine.done(Command::SpaceCreate { space: 1 });
+    machine.submit(7, 1, fill(10, 1, 0));
+}
+
+// {dev-init-jobs}, {dev-init-spaces}, {dev-init-counters}
 #[test]
 fn an_init_forgets_everything() {
     let machine = Machine::checking();
@@ -390,6 +446,7 @@ fn an_init_forgets_everything() {
     assert_eq!(machine.statistics().answers_late.get(), 1);
 }
 
+// {dev-stopped-quiet}
 #[test]
 fn a_paused_device_leaves_the_guest_alone_and_goes_on_afterwards() {
     let machine = Machine::checking();
@@ -457,6 +514,7 @@ fn a_job_on_device_memory_touches_no_system_page() {
     assert_eq!(statistics.freed_frame_uses.get(), 0);
 }
 
+// {dev-no-late-access}
 #[test]
 fn mappings_that_change_under_running_jobs_never_give_a_wrong_answer() {
     let machine = Arc::new(Machine::checking());

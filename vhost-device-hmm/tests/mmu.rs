@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use vhost_device_hmm::device::mmu::{
-    Budget, Change, Leaf, NoMemory, PageRange, PageTable, Place, Run,
+    Budget, Change, Leaf, NoMemory, PageRange, PageTable, Place, Rule, Run,
 };
 use virtio_hmm_spec::wire::{rights, LARGE_PAGES, PAGE_BYTES};
 
-/// What is done to the table.
+/// An action on the table.
 #[derive(Clone, Debug)]
 enum Action {
     Map(Vec<Run>),
-    Unmap(PageRange),
-    Protect(PageRange),
+    /// In pieces of at most that many visited slots.
+    Take(Rule, PageRange, u64),
     /// An engine reads, or also writes, through a page.
     Use(u64, bool),
 }
 
-/// Where the pages are: few places far apart, so that actions meet.
+/// The addresses of pages: few places far apart, so that actions overlap.
 fn start() -> impl Strategy<Value = u64> {
     let region = prop_oneof![
         Just(0),
@@ -48,7 +48,7 @@ fn run() -> impl Strategy<Value = Run> {
                 false => (start, pages),
                 true => (start / LARGE_PAGES * LARGE_PAGES, LARGE_PAGES),
             };
-            // The same page often leads to the same frame again.
+            // The same page often maps to the same frame again.
             let frame = start % (1 << 20) + far * (1 << 30);
             Run {
                 range: range(start, pages),
@@ -63,19 +63,44 @@ fn any_range() -> impl Strategy<Value = PageRange> {
         .prop_map(|(start, pages)| range(start, pages.min((1 << 45) - start)))
 }
 
+fn rule() -> impl Strategy<Value = Rule> {
+    prop_oneof![Just(Rule::Unmap), Just(Rule::Protect)]
+}
+
+fn looks() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 1..4000_u64, Just(u64::MAX)]
+}
+
+/// Takes back everything in a range, in pieces.
+fn take(
+    table: &mut PageTable,
+    rule: Rule,
+    range: PageRange,
+    looks: u64,
+    mut observe: impl FnMut(Change),
+) {
+    let mut rest = Some(range);
+    while let Some(range) = rest {
+        rest = table.change(&range, rule, &mut looks.clone(), &mut observe);
+        assert!(rest.is_none_or(|rest| rest.start() > range.start() && rest.end() == range.end()));
+    }
+}
+
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => proptest::collection::vec(run(), 1..3).prop_map(Action::Map),
-        2 => any_range().prop_map(Action::Unmap),
-        2 => any_range().prop_map(Action::Protect),
-        1 => Just(Action::Unmap(PageRange::ALL)),
+        4 => (rule(), any_range(), looks()).prop_map(|(rule, range, looks)| {
+            Action::Take(rule, range, looks)
+        }),
+        1 => looks().prop_map(|looks| Action::Take(Rule::Unmap, PageRange::ALL, looks)),
+        1 => looks().prop_map(|looks| Action::Take(Rule::Protect, PageRange::ALL, looks)),
         3 => (start(), any::<bool>()).prop_map(|(page, dirty)| Action::Use(page, dirty)),
     ]
 }
 
 type Model = BTreeMap<u64, Leaf>;
 
-/// The pages that allow less afterwards than before.
+/// The number of pages that allow less afterwards than before.
 fn taken_back(before: &Model, after: &Model) -> u64 {
     before
         .iter()
@@ -91,7 +116,7 @@ fn apply(model: &mut Model, action: &Action) {
                     let leaf = run.leaf.at(page - run.range.start());
                     let old = model.get(&page);
                     let same = old.filter(|old| old.frame == leaf.frame && old.place == leaf.place);
-                    // A large leaf cannot remember what some of its pages went through.
+                    // A large leaf cannot keep the marks of single pages.
                     let (accessed, dirty) = same
                         .filter(|_| !run.large)
                         .map_or((false, false), |o| (o.accessed, o.dirty));
@@ -106,19 +131,18 @@ fn apply(model: &mut Model, action: &Action) {
                 }
             }
         }
-        Action::Unmap(range) => model.retain(|page, _| !range.contains(*page)),
-        Action::Protect(range) => model.retain(|page, leaf| {
-            if !range.contains(*page) {
+        Action::Take(rule, range, _) => model.retain(|page, leaf| {
+            if !range.contains(*page) || *rule == Rule::Prune {
                 return true;
             }
             leaf.rights &= rights::READ;
-            leaf.rights != 0
+            leaf.rights != 0 && *rule == Rule::Protect
         }),
         Action::Use(..) => {}
     }
 }
 
-/// A leaf without what engines have noted in it.
+/// A leaf without the marks of engines.
 fn plain(leaf: Leaf) -> Leaf {
     Leaf {
         accessed: false,
@@ -139,13 +163,12 @@ proptest! {
         for action in &actions {
             let before = model.clone();
             apply(&mut model, action);
-            // A run that is mapped over by a later one of the same request counts too.
+            // A run that a later run of the same request replaces counts too.
             let mut reported = 0;
             let observe = |change: Change| if change.takes_back() { reported += change.pages };
             match action {
                 Action::Map(runs) => table.map(runs, observe).unwrap(),
-                Action::Unmap(range) => table.unmap(range, observe),
-                Action::Protect(range) => table.protect(range, observe),
+                Action::Take(rule, range, looks) => take(&mut table, *rule, *range, *looks, observe),
                 Action::Use(page, dirty) => {
                     if let Some(found) = table.find(*page) {
                         found.mark(*dirty);
@@ -169,6 +192,13 @@ proptest! {
                 prop_assert_eq!(table.find(*page).is_some(), model.contains_key(page));
                 prop_assert_eq!(table.find(page + 1).is_some(), model.contains_key(&(page + 1)));
             }
+            let (mut walked, mut page) = (Vec::new(), 0);
+            while let Some((first, leaf, order)) = table.next(page) {
+                page = first + (1 << order);
+                walked.extend((first..page).map(|page| (page, plain(leaf.at(page - first)))));
+            }
+            let all: Vec<_> = model.iter().map(|(page, leaf)| (*page, plain(*leaf))).collect();
+            prop_assert_eq!(walked, all, "leaf after leaf");
         }
         table.unmap(&PageRange::ALL, |_| ());
         prop_assert_eq!(table.mapped_pages(), 0);
@@ -178,6 +208,7 @@ proptest! {
         prop_assert_eq!(budget.used(), 0);
     }
 
+    // {dev-map-whole}
     #[test]
     fn a_map_that_does_not_fit_changes_nothing(
         first in proptest::collection::vec(run(), 0..3),
@@ -203,7 +234,8 @@ proptest! {
                 prop_assert_eq!(found.frame_of(*page), leaf.frame);
             }
         }
-        // What is mapped can be taken back page by page, however little memory there is.
+        // Mappings can be taken back page by page, however little memory is left.
+        // {dev-unmap-never-fails}
         for page in model.keys() {
             table.unmap(&range(*page, 1), |_| ());
             prop_assert!(table.find(*page).is_none());
@@ -229,6 +261,48 @@ fn tables_take_less_than_three_thousandths_of_what_they_map() {
         )
         .unwrap();
     assert!(budget.used() * 1000 < pages * 3, "{} pages", budget.used());
+}
+
+/// A table of 2^18 pages that can be read and written.
+fn full(budget: &std::sync::Arc<Budget>) -> PageTable {
+    let mut table = PageTable::new(budget).unwrap();
+    let run = Run {
+        range: range(0, 1 << 18),
+        leaf: Leaf::new(Place::System, 0, rights::ALL),
+        large: false,
+    };
+    table.map(&[run], |_| ()).unwrap();
+    table
+}
+
+/// The number of slots that a rule for all addresses visits.
+fn looks_at(table: &mut PageTable, rule: Rule) -> u64 {
+    let mut looks = u64::MAX;
+    assert!(table
+        .change(&PageRange::ALL, rule, &mut looks, |_| ())
+        .is_none());
+    u64::MAX - looks
+}
+
+// {dev-unmap-cost}
+#[test]
+fn what_stays_as_it_is_is_not_looked_at() {
+    let budget = Budget::new(64 << 20);
+    let mut table = full(&budget);
+    assert!(looks_at(&mut table, Rule::Protect) > 1 << 18);
+    let path = 5 * 512;
+    assert!(looks_at(&mut table, Rule::Protect) < path);
+    // One writable page is found among all the others.
+    let run = Run {
+        range: range(70_000, 1),
+        leaf: Leaf::new(Place::System, 70_000, rights::ALL),
+        large: false,
+    };
+    table.map(&[run], |_| ()).unwrap();
+    assert!(looks_at(&mut table, Rule::Protect) <= path);
+    assert!(table.find(70_000).unwrap().leaf.rights == rights::READ);
+    assert!(looks_at(&mut table, Rule::Unmap) > 1 << 18);
+    assert!(looks_at(&mut table, Rule::Unmap) < path);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::os::unix::fs::MetadataExt;
 use std::time::Instant;
 
@@ -14,7 +15,9 @@ use vhost_device_hmm::device::linger::PERIOD;
 use vhost_device_hmm::device::memory::FRAME_BYTES;
 use vhost_device_hmm::device::request::{Command, Outcome, Refusal, Transfer};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
-use virtio_hmm_spec::wire::command::{FetchEntry, MapEntry, Request, RequestHeader, Status};
+use virtio_hmm_spec::wire::command::{
+    FetchEntry, MapEntry, Request, RequestHeader, Status, MAX_MAP_PAGES,
+};
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::{rights, LARGE_PAGES, PAGE_BYTES};
@@ -41,7 +44,7 @@ fn raw(bytes: &[u8]) -> Raw<'_> {
     }
 }
 
-/// The status that a control request comes to, and the entry.
+/// The status of a control request, and the entry.
 fn control(accelerator: &Accelerator, bytes: &[u8]) -> (Status, u32) {
     match accelerator.execute(decode_control(raw(bytes))) {
         Outcome::Refused(refusal) => (refusal.status, refusal.entry),
@@ -59,6 +62,7 @@ fn fetch(pages: u32, reserved: u32) -> FetchEntry {
     }
 }
 
+// {dev-reserved-check}, {dev-allocate-after-check}
 #[test]
 fn bytes_that_are_no_request_are_malformed() {
     let machine = Machine::plain();
@@ -124,7 +128,7 @@ fn bytes_that_are_no_request_are_malformed() {
         };
         assert_eq!(decode_control(short).unwrap_err().status, Status::Malformed);
     }
-    // Of a fetch, this is so wherever it is sent.
+    // For a fetch, this is so on either queue.
     for bytes in cases.iter().filter(|bytes| bytes.starts_with(&[11])) {
         let refusal = decode_transfer(raw(bytes)).unwrap_err();
         assert_eq!(refusal.status, Status::Malformed, "{bytes:?}");
@@ -135,6 +139,7 @@ fn bytes_that_are_no_request_are_malformed() {
     );
 }
 
+// {dev-ladder}, {dev-refuse-whole}, {dev-init-first}
 #[test]
 fn the_first_status_of_the_ladder_is_the_one_that_is_told() {
     let machine = Machine::before_init(small());
@@ -188,6 +193,7 @@ fn the_first_status_of_the_ladder_is_the_one_that_is_told() {
     assert_eq!(create(15).0, Status::Ok);
 }
 
+// {dev-map-frames}
 #[test]
 fn mappings_must_be_aligned_to_their_leaves_and_lie_in_memory() {
     let machine = Machine::plain();
@@ -233,6 +239,7 @@ fn mappings_must_be_aligned_to_their_leaves_and_lie_in_memory() {
     machine.map(1, &[entry(0, ram - large, 512, 9, rights::ALL)]);
 }
 
+// {dev-query}
 #[test]
 fn a_query_tells_what_was_mapped() {
     let machine = Machine::plain();
@@ -256,6 +263,7 @@ fn a_query_tells_what_was_mapped() {
     assert_eq!(refusal.status, Status::Limit);
 }
 
+// {dev-map-memory}, {dev-map-whole}
 #[test]
 fn tables_are_limited() {
     let machine = Machine::new(DeviceConfig {
@@ -278,6 +286,74 @@ fn tables_are_limited() {
 }
 
 #[test]
+fn a_map_is_limited_as_a_whole() {
+    let machine = Machine::plain();
+    let most = u32::try_from(MAX_MAP_PAGES).unwrap();
+    let run = u32::try_from(RAM_PAGES).unwrap();
+    let runs: Vec<_> = (0..u64::from(most / run))
+        .map(|i| system(page(i * RAM_PAGES), 0, run, READ))
+        .collect();
+    machine.map(1, &runs);
+    assert_eq!(machine.statistics().mapped_pages.get(), MAX_MAP_PAGES);
+    let one_more = [&runs[..], &[system(page(1 << 20), 0, 1, READ)]].concat();
+    let beyond = [system(0, 0, u32::MAX, READ)];
+    for entries in [&one_more[..], &beyond] {
+        let refusal = machine.refusal(Command::Map { space: 1, entries });
+        assert_eq!((refusal.status, refusal.entry), (Status::Limit, 0));
+    }
+    assert_eq!(machine.statistics().mapped_pages.get(), MAX_MAP_PAGES);
+}
+
+#[test]
+fn what_takes_long_can_be_stopped_and_is_carried_out_anew() {
+    let ranges = [range(0, 1 << 40)];
+    let (unmap, protect) = (
+        Command::Unmap {
+            space: 1,
+            ranges: &ranges,
+        },
+        Command::Protect {
+            space: 1,
+            ranges: &ranges,
+        },
+    );
+    let destroy = Command::SpaceDestroy { space: 1 };
+    let init = Command::Init { version: VERSION };
+    for command in [unmap, protect, destroy, init] {
+        let machine = Machine::checking();
+        let run = u32::try_from(RAM_PAGES).unwrap();
+        let runs: Vec<_> = (0..8)
+            .map(|i| system(page(i * RAM_PAGES), 0, run, READ_WRITE))
+            .collect();
+        machine.map(1, &runs);
+        let asked = Cell::new(0);
+        let stop = || {
+            asked.set(asked.get() + 1);
+            true
+        };
+        let execute = |command| machine.accelerator.execute_unless(Ok(command), &stop);
+        assert!(execute(command.clone()).is_none(), "{command:?}");
+        assert_eq!(asked.get(), 1);
+        // If each `stop` returns true, each call still does a bounded piece.
+        let mut times = 1;
+        let outcome = loop {
+            if let Some(outcome) = execute(command.clone()) {
+                break outcome;
+            }
+            times += 1;
+            assert!(times < 20, "{command:?}");
+        };
+        assert!(matches!(outcome, Outcome::Done), "{command:?}");
+        let statistics = machine.statistics();
+        let protects = matches!(command, Command::Protect { .. });
+        let left = if protects { 8 * RAM_PAGES } else { 0 };
+        assert_eq!(statistics.mapped_pages.get(), left, "{command:?}");
+        assert_eq!(statistics.stale_accesses.get(), 0);
+    }
+}
+
+// {dev-items-in-order}, {dev-items-done}
+#[test]
 fn copies_move_bytes_both_ways_and_along() {
     let machine = Machine::checking();
     let bytes: Vec<u8> = (0..4 * PAGE_BYTES).map(|i| (i % 249) as u8).collect();
@@ -288,10 +364,23 @@ fn copies_move_bytes_both_ways_and_along() {
         item(Kind::Clear, 0, 105, 1),
         item(Kind::ToSystem, 104, 20, 4),
     ];
+    for frame in [19, 24] {
+        machine.write_ram(frame, &[7; FRAME_BYTES]);
+    }
     assert_eq!(machine.copy(&list), [Status::Ok; 4]);
     let mut expected = bytes.clone();
     expected[FRAME_BYTES..2 * FRAME_BYTES].fill(0);
     assert_eq!(machine.read_ram(20, 4 * FRAME_BYTES), expected);
+    // {dev-item-bounds}
+    for frame in [19, 24] {
+        assert_eq!(machine.read_ram(frame, FRAME_BYTES), [7; FRAME_BYTES]);
+    }
+    for frame in [99, 108] {
+        let mut beside = [1_u8; FRAME_BYTES];
+        let memory = machine.accelerator.device_memory();
+        memory.slice(frame, 1).unwrap().copy_to(&mut beside);
+        assert_eq!(beside, [0; FRAME_BYTES], "frame {frame}");
+    }
     let statistics = machine.statistics();
     let four = 4 * PAGE_BYTES;
     assert_eq!(statistics.bytes_to_device.get(), four);
@@ -302,6 +391,7 @@ fn copies_move_bytes_both_ways_and_along() {
     assert_eq!(statistics.freed_frame_uses.get(), 0);
 }
 
+// {dev-item-status}
 #[test]
 fn one_bad_item_does_not_stop_the_others() {
     let machine = Machine::plain();
@@ -382,11 +472,25 @@ fn uses_of_free_frames_are_found() {
     assert!(uses() > 3, "read by a job");
 }
 
+// {dev-check-counters}
+#[test]
+fn a_device_that_does_not_check_counts_nothing() {
+    let machine = Machine::plain();
+    machine.map(1, &[device(page(1), 5, 1, READ)]);
+    machine.copy(&[item(Kind::Discard, 0, 5, 1), item(Kind::ToSystem, 5, 30, 1)]);
+    let statistics = machine.statistics();
+    let counted = (
+        statistics.stale_accesses.get(),
+        statistics.freed_frame_uses.get(),
+    );
+    assert_eq!(counted, (0, 0));
+}
+
 #[test]
 fn a_store_to_a_free_frame_is_found_when_the_frame_is_used_again() {
     let machine = Machine::checking();
     let uses = || machine.statistics().freed_frame_uses.get();
-    // As a CPU of the guest does that has the memory of a coherent device.
+    // A store of a guest CPU to the memory of a coherent device.
     let store = |frame| {
         let memory = machine.accelerator.device_memory();
         memory
@@ -417,6 +521,7 @@ fn a_store_to_a_free_frame_is_found_when_the_frame_is_used_again() {
     assert_eq!(uses(), 0, "a reset forgets");
 }
 
+// {dev-no-leak}
 #[test]
 fn a_frame_that_is_discarded_gives_its_memory_back_before_long() {
     let machine = Machine::plain();
@@ -445,7 +550,7 @@ fn a_reset_gives_all_memory_back_at_once() {
     machine.done(Command::Init { version: VERSION });
     let file = machine.accelerator.device_memory().file();
     assert_eq!(file.metadata().unwrap().blocks(), 0);
-    // What is written now has nothing to do with what was discarded then.
+    // The new contents have nothing to do with the discarded ones.
     machine.copy(&[item(Kind::ToDevice, 0, 0, 1)]);
     assert_eq!(file.metadata().unwrap().blocks() * 512, PAGE_BYTES);
 }

@@ -32,6 +32,7 @@ fn ring(memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> Queue {
     mock.create_queue().unwrap()
 }
 
+// {dev-read-once}, {dev-used-length}
 #[test]
 fn a_chain_is_copied_once_and_answered_in_its_pieces() {
     let memory = memory();
@@ -80,7 +81,7 @@ fn the_driver_is_told_when_the_ring_passes_what_it_has_named() {
     let mut queue: Queue = mock.create_queue().unwrap();
     queue.set_event_idx(true);
     let used_event = mock.avail_addr().unchecked_add(4 + 2 * u64::from(SIZE));
-    // As well where the indices go beyond sixteen bits.
+    // Also if the indices wrap at sixteen bits.
     for start in [0, u16::MAX - 2] {
         queue.set_next_used(start);
         let chains: Vec<_> = (0..5).map(|head| (head, 0)).collect();
@@ -146,7 +147,7 @@ fn an_index_that_jumps_breaks_the_ring() {
     assert!(queue::take(&mut queue, &memory, MOST, &mut Chain::default()).is_err());
 }
 
-/// Numbers that are often just right.
+/// Numbers that are often nearly valid.
 fn address() -> impl Strategy<Value = u64> {
     prop_oneof![
         4 => 0..MEMORY as u64,
@@ -177,7 +178,7 @@ proptest! {
         for (index, descriptor) in (0..).zip(&table) {
             mock.desc_table().store(index, *descriptor).unwrap();
         }
-        // Wherever an indirect descriptor points, it may find these.
+        // An indirect descriptor may find these at any address.
         for (index, descriptor) in (0..).zip(&indirect) {
             memory.write_obj(*descriptor, GuestAddress(0x8_0000 + index * 16)).unwrap();
         }
@@ -195,7 +196,7 @@ proptest! {
                 Ok(Available::Unusable(None)) => {}
                 Ok(Available::Unusable(Some(head))) => {
                     prop_assert!(head < SIZE);
-                    // The ring itself may lie where a reply was written to.
+                    // The ring itself may be where a reply was written.
                     let _ = queue::put_back(&mut queue, &memory, &[(head, 0)]);
                 }
                 Ok(Available::Chain) => {
@@ -209,7 +210,7 @@ proptest! {
                 }
             }
             taken += 1;
-            // A reply may have changed the index; even so there is no going round for ever.
+            // A reply may have changed the index. Even so, the loop must end.
             if taken > SIZE {
                 break;
             }

@@ -13,17 +13,17 @@ use zerocopy::little_endian::{U32, U64};
 
 use crate::machine::{all_of, bytes_of, shuffled, Machine, Plain, MEMORY};
 
-/// What one round moves: more than caches hold, on both sides together.
+/// The bytes that one round moves: more than caches hold, on both sides together.
 const BYTES: u64 = 64 << 20;
 
-/// A page, what a process's pages often lie side by side in, and a large page.
+/// A page, a typical contiguous run of a process's pages, and a huge page.
 const SIZES: [(&str, u64); 3] = [("4 KiB", 1), ("64 KiB", 16), ("2 MiB", 512)];
 
 /// Measures every kind of copy with every size of item.
 pub(crate) fn measure(bench: &mut Bench) {
     bench.group("copy lists");
     let machine = Machine::new();
-    // Plain code needs a place like the device's memory to copy to.
+    // The plain copy needs a destination like device memory.
     let other = DeviceMemory::new(MEMORY).expect("there is memory");
     let other = Plain(other.slice(0, MEMORY / PAGE_BYTES).expect("all of it"));
     let system = all_of(&machine.system);
@@ -70,7 +70,7 @@ pub(crate) fn measure(bench: &mut Bench) {
     }
 }
 
-/// Where runs of so many pages come from and go to: all over the place.
+/// Scattered sources and destinations of runs of `pages` pages.
 fn scattered(pages: u64) -> Vec<(u64, u64)> {
     let count = BYTES / (pages * PAGE_BYTES);
     let places = MEMORY / (pages * PAGE_BYTES);
@@ -93,7 +93,7 @@ fn items(kind: Kind, pages: u64, runs: &[(u64, u64)]) -> Vec<DmaItem> {
     runs.iter().map(item).collect()
 }
 
-/// Hands in the items, as many at a time as the device takes.
+/// Submits the items, as many at a time as the device takes.
 fn carry_out(accelerator: &Accelerator, items: &[DmaItem]) -> Result<Duration, String> {
     let mut results: Vec<ItemResult> = Vec::new();
     let mut time = Duration::ZERO;

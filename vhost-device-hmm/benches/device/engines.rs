@@ -1,4 +1,4 @@
-//! Engines side by side, and the product of matrices against the crate that makes it.
+//! Engines in parallel, and the matrix product against the crate that computes it.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::machine::{Leaves, Machine, BASE, MEMORY};
 /// Bytes of a job's operand.
 const BYTES: u64 = 32 << 20;
 
-/// Measures what two engines make of two jobs, then the product of matrices.
+/// Measures two jobs on two engines, then the matrix product.
 pub(crate) fn measure(bench: &mut Bench) {
     bench.group("engines");
     side_by_side(bench);
@@ -33,9 +33,9 @@ fn side_by_side(bench: &mut Bench) {
     };
     let (one, two) = (machine(1), machine(2));
     for (name, per, job) in [
-        // As fast as memory is, which the engines share.
+        // Limited by memory bandwidth, which the engines share.
         ("checksum", Per::Bytes(2 * BYTES), checksum as Job),
-        // As fast as a processor is, of which each engine wants one.
+        // Limited by the processor; each engine needs one.
         ("gemm 512", Per::Flops(2 * flops()), gemm),
     ] {
         let jobs = [0, 1].map(|place| (Leaves::Large.space(), job(BASE + place * 2 * BYTES)));
@@ -63,8 +63,7 @@ fn flops() -> u64 {
     2 * ORDER * ORDER * ORDER
 }
 
-/// The product by a job, against one call of the crate that the operation uses for its
-/// blocks.
+/// The product by a job, against one call of the crate that the operation uses for its blocks.
 fn product(bench: &mut Bench) {
     let machine = Machine::new();
     let side = usize::try_from(ORDER).expect("a size");

@@ -1,4 +1,4 @@
-//! What a daemon takes that has nothing to do.
+//! The cost of an idle daemon.
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -7,15 +7,15 @@ use std::time::Duration;
 use hmm_bench::{processor_share, resident_mebibytes, Bench, Better, Unit};
 use rustix::process::{kill_process, Pid, Signal};
 
-/// How long it is watched.
+/// How long it is observed.
 const WATCHED: Duration = Duration::from_secs(2);
 
-/// Measures processor time and memory of the daemon, before any guest has come.
+/// Measures processor time and memory of the daemon, before any guest has connected.
 pub(crate) fn measure(bench: &mut Bench) {
     bench.group("idle daemon");
     let daemon = Daemon::start();
     let mut once = |name: &str, unit, read: fn(u32) -> io::Result<f64>| {
-        // One look is enough: more would be the same two seconds once again.
+        // One round is enough: another would only repeat the two seconds.
         let value = daemon
             .as_ref()
             .map_err(Clone::clone)
@@ -70,7 +70,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // If it cannot be asked it has ended; then there is nothing to wait for either.
+        // If it cannot be signalled it has ended; then there is nothing to wait for.
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let _ = self.child.wait();
     }

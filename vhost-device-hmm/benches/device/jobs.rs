@@ -1,8 +1,8 @@
 //! Jobs on mapped memory: what engines, steps and translation add to the work itself.
 //!
-//! The reference of a stream is the same operation on the same bytes without pages,
-//! engines or locks; what the operations cost against plain code is what the bench
-//! `operations` shows. The reference of `memcpy`, `memset` and the walks is plain code.
+//! The reference of a stream is the same operation on the same bytes without pages, engines or
+//! locks. The bench `operations` shows the cost of the operations against plain code. The reference
+//! of `memcpy`, `memset` and the walks is plain code.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,7 +60,7 @@ pub(crate) fn measure(bench: &mut Bench) {
     }
 }
 
-/// The product of two matrices that lie behind each other at an address, as the third one there.
+/// The product of two consecutive matrices at an address; the result follows them.
 pub(crate) fn gemm(a: u64) -> Operation {
     let bytes = ORDER * ORDER * 4;
     Gemm {
@@ -79,7 +79,7 @@ pub(crate) fn gemm(a: u64) -> Operation {
     .into()
 }
 
-/// What streams through memory, and how much of it.
+/// The streaming operations, and the bytes of each.
 fn operations() -> [(&'static str, Per, Operation); 9] {
     let (x, y, element) = (BASE, BASE + BYTES, Element::F32);
     let (bytes, count) = (BYTES, BYTES / 4);
@@ -205,7 +205,7 @@ fn streams(bench: &mut Bench, machine: &Machine) {
     }
 }
 
-/// Walks a list whose nodes lie in shuffled order, so many bytes apart.
+/// Walks a list whose nodes are in shuffled order, `spacing` bytes apart.
 fn walk(
     bench: &mut Bench,
     machine: &Machine,
@@ -255,7 +255,7 @@ fn plain_walk(words: &[AtomicU64], head: u64) -> Duration {
     start.elapsed()
 }
 
-/// Takes an operation's steps without an engine, on memory without pages.
+/// Runs an operation's steps without an engine, on memory without pages.
 fn without_pages(memory: Plain<'_>, operation: Operation) -> Result<Duration, String> {
     let start = Instant::now();
     let mut work = Work::new(operation).map_err(|status| format!("{status:?}"))?;
@@ -272,7 +272,7 @@ fn without_pages(memory: Plain<'_>, operation: Operation) -> Result<Duration, St
     }
 }
 
-/// Memory that is all there, from [`BASE`] on.
+/// Memory that is fully present, from [`BASE`] on.
 struct Flat<'a>(Plain<'a>);
 
 impl<'a> Flat<'a> {
@@ -316,7 +316,7 @@ impl Memory for Flat<'_> {
         width: Width,
         mut update: impl FnMut(u64) -> Option<u64>,
     ) -> Result<u64, Fault> {
-        // No stream has need of it: plain, not atomic.
+        // No stream needs atomicity here: plain, not atomic.
         let mut bytes = [0; 8];
         let count = match width {
             Width::U32 => 4,

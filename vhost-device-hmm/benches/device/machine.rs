@@ -11,7 +11,7 @@ use vhost_device_hmm::device::job::{End, Submission};
 use vhost_device_hmm::device::memory::SystemMemory;
 use vhost_device_hmm::device::request::{Command, Outcome};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig, Listener};
-use virtio_hmm_spec::wire::command::{MapEntry, Status};
+use virtio_hmm_spec::wire::command::{MapEntry, Status, MAX_MAP_PAGES};
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::operation::Operation;
 use virtio_hmm_spec::wire::{rights, LARGE_ORDER, PAGE_BYTES, PAGE_SHIFT};
@@ -71,7 +71,7 @@ pub(crate) struct Machine {
     ends: Arc<Ends>,
 }
 
-/// Wakes whoever waits for a job.
+/// Wakes the thread that waits for a job.
 #[derive(Default)]
 struct Ends {
     told: Mutex<bool>,
@@ -85,7 +85,7 @@ impl Listener for Ends {
     }
 
     fn faults_raised(&self) {
-        // Everything is mapped; a job that faults all the same never ends: see `run_all`.
+        // Everything is mapped. A job that faults all the same never ends: see `run_all`.
         self.jobs_ended();
     }
 }
@@ -102,7 +102,7 @@ impl Ends {
 }
 
 impl Machine {
-    /// Makes the machine; every byte of the guest's memory is there.
+    /// Makes the machine; every byte of the guest's memory is allocated.
     pub(crate) fn new() -> Self {
         Self::with(DeviceConfig {
             memory: MEMORY,
@@ -138,7 +138,29 @@ impl Machine {
         machine
     }
 
-    /// Has a request carried out that must not be refused.
+    /// Maps any number of entries, by as few requests as they fit in; the time of the requests.
+    pub(crate) fn map(&self, space: u32, mut entries: &[MapEntry]) -> Duration {
+        let mut time = Duration::ZERO;
+        while !entries.is_empty() {
+            let mut pages = 0;
+            let fits = |entry: &&MapEntry| {
+                pages += u64::from(entry.pages.get());
+                pages <= MAX_MAP_PAGES
+            };
+            let most = entries.len().min(DeviceConfig::MAX_ENTRIES as usize);
+            // One entry is never too much.
+            let count = entries[..most].iter().take_while(fits).count().max(1);
+            let (now, later) = entries.split_at(count);
+            time += self.execute(Command::Map {
+                space,
+                entries: now,
+            });
+            entries = later;
+        }
+        time
+    }
+
+    /// Executes a request that must not be refused.
     pub(crate) fn execute(&self, command: Command<'_>) -> Duration {
         let start = Instant::now();
         let outcome = self.accelerator.execute(Ok(command));
@@ -150,7 +172,7 @@ impl Machine {
         time
     }
 
-    /// Runs a job: the time from its submission to the moment at which its end is known.
+    /// Runs a job; returns the time from its submission until its end is known.
     pub(crate) fn run(
         &self,
         leaves: Leaves,
@@ -159,8 +181,8 @@ impl Machine {
         self.run_all(&[(leaves.space(), operation.into())])
     }
 
-    /// Runs jobs in their spaces, all at the same time: the time from the first submission
-    /// to the moment at which the last end is known.
+    /// Runs jobs in their spaces, all at the same time; returns the time from the first submission
+    /// until the last end is known.
     pub(crate) fn run_all(&self, jobs: &[(u32, Operation)]) -> Result<Duration, String> {
         let start = Instant::now();
         for (&(space, operation), job) in jobs.iter().zip(1..) {
@@ -231,8 +253,7 @@ impl<'a> Plain<'a> {
         Plain(self.0.subslice(bytes.start, length).expect("within it"))
     }
 
-    /// Its words. The device works on them at the same time only in ways that atomics
-    /// allow, or not at all.
+    /// Its words. The device changes them at the same time only by atomic accesses, or not at all.
     pub(crate) fn words(&self) -> &'a [AtomicU64] {
         let guard = self.0.ptr_guard_mut();
         let (pointer, count) = (guard.as_ptr(), self.0.len() / size_of::<AtomicU64>());
@@ -240,17 +261,17 @@ impl<'a> Plain<'a> {
             pointer.cast::<AtomicU64>().is_aligned(),
             "parts are of whole words"
         );
-        // SAFETY: the slice is that many bytes of shared memory that stay mapped for 'a;
-        // the words are aligned, and whoever else uses them, in this process, does so
-        // through atomics or while nobody looks.
+        // SAFETY: the slice is that many bytes of shared memory that stay mapped for 'a; the words
+        // are aligned, and all other users in this process access them through atomics or while
+        // they are not read here.
         unsafe { std::slice::from_raw_parts(pointer.cast(), count) }
     }
 
     /// Sets every byte, as `memset` does.
     pub(crate) fn write_all(&self, value: u8) {
         let guard = self.0.ptr_guard_mut();
-        // SAFETY: the slice is that many bytes of mapped memory, which nobody borrows:
-        // it is handed out only as volatile slices and atomics.
+        // SAFETY: the slice is that many bytes of mapped memory. There are no references to it: it
+        // is handed out only as volatile slices and atomics.
         unsafe { std::ptr::write_bytes(guard.as_ptr(), value, self.0.len()) }
     }
 
@@ -260,7 +281,7 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// Byte offsets as sizes: everything here is far smaller than an address space.
+/// Byte offsets as sizes: all offsets here are far smaller than an address space.
 pub(crate) fn index(number: u64) -> usize {
     usize::try_from(number).expect("a size")
 }
@@ -270,7 +291,7 @@ pub(crate) fn bytes_of(frame: u64, pages: u64) -> Range<usize> {
     index(frame << PAGE_SHIFT)..index((frame + pages) << PAGE_SHIFT)
 }
 
-/// A random order of so many numbers, the same each time.
+/// A random order of `count` numbers, the same each time.
 pub(crate) fn shuffled(count: u64) -> Vec<u64> {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     let mut numbers: Vec<u64> = (0..count).collect();

@@ -1,8 +1,8 @@
 //! The way of a request through the rings: taken, decoded, carried out, answered.
 //!
-//! The rings are those of the daemon, served by its own code; the driver's side is made of
-//! what `virtio-queue` has for tests. Only sockets and threads are missing: a ring is served
-//! where it is kicked.
+//! The rings are the daemon's, served by its own code. The driver's side uses the mock rings of
+//! `virtio-queue`. Only sockets and threads are missing: a ring is served by the thread that kicks
+//! it.
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd};
@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hmm_bench::{Bench, Per, Turn};
-use vhost_device_hmm::backend::{Backend, GuestMemoryHandle, Options};
+use vhost_device_hmm::backend::{Backend, GuestMemoryHandle, Options, Ring as DeviceRing};
 use vhost_device_hmm::device::request::{Command, Outcome, Transfer};
 use vhost_device_hmm::device::{Accelerator, DeviceConfig};
-use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
+use vhost_user_backend::{VhostUserBackend, VringT};
 use virtio_hmm_spec::wire::command::{
     InitEntry, MapEntry, QueryResult, RangeEntry, ReplyHeader, Request, RequestHeader, Status,
 };
@@ -39,12 +39,12 @@ const CHAINS: u16 = DESCRIPTORS / 2;
 /// Bytes of the guest's memory.
 const MEMORY: u64 = 16 << 20;
 
-/// Where requests lie, where their replies go, and where there is room for copies.
+/// The addresses of requests, of replies, and of a buffer for copies.
 const REQUESTS: u64 = 4 << 20;
 const REPLIES: u64 = 6 << 20;
 const COPIES: u64 = 8 << 20;
 
-/// Room for a request, and for a reply.
+/// The buffer size of a request, and of a reply.
 const ROOM: u64 = 128;
 
 /// A driver's flags of a descriptor.
@@ -71,7 +71,7 @@ pub(crate) fn measure(bench: &mut Bench) {
         ..DeviceConfig::default()
     };
     let accelerator = Accelerator::new(config).expect("there is memory for a device");
-    // What is measured is work, not waiting for more.
+    // The work is measured, not the polling for more.
     let options = Options {
         poll: Duration::ZERO,
         ..Options::default()
@@ -108,7 +108,7 @@ pub(crate) fn measure(bench: &mut Bench) {
             batch => format!("{what}, {batch} at a time"),
         };
         let per = Per::Times(REQUESTS_IN_A_ROUND);
-        // What is mapped already is replaced.
+        // Replaces the existing mapping.
         bench.pair(&of("map a page"), per, reference, |turn| match turn {
             Turn::Measured => control.round(&maps, batch, 0),
             Turn::Reference => direct.round(Direct::map),
@@ -120,7 +120,7 @@ pub(crate) fn measure(bench: &mut Bench) {
         });
         bench.pair(&of("unmap a page"), per, reference, |turn| {
             let times = REQUESTS_IN_A_ROUND / u64::from(CHAINS);
-            // What was unmapped must be mapped again, which does not count.
+            // Unmapped pages must be mapped again, which is not timed.
             let once = |_| match turn {
                 Turn::Measured => {
                     control.each(&maps, CHAINS, 0)?;
@@ -146,7 +146,7 @@ pub(crate) fn measure(bench: &mut Bench) {
     }
 }
 
-/// The same requests, handed to a device where its rings would hand them in.
+/// The same requests, passed to a device directly, without rings.
 struct Direct {
     machine: Machine,
     maps: Vec<MapEntry>,
@@ -230,7 +230,7 @@ fn init() -> InitEntry {
     }
 }
 
-/// A request of one entry at most.
+/// A request with at most one entry.
 fn request(kind: Request, space: u32, entry: &[u8]) -> Vec<u8> {
     let header = RequestHeader {
         operation: U16::new(kind.raw()),
@@ -250,12 +250,12 @@ struct Ring<'a> {
     descriptors: DescriptorTable<'a, GuestMemoryMmap>,
     available: AvailRing<'a, GuestMemoryMmap>,
     used: UsedRing<'a, GuestMemoryMmap>,
-    /// Where the driver says of which chain it wants to hear.
+    /// The address of the driver's `used_event`.
     event: GuestAddress,
-    device: [VringRwLock; 1],
-    /// How many chains have been made available and, as all are waited for, returned.
+    device: [DeviceRing; 1],
+    /// The number of chains made available. All are waited for, so it is also the number returned.
     offered: u16,
-    /// What the daemon signals: it must cost what it costs with a guest.
+    /// The interrupt of the daemon: its cost must be that with a guest.
     _interrupt: EventFd,
 }
 
@@ -266,12 +266,12 @@ impl<'a> Ring<'a> {
         backend: &'a Arc<Backend>,
         queue: Queue,
     ) -> Self {
-        // The rings lie below the requests, far enough from each other.
+        // The rings are below the requests, far enough apart.
         let start = u64::from(queue.raw()) << 20;
-        // `MockSplitQueue` lays the rings out so that they overlap where they are large.
+        // `MockSplitQueue` lays out large rings so that they overlap.
         let [table, avail, used] = [0, RING, 2 * RING].map(|offset| GuestAddress(start + offset));
         let interrupt = EventFd::new(EFD_NONBLOCK).expect("an event");
-        let device = VringRwLock::new(handle.clone(), DESCRIPTORS).expect("a queue");
+        let device = DeviceRing::new(handle.clone(), DESCRIPTORS).expect("a queue");
         device.set_queue_size(DESCRIPTORS);
         device
             .set_queue_info(table.0, avail.0, used.0)
@@ -296,7 +296,7 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// Makes some thousand requests, so many at a time.
+    /// Makes some thousand requests, `batch` at a time.
     fn round(
         &mut self,
         requests: &[Vec<u8>],
@@ -309,7 +309,7 @@ impl<'a> Ring<'a> {
             .sum()
     }
 
-    /// Makes each of the requests, so many at a time: the device's time for them.
+    /// Makes each of the requests, `batch` at a time; returns the device's time for them.
     fn each(
         &mut self,
         requests: &[Vec<u8>],
@@ -320,8 +320,8 @@ impl<'a> Ring<'a> {
         batches.map(|batch| self.ask(batch, results)).sum()
     }
 
-    /// Makes requests at once, whose replies have so many bytes of results: how long the
-    /// device took, from the kick to the interrupt.
+    /// Makes requests at once, whose replies have `results` bytes of results. Returns the device's
+    /// time from the kick to the interrupt.
     fn ask(&mut self, requests: &[Vec<u8>], results: usize) -> Result<Duration, String> {
         let room = u32::try_from(size_of::<ReplyHeader>() + results).expect("little");
         for (request, chain) in requests.iter().zip(0..) {
@@ -330,7 +330,7 @@ impl<'a> Ring<'a> {
         let next = self
             .offered
             .wrapping_add(u16::try_from(requests.len()).expect("few"));
-        // The driver wants to hear of the last one, as ours does.
+        // The driver wants an interrupt for the last one, as ours does.
         let wanted = next.wrapping_sub(1);
         self.offered = next;
         self.available.idx().store(next.to_le());
@@ -346,7 +346,7 @@ impl<'a> Ring<'a> {
         if u16::from_le(self.used.idx().load()) != next {
             return Err("not all requests were answered".into());
         }
-        // The last one will do: the requests are alike.
+        // The last reply is enough: the requests are alike.
         let last = REPLIES + ROOM * (requests.len() as u64 - 1);
         let mut reply = [0; size_of::<ReplyHeader>()];
         self.memory
@@ -359,7 +359,7 @@ impl<'a> Ring<'a> {
         Ok(time)
     }
 
-    /// Writes a request and makes it available, but for the index.
+    /// Writes a request into the ring, without updating the index.
     fn offer(&self, chain: u16, request: &[u8], room: u32) {
         let (from, to) = (
             REQUESTS + ROOM * u64::from(chain),

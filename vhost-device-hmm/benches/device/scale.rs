@@ -1,7 +1,7 @@
-//! What things cost where there is more of everything: spaces, mappings, device memory.
+//! How costs grow with the number of spaces and mappings, and with the size of device memory.
 //!
-//! The first point of each curve is the reference of the others, so that a ratio near 1
-//! says that the cost does not grow.
+//! The first point of each curve is the reference of the others: a ratio near 1 means that the cost
+//! does not grow.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -23,8 +23,8 @@ const FIRST: u32 = 16;
 /// Operations in a round.
 const TIMES: usize = 512;
 
-/// Jobs that are handed in at a time: what one alone takes is the way from thread to thread,
-/// which depends on where they run.
+/// Jobs that are submitted at a time. The time of a single job is mostly the wake-up of another
+/// thread, which depends on where the threads run.
 const AT_ONCE: usize = 64;
 
 /// Measures every curve.
@@ -35,8 +35,7 @@ pub(crate) fn measure(bench: &mut Bench) {
     device_memory(bench);
 }
 
-/// One point of a curve against the first one: `round` is told whose turn it is by being
-/// given it.
+/// One point of a curve against the first one. `round` is given the one that it is to run.
 fn point<T, E: Display>(
     bench: &mut Bench,
     (what, size, first): (&str, &str, &str),
@@ -54,7 +53,7 @@ fn point<T, E: Display>(
     }
 }
 
-/// A machine with so many spaces more, each with some pages mapped.
+/// A machine with additional spaces, each with some pages mapped.
 struct Crowd {
     machine: Machine,
     spaces: Vec<u32>,
@@ -76,7 +75,7 @@ impl Crowd {
         Self { machine, spaces }
     }
 
-    /// Goes round all spaces until enough has been done.
+    /// Visits all spaces in turn until enough operations are done.
     fn round<E>(&self, mut each: impl FnMut(u32) -> Result<Duration, E>) -> Result<Duration, E> {
         let turns = self.spaces.iter().cycle();
         turns.take(TIMES).map(|&space| each(space)).sum()
@@ -129,11 +128,11 @@ fn spaces(bench: &mut Bench) {
     }
 }
 
-/// How much of a space is mapped.
+/// How the pages of a space are mapped.
 struct Mapped {
     name: &'static str,
     space: u32,
-    /// Pages from the beginning of one run of mapped pages to that of the next.
+    /// Pages from the start of one run of mapped pages to the start of the next.
     stride: u64,
     /// Pages in a run.
     run: u64,
@@ -177,12 +176,10 @@ impl Mapped {
                 map_entry(address, 0, self.run, Leaves::Small)
             })
             .collect();
-        for entries in entries.chunks(DeviceConfig::MAX_ENTRIES as usize) {
-            machine.execute(Command::Map { space, entries });
-        }
+        machine.map(space, &entries);
     }
 
-    /// Addresses of mapped pages, all over the place.
+    /// Addresses of mapped pages, scattered.
     fn pages(&self) -> Vec<u64> {
         let order = shuffled(self.runs * self.run.min(1 << 14));
         let address = |place: u64| {
@@ -207,8 +204,8 @@ fn mappings(bench: &mut Bench) {
         mapped.map(&machine);
         let after = resident();
         if mapped.space == large.space {
-            // The larger of the two that have every page, so that what the allocator had left
-            // over from before counts for little.
+            // The larger of the two that have every page, so that memory left over in the allocator
+            // counts for little.
             let name = "resident memory of the daemon for 1 GiB mapped, 4 KiB leaves";
             match (before, after) {
                 (Ok(before), Ok(after)) => bench.gathered(
@@ -248,7 +245,7 @@ fn mappings(bench: &mut Bench) {
     }
 }
 
-/// A device with so much memory, and a guest.
+/// A device with a given amount of memory, and a guest.
 struct Large {
     machine: Machine,
     frames: u64,
@@ -270,7 +267,7 @@ impl Large {
         }
     }
 
-    /// Carries out an item for each of some pages that lie all over the device's memory.
+    /// Carries out an item for each of some pages that are scattered over the device's memory.
     fn carry_out(&self, kind: Kind) -> Result<Duration, String> {
         let reads = kind != Kind::Clear;
         let items: Vec<DmaItem> = shuffled(ITEMS)
@@ -341,7 +338,7 @@ fn device_memory(bench: &mut Bench) {
             |large| large.carry_out(Kind::Clear),
         );
     }
-    // All of it at once is written by nobody: what is not written takes no memory.
+    // No test writes all of it at once: memory that is not written is not allocated.
     let what = (Unit::Mebibytes, Better::Lower);
     let name = "resident memory of a device, 64 GiB of device memory";
     bench.figure(name, what, || {

@@ -1,8 +1,8 @@
-//! Page tables: what it takes to map, unmap and look up, and how large they are.
+//! Page tables: the cost of mapping, unmapping and looking up, and their size.
 
 use std::convert::Infallible;
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hmm_bench::{Bench, Better, Per, Unit};
 use vhost_device_hmm::device::mmu::{Budget, Leaf, PageRange, PageTable, Place, Run};
@@ -20,10 +20,10 @@ const SPACE: u32 = 7;
 /// Small leaves in a round: 4 GiB of them.
 const SMALL: u64 = 1 << 20;
 
-/// Large leaves in a round: 16 GiB of them, because they are soon done.
+/// Large leaves in a round: 16 GiB of them, because they take little time.
 const LARGE: u64 = 8 << 10;
 
-/// Measures what happens through requests, then a table by itself.
+/// Measures requests, then a table by itself.
 pub(crate) fn measure(bench: &mut Bench) {
     bench.group("page tables");
     let machine = Machine::new();
@@ -35,17 +35,7 @@ pub(crate) fn measure(bench: &mut Bench) {
             address: U64::new(BASE),
             pages: U64::new(count * pages),
         };
-        let map = |entries: &[MapEntry]| {
-            entries
-                .chunks(DeviceConfig::MAX_ENTRIES as usize)
-                .map(|entries| {
-                    machine.execute(Command::Map {
-                        space: SPACE,
-                        entries,
-                    })
-                })
-                .sum::<Duration>()
-        };
+        let map = |entries: &[MapEntry]| machine.map(SPACE, entries);
         let unmap = || {
             machine.execute(Command::Unmap {
                 space: SPACE,
@@ -53,7 +43,7 @@ pub(crate) fn measure(bench: &mut Bench) {
             })
         };
         let scattered = entries(leaves, count);
-        // One entry for all that lies side by side, as often as it fits.
+        // One entry for each contiguous run, as often as it fits.
         let run = FRAMES / pages;
         let runs: Vec<_> = (0..count / run)
             .map(|i| map_entry(BASE + i * FRAMES * PAGE_BYTES, 0, FRAMES, leaves))
@@ -88,7 +78,7 @@ pub(crate) fn measure(bench: &mut Bench) {
     }
 }
 
-/// Scattered frames, one after the other in the address space.
+/// Scattered frames at consecutive addresses.
 fn entries(leaves: Leaves, count: u64) -> Vec<MapEntry> {
     let pages = 1_u64 << leaves.order();
     let frames = shuffled(FRAMES / pages);
@@ -126,7 +116,7 @@ fn look_up(bench: &mut Bench, leaves: Leaves, count: u64) {
     debug_assert!(index(count) == order.len() && pages <= LARGE_PAGES);
 }
 
-/// For shares; the numbers have far fewer than 53 bits.
+/// For ratios; the numbers have far fewer than 53 bits.
 #[expect(clippy::cast_precision_loss)]
 fn float(number: u64) -> f64 {
     number as f64

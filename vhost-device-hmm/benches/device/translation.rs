@@ -1,4 +1,4 @@
-//! What a load costs that is translated, against the same load that is not.
+//! The cost of a load with translation, against the same load without.
 
 use std::hint::black_box;
 use std::sync::atomic::Ordering;
@@ -30,14 +30,14 @@ pub(crate) fn measure(bench: &mut Bench) {
     for (name, leaves, pages) in [
         ("load, TLB hit, 4 KiB leaves", Leaves::Small, FEW),
         ("load, TLB hit, 2 MiB leaves", Leaves::Large, FEW),
-        // Each page once: by the time one comes again its entry is gone.
+        // Each page once: its entry has been evicted by the time it is loaded again.
         ("load, TLB miss, 4 KiB leaves", Leaves::Small, FRAMES),
     ] {
         loads(bench, name, leaves, pages);
     }
 }
 
-/// Loads one word from each of so many pages, over and over.
+/// Loads one word from each of `pages` pages, over and over.
 fn loads(bench: &mut Bench, name: &str, leaves: Leaves, pages: u64) {
     let machine = Machine::new();
     let device = Arc::new(DeviceMemory::new(2 << 20).expect("there is memory"));
@@ -51,7 +51,7 @@ fn loads(bench: &mut Bench, name: &str, leaves: Leaves, pages: u64) {
     space.map(&[everything], None).expect("within the budget");
     let mut tlb = Tlb::new(Arc::clone(&device), Arc::clone(&machine.system));
     let words = all_of(&machine.system).words();
-    // Each word in another cache line of its page, or they would fight for few places.
+    // Each word is in a different cache line of its page, or they would compete for few cache sets.
     let offset = |page: u64| page * PAGE_BYTES + page * 64 % PAGE_BYTES;
     bench.pair(name, Per::Times(LOADS), "plain load", |turn| {
         let start = Instant::now();

@@ -1,12 +1,13 @@
 //! The shared memory region in which the guest's CPUs see device memory.
 //!
-//! A front end forgets what the region shows whenever the guest resets the device, so that
-//! it is asked anew each time the rings start, unless the guest's memory as it describes it
-//! shows that the region is there. It answers a request only when it has nothing else to
-//! do, which may be to wait for us: requests have a thread of their own, which never holds
-//! anything that others need.
+//! A front end drops the region's mapping whenever the guest resets the device. The device
+//! therefore asks again each time the rings start, unless the guest's memory table shows that the
+//! region is there. A front end answers a request only when it is idle, and it may be busy waiting
+//! for us. Requests therefore have their own thread, which never holds a lock that other threads
+//! need.
 //!
-//! It knows neither queues nor requests of the guest; who waits for the region is told.
+//! It knows neither queues nor requests of the guest; it calls a callback once the region is
+//! settled.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -20,9 +21,9 @@ use virtio_hmm_spec::wire::PAGE_BYTES;
 
 use crate::device::memory::{DeviceMemory, SystemMemory};
 
-/// How long to wait until a front end that has said yes lists the region as the guest's
-/// memory. QEMU does so at once, but answers before; and never if the device's bus has no
-/// place for regions, so that the guest has none either.
+/// How long to wait until a front end that has agreed lists the region as the guest's memory. QEMU
+/// lists it at once, but answers before. It never does if the device's bus has no place for
+/// regions; the guest then has no region either.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The region of one front end.
@@ -35,17 +36,17 @@ pub(super) struct Region {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The front end knows regions.
+    /// The front end supports regions.
     offered: bool,
-    /// Where the guest sees device memory.
+    /// The guest address of device memory.
     address: Option<u64>,
-    /// How often the rings have started.
+    /// The number of times that the rings have started.
     starts: u64,
-    /// The last start for which it is settled whether the region shows device memory.
+    /// The last start for which it is known whether the region shows device memory.
     settled: u64,
-    /// The last start for which the front end has said yes.
+    /// The last start for which the front end has agreed.
     granted: u64,
-    /// Nothing is asked for any more.
+    /// No more requests are sent.
     closed: bool,
 }
 
@@ -64,7 +65,7 @@ impl Region {
         self.memory.frames() * PAGE_BYTES
     }
 
-    /// What the front end is told when it asks for regions; it has one from now on.
+    /// The answer to a front end that asks for regions. From now on it has one. {dev-region-length}
     pub(super) fn offer(&self) -> VhostUserShMemConfig {
         self.state.lock().offered = true;
         let mut config = VhostUserShMemConfig::default();
@@ -79,25 +80,25 @@ impl Region {
         self.state.lock().offered
     }
 
-    /// Whether it is not known yet whether the region shows device memory.
+    /// Whether it is still unknown if the region shows device memory.
     pub(super) fn is_pending(&self) -> bool {
         let state = self.state.lock();
         state.offered && state.settled != state.starts
     }
 
-    /// Whether the guest can use device memory as it has been told that it can.
+    /// Whether the guest can use device memory as the device has told it.
     pub(super) fn is_in_order(&self) -> bool {
         let state = self.state.lock();
         !state.offered || state.address.is_some() || state.granted == state.starts
     }
 
-    /// Starts to ask a front end; `settled` is called, without any lock held, whenever it
-    /// has become known whether the region shows device memory.
+    /// Starts the thread that asks a front end. `settled` is called, without any lock held,
+    /// whenever it has become known whether the region shows device memory.
     ///
     /// # Errors
     ///
-    /// When there is no thread for it. A front end that comes a second time is refused with
-    /// a word in the log: each would need a thread.
+    /// When the thread cannot be started. A second channel of a front end is refused with a line in
+    /// the log: each would need a thread.
     pub(super) fn ask(
         self: &Arc<Self>,
         front_end: FrontEnd,
@@ -108,8 +109,8 @@ impl Region {
             return Ok(());
         }
         let region = Arc::clone(self);
-        // Nobody waits for its end: it may wait for an answer for as long as the front end
-        // keeps the channel open.
+        // The thread is not joined: it may wait for an answer as long as the front end keeps the
+        // channel open.
         std::thread::Builder::new()
             .name("region".into())
             .spawn(move || {
@@ -121,8 +122,8 @@ impl Region {
             .map(drop)
     }
 
-    /// The rings have started: the region must show device memory before the guest is told
-    /// that the device is ready.
+    /// The rings have started: the region must show device memory before the guest is told that the
+    /// device is ready.
     pub(super) fn rings_started(&self) {
         let mut state = self.state.lock();
         state.starts += 1;
@@ -146,7 +147,7 @@ impl Region {
         self.changed.notify_all();
     }
 
-    /// Asks for nothing any more.
+    /// Sends no more requests.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
         self.changed.notify_all();
@@ -166,10 +167,10 @@ impl Region {
         }
     }
 
-    /// Has the region show device memory, if that can be had.
+    /// Asks for the mapping of device memory for this start, and waits until the outcome is known.
     fn settle(&self, start: u64) {
         let shown = self.state.lock().address.is_some();
-        // Not with the lock held: the answer may take as long as the front end likes.
+        // Without the lock: the answer may take as long as the front end likes.
         let asked = match self.front_end.get() {
             Some(front_end) if !shown => self.request(front_end),
             _ => Ok(()),
@@ -177,7 +178,7 @@ impl Region {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.state.lock();
         match asked {
-            // It may do so because it has granted the same before.
+            // The front end may refuse because it has mapped the same before.
             Err(error) => log::warn!("the front end does not map device memory: {error}"),
             Ok(()) => {
                 let mut late = false;
@@ -263,7 +264,7 @@ mod tests {
         told.recv_timeout(Duration::from_secs(60)).unwrap();
         assert!(!region.is_pending() && !region.is_in_order());
         region.close();
-        // The thread ends, and with it what it was to call.
+        // The thread ends and drops its callback.
         assert!(told.recv_timeout(Duration::from_secs(60)).is_err());
     }
 }

@@ -1,46 +1,45 @@
-//! How long to look for the next request before a kick is slept for.
+//! Adaptive polling: how long to poll for the next request before sleeping until a kick.
 //!
-//! A kick and the wake-up behind it take longer than most requests, and drivers send many that
-//! depend on each other. But who looks for nothing takes processor time away from the guest.
-//! So the window follows the pauses there were between requests lately: it opens when a
-//! somewhat longer one would have been enough, and closes when the longest would not. Where
-//! processors are too few, so that whoever looks is stopped for somebody else, nobody looks for a
-//! while.
+//! A kick and the wake-up after it take longer than most requests, and drivers send many requests
+//! that depend on each other. But polling in vain takes processor time from the guest. The window
+//! therefore follows the recent pauses between requests. It opens when a somewhat longer window
+//! would have been enough, and closes when the longest would not. With too few processors, the
+//! polling thread is preempted; polling then stops for a while.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// What a window opens to.
+/// The size to which a closed window opens.
 const LEAST: Duration = Duration::from_micros(16);
 
-/// How far at most: what a kick and a wake-up take where nothing else is to be done.
+/// The largest size: the time of a kick and a wake-up on an idle host.
 pub(super) const MOST: Duration = Duration::from_micros(128);
 
-/// Who looks lets others have its processor now and then, if any wait: another device's thread,
-/// say, that the guest waits for, too.
+/// A polling thread yields its processor at this interval, for example to another device's thread
+/// for which the guest also waits.
 const SHARE: Duration = Duration::from_micros(8);
 
-/// Who looks again only after that time was stopped in between.
+/// A longer gap between two polls means that the thread was preempted.
 const STOPPED: Duration = Duration::from_micros(20);
 
-/// How many times then go by without looking.
+/// The number of pauses without polling after that.
 const REST: u32 = 48;
 
-/// How long is worth looking for requests of one queue.
+/// How long to poll for requests of one queue.
 #[derive(Debug)]
 pub(super) struct Window {
     most: Duration,
     nanoseconds: AtomicU64,
-    /// How many times are to come without looking.
+    /// The number of pauses left without polling.
     rest: AtomicU32,
-    /// When there was nothing to do any more.
+    /// When the queue became empty.
     idle: Mutex<Option<Instant>>,
 }
 
 impl Window {
-    /// One that is closed and opens as far as this, or [`MOST`] if that is less.
+    /// A closed window that opens up to `most`, but at most to [`MOST`].
     pub(super) fn new(most: Duration) -> Self {
         Self {
             most: most.min(MOST),
@@ -50,15 +49,15 @@ impl Window {
         }
     }
 
-    /// There is a request.
+    /// A request has arrived.
     pub(super) fn busy(&self) {
         if let Some(idle) = self.idle.lock().take() {
             self.learn(idle.elapsed());
         }
     }
 
-    /// There is none. Looks for one by `look`, as long as it is worth that; says whether
-    /// there is one now.
+    /// The queue is empty: polls with `look` for the current window. Returns whether a request
+    /// arrived.
     pub(super) fn look(&self, mut look: impl FnMut() -> bool) -> bool {
         let idle = Instant::now();
         *self.idle.lock() = Some(idle);
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_stopped_while_looking_rests() {
+    fn a_window_that_is_stopped_while_looking_rests() {
         let window = Window::new(MOST);
         window.learn(LEAST);
         let stopped = || {

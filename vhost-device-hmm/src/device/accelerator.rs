@@ -1,8 +1,12 @@
 //! The accelerator as a whole: its parts, and jobs.
 //!
-//! Control requests are carried out in `control`, DMA requests in `transfer`.
+//! `control` carries out control requests, `transfer` carries out DMA requests, and `invalidate`
+//! takes rights back for both. `control` uses `transfer`, both use `invalidate`, and this file uses
+//! none of them.
 
 mod control;
+mod invalidate;
+mod look;
 mod transfer;
 
 use std::collections::HashMap;
@@ -18,70 +22,26 @@ use virtio_hmm_spec::wire::fault::FaultRecord;
 use zerocopy::little_endian::{U32, U64};
 
 use super::check::Check;
+use super::config::DeviceConfig;
 use super::engine::Engine;
 use super::job::{Ended, Job, Submission, Ticket};
 use super::linger::Linger;
 use super::memory::{DeviceMemory, MemoryError, SystemMemory};
-use super::mmu::Budget;
+use super::mmu::Budgets;
 use super::operations::Work;
 use super::request::Refusal;
 use super::schedule::{News, Schedule};
 use super::space::{Epochs, Space};
 use super::statistics::Counters;
 use super::tlb::Tlb;
-use crate::inject::{Injector, Rule};
+use crate::lateness::Lateness;
 
-/// Width of a virtual address in bits.
+/// Width of a virtual address in bits. {dev-address-bits}
 const ADDRESS_BITS: u32 = super::mmu::ADDRESS_BITS;
 
-/// Sizes and limits of an accelerator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceConfig {
-    /// Device memory in bytes, a multiple of 2 MiB.
-    pub memory: u64,
-    /// Engines, at least one.
-    pub engines: u32,
-    /// Spaces at a time.
-    pub max_spaces: u32,
-    /// Jobs at a time.
-    pub max_jobs: u32,
-    /// Memory for page tables, all spaces together, in bytes.
-    pub table_memory: u64,
-    /// Whether to check every translation and every frame that is used.
-    pub check: bool,
-    /// What goes wrong on purpose.
-    pub mishaps: Vec<Rule>,
-}
-
-impl DeviceConfig {
-    /// Entries in one control request: half a megabyte of mappings page by page, and a
-    /// request that fits 25 pages.
-    pub const MAX_ENTRIES: u32 = 4096;
-
-    /// Items in one DMA request.
-    pub const MAX_ITEMS: u32 = 4096;
-
-    /// Pages in one DMA request: 256 MiB, some ten milliseconds of copying.
-    pub const MAX_COPY_PAGES: u32 = 64 << 10;
-}
-
-impl Default for DeviceConfig {
-    fn default() -> Self {
-        Self {
-            memory: 256 << 20,
-            engines: 2,
-            max_spaces: 256,
-            max_jobs: 256,
-            table_memory: 256 << 20,
-            check: false,
-            mishaps: Vec::new(),
-        }
-    }
-}
-
-/// Is told when there is something to collect.
+/// Called when there is something to collect.
 ///
-/// Called by engines and by whoever executes a request, without any lock held.
+/// Engines call it, and the thread that executes a request, without any lock held.
 pub trait Listener: Send + Sync {
     /// Jobs have ended: see [`Accelerator::take_ended`].
     fn jobs_ended(&self);
@@ -89,16 +49,19 @@ pub trait Listener: Send + Sync {
     fn faults_raised(&self);
 }
 
+/// Returns whether the device has to stop.
+pub type Stop<'a> = &'a dyn Fn() -> bool;
+
 /// Why an accelerator could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No device memory.
+    /// The device memory cannot be made.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// No thread for an engine.
+    /// The system cannot start a thread for an engine.
     #[error("cannot start an engine")]
     Engine(#[source] io::Error),
-    /// No thread that gives memory back.
+    /// The system cannot start the thread that frees memory.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }
@@ -110,13 +73,13 @@ pub struct Accelerator {
     ready: AtomicBool,
     device: Arc<DeviceMemory>,
     system: Arc<RwLock<Arc<SystemMemory>>>,
-    budget: Arc<Budget>,
+    budgets: Budgets,
     epochs: Arc<Epochs>,
     spaces: RwLock<HashMap<u32, Arc<Space>>>,
     schedule: Arc<Schedule>,
     check: Option<Arc<Check>>,
     counters: Arc<Counters>,
-    injector: Arc<Injector>,
+    lateness: Arc<Lateness>,
     tlbs: Vec<Arc<Mutex<Tlb>>>,
     engines: Mutex<Vec<JoinHandle<()>>>,
     /// Shared while a list of copies is carried out.
@@ -125,7 +88,7 @@ pub struct Accelerator {
     listener: Arc<Ear>,
 }
 
-/// Where the listener is, once there is one.
+/// The listener, once it is set.
 #[derive(Default)]
 struct Ear(OnceLock<Weak<dyn Listener>>);
 
@@ -152,17 +115,33 @@ impl Ear {
 }
 
 impl Accelerator {
-    /// Makes an accelerator and starts its engines. It is not ready before
-    /// `Init`.
+    /// Makes an accelerator and starts its engines. It is not ready before `Init`.
     ///
     /// # Errors
     ///
     /// [`StartError`] when the host lacks memory or threads.
     pub fn new(config: DeviceConfig) -> Result<Self, StartError> {
-        let device = Arc::new(DeviceMemory::new(config.memory)?);
+        Self::with_lateness(config, Arc::default())
+    }
+
+    /// The same, with rules for deliberate delays and faults.
+    ///
+    /// # Errors
+    ///
+    /// As [`Accelerator::new`].
+    pub fn with_lateness(
+        config: DeviceConfig,
+        lateness: Arc<Lateness>,
+    ) -> Result<Self, StartError> {
+        let device = match config.prealloc {
+            false => DeviceMemory::new(config.memory)?,
+            true => DeviceMemory::allocated(config.memory)?,
+        };
+        let device = Arc::new(device);
         let counters = Arc::new(Counters::default());
         let check = config
             .check
+            // {dev-check-counters}
             .then(|| Arc::new(Check::new(Arc::clone(&device), Arc::clone(&counters))));
         let system = Arc::new(SystemMemory::default());
         let tlb = || {
@@ -175,15 +154,19 @@ impl Accelerator {
             ready: AtomicBool::new(false),
             tlbs: (0..config.engines).map(|_| tlb()).collect(),
             system: Arc::new(RwLock::new(Arc::clone(&system))),
-            budget: Budget::new(config.table_memory),
+            budgets: Budgets::new(config.table_memory, config.max_spaces),
             epochs: Epochs::new(),
             spaces: RwLock::default(),
-            schedule: Arc::new(Schedule::new(config.max_jobs, Arc::clone(&counters))),
+            schedule: Arc::new(Schedule::new(
+                config.max_jobs,
+                Arc::clone(&counters),
+                Arc::clone(&lateness),
+            )),
             engines: Mutex::default(),
             copying: Linger::new(device.frames()),
             giving_back: Mutex::default(),
             listener: Arc::default(),
-            injector: Arc::new(Injector::new(&config.mishaps)),
+            lateness,
             device,
             check,
             counters,
@@ -209,6 +192,7 @@ impl Accelerator {
             system: Arc::clone(&self.system),
             check: self.check.clone(),
             counters: Arc::clone(&self.counters),
+            lateness: Arc::clone(&self.lateness),
         };
         let listener = Arc::clone(&self.listener);
         std::thread::Builder::new()
@@ -216,14 +200,14 @@ impl Accelerator {
             .spawn(move || engine.run(|news| listener.tell(news)))
     }
 
-    /// What goes wrong on purpose.
-    pub fn injector(&self) -> &Arc<Injector> {
-        &self.injector
+    /// The rules for deliberate delays and faults.
+    pub fn lateness(&self) -> &Arc<Lateness> {
+        &self.lateness
     }
 
-    /// Says who is told when there is something to collect; the first one stays.
+    /// Sets the listener; only the first call counts.
     pub fn listen(&self, listener: Weak<dyn Listener>) {
-        // A second listener would miss what the first one was told.
+        // A second listener would miss events that the first one was given.
         let _ = self.listener.0.set(listener);
     }
 
@@ -253,7 +237,7 @@ impl Accelerator {
         &self.device
     }
 
-    /// The configuration space of a device whose memory is private.
+    /// The configuration space of a device whose memory is private. {dev-reserved}
     pub fn config_space(&self) -> Config {
         let capabilities = if self.config.check {
             capability::CHECK
@@ -276,13 +260,15 @@ impl Accelerator {
         }
     }
 
-    /// Uses another view of the guest's memory. When this returns, nobody uses the one
-    /// before.
+    /// Replaces the view of the guest's memory. When this returns, the old view is not used any
+    /// more.
     pub fn set_system_memory(&self, system: SystemMemory) {
-        *self.system.write() = Arc::new(system);
-        // An engine holds its TLB, and a copy its lock, as long as it uses a view.
+        let system = Arc::new(system);
+        *self.system.write() = Arc::clone(&system);
+        // An engine holds its TLB, and a copy its lock, as long as it uses a view. An idle engine's
+        // TLB would otherwise keep the old view.
         for tlb in &self.tlbs {
-            drop(tlb.lock());
+            tlb.lock().follow(&system);
         }
         drop(self.copying.exclude());
     }
@@ -297,8 +283,8 @@ impl Accelerator {
         self.counters.fault_buffers.add(1);
     }
 
-    /// Refuses what is not well formed, and everything while the device is not ready:
-    /// whichever the ladder names first.
+    /// Refuses a request that is malformed, or any request while the device is not ready: whichever
+    /// the ladder names first. {dev-init-first}, {dev-ladder}
     fn admit<T>(&self, request: Result<T, Refusal>) -> Result<T, Refusal> {
         let ready = self.ready.load(Ordering::Acquire);
         let not_ready = Status::NotReady;
@@ -309,19 +295,42 @@ impl Accelerator {
         }
     }
 
-    fn space(&self, id: u32) -> Result<Arc<Space>, Status> {
-        self.spaces.read().get(&id).cloned().ok_or(Status::NoSpace)
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
-    /// Hands in a job. Its end comes with the ticket.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// All spaces. The lock of their list is not held while the caller looks at one.
+    pub(super) fn spaces(&self) -> Vec<Arc<Space>> {
+        self.spaces.read().values().cloned().collect()
+    }
+
+    /// Keeps engines from taking jobs until called with false, independent of the front end.
+    pub fn set_engines_paused(&self, paused: bool) {
+        self.schedule.set_held(paused);
+    }
+
+    /// A space that is not being destroyed.
+    fn space(&self, id: u32) -> Result<Arc<Space>, Status> {
+        let space = self.spaces.read().get(&id).cloned();
+        space.filter(|space| space.alive()).ok_or(Status::NoSpace)
+    }
+
+    /// Submits a job. Its end is reported with the ticket.
     ///
     /// # Errors
     ///
-    /// The end of a job that was not even begun.
+    /// The end of a job that was refused.
     pub fn submit(&self, request: Result<Submission, Status>, ticket: Ticket) -> Result<(), Ended> {
         self.try_submit(request, ticket).map_err(|status| {
             log::debug!("job refused: {}", status.name());
-            self.counters.requests_refused.add(1);
+            // A job that was cancelled before it came was valid, and has ended.
+            if status != Status::Cancelled {
+                self.counters.requests_refused.add(1);
+            }
             Ended::refused(ticket, status)
         })
     }
@@ -349,14 +358,15 @@ impl Accelerator {
         self.schedule.insert(Job::new(job, space, work, ticket))
     }
 
-    /// Refuses every request until the next `Init`. Jobs and copies that were
-    /// taken before go on until then.
+    /// Refuses every request until the next `Init`. Jobs and copies taken before continue until
+    /// then.
     pub fn close(&self) {
         self.ready.store(false, Ordering::Release);
         self.schedule.close();
     }
 
-    /// Lets no engine run a job until [`Accelerator::resume`], and waits until none does.
+    /// Lets no engine run a job until [`Accelerator::resume`], and waits until no engine runs one.
+    /// {dev-stopped-quiet}
     pub fn pause(&self) {
         self.schedule.pause();
     }
@@ -366,9 +376,9 @@ impl Accelerator {
         self.schedule.resume();
     }
 
-    /// Ends all jobs without a word to anyone, because those who handed them in are gone.
+    /// Ends all jobs without reporting their ends, because the driver that submitted them has gone.
     pub fn abandon_jobs(&self) {
-        // Who would be told has forgotten the tickets, too.
+        // The listener has forgotten the tickets, too.
         let _ = self.schedule.cancel_all(None);
         self.schedule.take_ended();
     }
@@ -378,12 +388,17 @@ impl Accelerator {
         self.schedule.take_ended()
     }
 
-    /// How many fault records wait to be reported.
+    /// The number of fault records that wait to be reported.
     pub fn faults_waiting(&self) -> usize {
         self.schedule.faults_waiting()
     }
 
-    /// Takes up to so many fault records, to be answered by the driver.
+    /// Moves the second waiting fault before the first.
+    pub fn swap_faults(&self) {
+        self.schedule.swap_faults();
+    }
+
+    /// Takes up to `most` fault records, which the driver will answer.
     pub fn report_faults(&self, most: usize) -> Vec<FaultRecord> {
         self.schedule.report_faults(most)
     }

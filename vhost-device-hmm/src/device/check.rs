@@ -1,19 +1,16 @@
 //! The checking mode: finds uses of translations and frames that were given back.
 //!
-//! It is told what happens and compares it with what may happen. It changes nothing
-//! but counters and the log, so that the device behaves as it does without it.
+//! It is told each event and compares it with what is allowed. It changes only counters and the
+//! log, so that the device behaves as without it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
-use log::Level;
-
 use super::memory::{DeviceMemory, FrameSet, FRAME_BYTES};
 use super::mmu::{Change, Leaf, Place};
 use super::statistics::Counters;
-use crate::report::Limited;
 
-/// What discarded frames are filled with, so that whoever reads one notices.
+/// Discarded frames are filled with this byte, so that a read of one is noticed.
 pub const POISON: u8 = 0xdb;
 
 /// The state of the checking mode.
@@ -21,13 +18,11 @@ pub const POISON: u8 = 0xdb;
 pub struct Check {
     device: Arc<DeviceMemory>,
     counters: Arc<Counters>,
-    /// How many leaves lead to each frame of device memory.
+    /// The number of leaves that map each frame of device memory.
     maps: Box<[AtomicU32]>,
-    /// Frames that hold nothing but poison, unless somebody has written to them whom the
-    /// device does not see.
+    /// Frames that hold only poison, unless the guest's CPUs have written to them, which the device
+    /// does not see.
     poisoned: FrameSet,
-    stale: Limited,
-    freed: Limited,
 }
 
 impl Check {
@@ -39,8 +34,6 @@ impl Check {
             device,
             counters,
             maps,
-            stale: Limited::default(),
-            freed: Limited::default(),
         }
     }
 
@@ -63,19 +56,16 @@ impl Check {
         }
     }
 
-    /// A run of device frames is used for something that needs them to hold data.
+    /// A run of device frames is used in a way that requires data in them.
     pub fn used(&self, frame: u64, pages: u64, how: std::fmt::Arguments<'_>) {
         if let Some(free) = self.device.live().first_missing(frame, pages) {
             self.counters.freed_frame_uses.add(1);
-            self.freed.log(
-                Level::Error,
-                format_args!("device frame {free:#x} is free and yet {how}"),
-            );
+            log::error!("device frame {free:#x} is free and yet {how}");
         }
     }
 
-    /// A run of device frames is about to be written by a copy, or poisoned again: what
-    /// is free by now must be as it was left.
+    /// A run of device frames is about to be written by a copy, or poisoned again: the free frames
+    /// among them must still hold the poison.
     pub fn overwrites(&self, frame: u64, pages: u64) {
         for frame in frame..frame.saturating_add(pages) {
             if self.poisoned.remove(frame, 1) == 0 {
@@ -87,10 +77,7 @@ impl Check {
             }
             if bytes != [POISON; FRAME_BYTES] {
                 self.counters.freed_frame_uses.add(1);
-                self.freed.log(
-                    Level::Error,
-                    format_args!("device frame {frame:#x} was written while it was free"),
-                );
+                log::error!("device frame {frame:#x} was written while it was free");
             }
         }
     }
@@ -113,20 +100,14 @@ impl Check {
         });
         if mapped {
             self.counters.freed_frame_uses.add(1);
-            self.freed.log(
-                Level::Error,
-                format_args!("device frames {frame:#x}+{pages} are discarded while mapped"),
-            );
+            log::error!("device frames {frame:#x}+{pages} are discarded while mapped");
         }
     }
 
-    /// A translation that is not in force any more was used, or could be.
+    /// A stale translation was used, or could be.
     pub fn found_stale(&self, space: u32, what: std::fmt::Arguments<'_>) {
         self.counters.stale_accesses.add(1);
-        self.stale.log(
-            Level::Error,
-            format_args!("space {space}: {what} through a translation that was taken back"),
-        );
+        log::error!("space {space}: {what} through a translation that was taken back");
     }
 
     fn each_map(&self, frame: u64, pages: u64, visit: impl FnMut(&AtomicU32)) {

@@ -1,11 +1,12 @@
 //! Copy lists: frames to frames, without any address space.
 //!
-//! Each byte is copied once, straight between the guest's memory and device memory,
-//! and a run that lies side by side in the host with one call. It knows nothing of
-//! spaces or jobs; that nobody else uses the frames is the driver's business.
+//! Each byte is copied once, straight between the guest's memory and device memory. A run that is
+//! contiguous in the host is copied with one call. It knows nothing of spaces or jobs. The driver
+//! must see to it that nothing else uses the frames.
 
 use std::sync::Arc;
 
+use virtio_hmm_spec::points::Point;
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::PAGE_BYTES;
@@ -16,23 +17,25 @@ use super::linger::Lingering;
 use super::memory::{self, DeviceMemory, SystemMemory};
 use super::statistics::Counters;
 use super::stream;
-use crate::inject::Injector;
+use crate::lateness::{About, Lateness};
 
-/// What copies work with.
+/// The resources of a copy.
 #[derive(Debug)]
 pub struct Dma<'a> {
     /// Device memory.
     pub device: &'a DeviceMemory,
-    /// Its frames that were discarded a moment ago.
+    /// Device frames that were discarded a moment ago.
     pub lingering: &'a Lingering,
     /// The guest's memory.
     pub system: &'a Arc<SystemMemory>,
     /// The checking mode, if on.
     pub check: Option<&'a Check>,
-    /// Where work is counted.
+    /// The counters of work done.
     pub counters: &'a Counters,
-    /// What goes wrong on purpose.
-    pub injector: &'a Injector,
+    /// The rules for deliberate faults.
+    pub lateness: &'a Lateness,
+    /// The point at which items are carried out one by one.
+    pub point: Point,
 }
 
 /// A checked item.
@@ -45,7 +48,7 @@ struct Item {
 }
 
 impl Item {
-    /// An item whose fields make sense by themselves.
+    /// Decodes an item and checks its fields on their own.
     fn decode(raw: &DmaItem) -> Result<Self, Status> {
         let kind = Kind::from_raw(raw.kind.get());
         let item = Self {
@@ -82,10 +85,17 @@ impl Dma<'_> {
             source,
             destination,
         } = item;
+        // {dev-item-bounds}
         let device = |frame| self.device.slice(frame, pages).ok_or(Status::BadFrame);
         let bytes = pages * PAGE_BYTES;
-        if self.injector.copy_fails(kind) {
-            return Err(Status::CopyFailed);
+        if self.lateness.concerns(self.point) {
+            let about = About {
+                space: None,
+                operation: Some(kind.name()),
+            };
+            if self.lateness.copy_fails(self.point, about) {
+                return Err(Status::CopyFailed);
+            }
         }
         match kind {
             Kind::ToDevice => {
@@ -101,8 +111,8 @@ impl Dma<'_> {
                 let from = device(source)?;
                 self.check_system(destination, pages)?;
                 self.check_use(source, pages);
-                // The guest has just found that memory, and cleared it: its processor's caches
-                // have it still, and going past them takes longer.
+                // The guest has just allocated and cleared that memory. It is still in its
+                // processor's caches, and a copy past them takes longer.
                 self.each_piece(destination, pages, &from, |piece, part| {
                     part.copy_to_volatile_slice(piece);
                 })?;
@@ -142,6 +152,7 @@ impl Dma<'_> {
         Ok(())
     }
 
+    // {dev-fetch-bounds}
     fn check_system(&self, frame: u64, pages: u64) -> Result<(), Status> {
         let known = self.system.contains(frame, pages);
         known.then_some(()).ok_or(Status::BadFrame)
@@ -162,8 +173,8 @@ impl Dma<'_> {
         }
     }
 
-    /// Visits a run of the guest's frames piece by piece, each with the part of a run of
-    /// device memory that belongs to it.
+    /// Visits a run of the guest's frames piece by piece, each with the matching part of a run of
+    /// device memory. {dev-region-alias}
     fn each_piece<'a>(
         &self,
         frame: u64,

@@ -1,8 +1,8 @@
 //! Engines: threads that run jobs in turns.
 //!
-//! A turn is a number of steps, about a millisecond's worth; each step holds the
-//! space's read lock and lets go of it, so that an invalidation waits for one step at
-//! most. Jobs take turns in the order in which they became runnable.
+//! A turn is a number of steps, about a millisecond's worth. Each step holds the space's read lock
+//! and releases it, so that an invalidation waits for one step at most. Jobs take turns in the
+//! order in which they became runnable.
 //!
 //! Lock order: a space's lock, then the engine's TLB. Neither is held between steps.
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
+use virtio_hmm_spec::points::Point;
 
 use super::check::Check;
 use super::job::{End, Job};
@@ -21,21 +22,23 @@ use super::schedule::{News, Schedule, Turn, TurnEnd};
 use super::statistics::{Counters, Tally};
 use super::tlb::Tlb;
 use super::view::View;
+use crate::lateness::{About, Lateness};
 
-/// How long a job may have an engine while others wait.
+/// How long a job may keep an engine while other jobs wait. {dev-job-turns}
 const TURN: Duration = Duration::from_millis(1);
 
-/// How long an engine runs before it lets others have its processor, if any wait: a guest's
-/// processor, or a thread that answers it. They are done soon, and the scheduler of the host
-/// would let them wait for milliseconds. Where nobody waits, that costs less than a hundredth.
+/// How long an engine runs before it yields its processor to waiting threads: a vCPU of the guest,
+/// or a thread that answers it. These finish soon, but the host's scheduler would let them wait for
+/// milliseconds. If no thread waits, yielding costs less than a hundredth.
 const SHARE: Duration = Duration::from_micros(100);
 
-/// What an engine works with.
+/// The resources of an engine.
 #[derive(Debug)]
 pub struct Engine {
-    /// Where jobs come from.
+    /// The schedule that supplies jobs.
     pub schedule: Arc<Schedule>,
-    /// The engine's own TLB; others lock it only to audit it.
+    /// The engine's own TLB. Other threads lock it only to audit it, or to change the guest's
+    /// memory.
     pub tlb: Arc<Mutex<Tlb>>,
     /// Device memory.
     pub device: Arc<DeviceMemory>,
@@ -43,18 +46,19 @@ pub struct Engine {
     pub system: Arc<RwLock<Arc<SystemMemory>>>,
     /// The checking mode, if on.
     pub check: Option<Arc<Check>>,
-    /// Where work is counted.
+    /// The counters of work done.
     pub counters: Arc<Counters>,
+    /// The rules for deliberate delays.
+    pub lateness: Arc<Lateness>,
 }
 
 impl Engine {
-    /// Runs jobs until the schedule says that there will be none any more. `tell` is
-    /// called without any lock held.
+    /// Runs jobs until the schedule ends the engine. `tell` is called without any lock held.
     pub fn run(&self, tell: impl Fn(News)) {
         while let Some(mut turn) = self.schedule.next() {
-            // An operation that panics is our own mistake: its job ends, the engine
-            // lives on. What the operation has left half done dies with the job, and
-            // the locks that it held do not poison.
+            // A panic in an operation is a bug of the device: its job ends, the engine continues.
+            // The operation's unfinished state is dropped with the job, and its locks do not
+            // poison. {dev-job-ends}, {dev-catch-all}
             let end = catch_unwind(AssertUnwindSafe(|| self.turn(&mut turn)));
             let end = end.unwrap_or_else(|_| {
                 log::error!("job {} ended by a bug in its operation", turn.job.id);
@@ -76,12 +80,15 @@ impl Engine {
                 break end;
             }
             turn.job.progressed();
+            if self.lateness.concerns(Point::EngineStep) {
+                self.be_late(turn);
+            }
             let now = Instant::now();
             if now - started >= TURN {
                 break TurnEnd::Paused;
             }
             if now - shared >= SHARE {
-                // Between steps an engine holds nothing that anybody waits for.
+                // Between steps an engine holds no lock.
                 std::thread::yield_now();
                 shared = now;
             }
@@ -90,7 +97,18 @@ impl Engine {
         end
     }
 
-    /// One step; `None` when the job can go on at once.
+    /// Delays with no lock held; the delay ends if the job is cancelled. {dev-late-step}
+    fn be_late(&self, turn: &Turn) {
+        let about = About {
+            space: Some(turn.job.space.id()),
+            operation: None,
+        };
+        let cancelled = || turn.cancel.load(Ordering::Acquire);
+        self.lateness.pass(Point::EngineStep, about, cancelled);
+    }
+
+    /// One step; `None` if the job can continue at once. {dev-job-space},
+    /// {dev-control-not-behind-job}
     fn step(&self, job: &mut Job, tally: &mut Tally) -> Option<TurnEnd> {
         let space = Arc::clone(&job.space);
         let mappings = space.read();
@@ -117,7 +135,7 @@ impl Engine {
     }
 }
 
-/// A duration in nanoseconds, as far as 64 bits go: 584 years.
+/// A duration in nanoseconds, limited to 64 bits: 584 years.
 pub fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -6,8 +6,8 @@
 //!            └──── withdrawn when the job is cancelled ────┘
 //! ```
 //!
-//! There is one fault for each parked job, so their number is bounded by the number of
-//! jobs; that is why records can wait here for as long as the driver offers no buffer.
+//! Each parked job has one fault, so that the number of jobs limits the number of faults. Records
+//! can therefore wait here as long as the driver offers no buffer.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,8 +16,9 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::job::Job;
 use super::operations::Fault;
+use super::snapshot::{letters, FaultState};
 
-/// Names a fault; never used twice.
+/// The name of a fault; never used twice.
 pub type FaultId = u64;
 
 /// A job that waits for a page.
@@ -25,14 +26,14 @@ pub type FaultId = u64;
 pub struct Parked {
     /// The job.
     pub job: Box<Job>,
-    /// What it stopped at.
+    /// The fault that stopped it.
     pub fault: Fault,
-    /// How many pages it will want in the same way.
+    /// The number of pages that it will need in the same way.
     pages: u32,
     stage: Stage,
 }
 
-/// How far a fault has come.
+/// The state of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// The driver has not been told.
@@ -45,24 +46,40 @@ enum Stage {
 #[derive(Debug, Default)]
 pub struct Faults {
     parked: HashMap<FaultId, Parked>,
-    /// Those in [`Stage::Raised`], in order.
+    /// The faults in [`Stage::Raised`], in order.
     waiting: VecDeque<FaultId>,
     last: FaultId,
 }
 
 impl Faults {
-    /// How many jobs wait.
+    /// The number of jobs that wait.
     pub fn parked(&self) -> usize {
         self.parked.len()
     }
 
-    /// How many records wait to be reported.
+    /// The number of records that wait to be reported.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Parks a job.
+    /// All faults that have not been answered.
+    pub fn snapshot(&self) -> Vec<FaultState> {
+        let faults = self.parked.iter();
+        faults
+            .map(|(id, parked)| FaultState {
+                fault: *id,
+                job: parked.job.id,
+                space: parked.job.space.id(),
+                address: parked.fault.address,
+                access: letters(parked.fault.access),
+                reported: parked.stage == Stage::Reported,
+            })
+            .collect()
+    }
+
+    /// Parks a job. {dev-one-fault}
     pub fn raise(&mut self, job: Box<Job>, fault: Fault, pages: u32) -> FaultId {
+        // {dev-fault-numbers}
         self.last += 1;
         self.parked.insert(
             self.last,
@@ -77,7 +94,14 @@ impl Faults {
         self.last
     }
 
-    /// Takes up to so many records that have not been reported.
+    /// Moves the second waiting fault before the first.
+    pub fn swap(&mut self) {
+        if self.waiting.len() > 1 {
+            self.waiting.swap(0, 1);
+        }
+    }
+
+    /// Takes up to `most` records that have not been reported. {dev-fault-once}
     pub fn report(&mut self, most: usize) -> Vec<FaultRecord> {
         let count = most.min(self.waiting.len());
         self.waiting
@@ -90,16 +114,16 @@ impl Faults {
             .collect()
     }
 
-    /// Takes a fault that has been reported, because it is answered.
+    /// Takes a reported fault, because it is answered.
     pub fn answer(&mut self, id: FaultId) -> Option<Parked> {
-        // The names are easy to guess: one that was not told yet is no answer.
+        // Names are easy to guess: an answer to a fault that was not reported yet is ignored.
         if self.parked.get(&id)?.stage != Stage::Reported {
             return None;
         }
         self.parked.remove(&id)
     }
 
-    /// Takes a fault back, because its job ends otherwise.
+    /// Withdraws a fault, because its job ends otherwise.
     pub fn withdraw(&mut self, id: FaultId) -> Option<Parked> {
         let parked = self.parked.remove(&id)?;
         if parked.stage == Stage::Raised {
@@ -108,7 +132,7 @@ impl Faults {
         Some(parked)
     }
 
-    /// Takes back all faults of some jobs.
+    /// Withdraws all faults of some jobs.
     pub fn withdraw_where(&mut self, concerns: impl Fn(&Job) -> bool) -> Vec<Box<Job>> {
         let ids: Vec<FaultId> = self
             .parked
@@ -127,6 +151,7 @@ impl Faults {
 }
 
 impl Parked {
+    // {dev-reserved}
     fn record(&self, id: FaultId) -> FaultRecord {
         FaultRecord {
             fault: U64::new(id),

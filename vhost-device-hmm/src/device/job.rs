@@ -1,7 +1,7 @@
 //! A job: an operation on its way through a space.
 //!
-//! A job belongs to exactly one holder at a time: the run queue, an engine, or a
-//! fault. It knows nothing of any of them.
+//! A job has exactly one owner at a time: the run queue, an engine, or a fault. It knows none of
+//! them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use super::operations::{Fault, Work};
 use super::space::Space;
 use super::statistics::Tally;
 
-/// How many faults in a row a job may have without completing a step. One step may need
-/// thousands of pages, each of which may fault by itself.
+/// The most faults in a row without a completed step. One step may need thousands of pages, each of
+/// which may fault. {dev-long-storm}
 const STALLED_LIMIT: u32 = 64 << 10;
 
-/// What the outside knows a job by: it comes back with the job's end.
+/// The caller's name for a job: it is returned with the job's end.
 pub type Ticket = u64;
 
-/// A job as it is handed in.
+/// A job as it is submitted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Submission {
     /// The driver's name for it.
@@ -37,35 +37,35 @@ pub struct Submission {
 pub enum End {
     /// It ran to its end, with this status and these results.
     Finished(Status, [u64; 4]),
-    /// A page could not be had.
+    /// The driver could not provide a page.
     Faulted(Fault, Reason),
-    /// It got the same fault again and again.
+    /// It had the same fault again and again.
     Stormed(Fault),
     /// It was cancelled.
     Cancelled,
-    /// It was never begun.
+    /// It was refused.
     Refused(Status),
-    /// Our own mistake.
+    /// A bug of the device.
     Broken,
 }
 
 /// A job that has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
-    /// What it was handed in with.
+    /// The ticket of its submission.
     pub ticket: Ticket,
     /// How it ended.
     pub end: End,
-    /// How many times it waited for a page.
+    /// The number of faults that it had.
     pub faults: u32,
-    /// How long engines worked on it.
+    /// How long engines have worked on it.
     pub engine_time: Duration,
-    /// What it touched.
+    /// The memory that it accessed.
     pub tally: Tally,
 }
 
 impl Ended {
-    /// A job that was not even begun.
+    /// A job that was refused.
     pub fn refused(ticket: Ticket, status: Status) -> Self {
         Self {
             ticket,
@@ -84,18 +84,18 @@ pub struct Job {
     pub id: u64,
     /// The space whose addresses it uses.
     pub space: Arc<Space>,
-    /// How far it has come.
+    /// Its progress.
     pub work: Work,
     /// How long engines have worked on it.
     pub engine_time: Duration,
-    /// What it has touched.
+    /// The memory that it has accessed.
     pub tally: Tally,
     ticket: Ticket,
     faults: u32,
     stalled: Option<Stall>,
 }
 
-/// Faults since the last step that was completed.
+/// Faults since the last completed step.
 #[derive(Clone, Copy, Debug)]
 struct Stall {
     address: u64,
@@ -123,7 +123,7 @@ impl Job {
         self.stalled = None;
     }
 
-    /// A step ended with a fault. Returns whether that has now happened too often.
+    /// A step ended with a fault. Returns whether this has happened too often.
     pub fn faulted(&mut self, fault: &Fault) -> bool {
         self.faults = self.faults.saturating_add(1);
         let stall = match self.stalled {
@@ -144,10 +144,11 @@ impl Job {
             },
         };
         self.stalled = Some(stall);
+        // {dev-storm}
         stall.at_address > STORM_RETRIES || stall.in_all > STALLED_LIMIT
     }
 
-    /// What remains of the job when it has ended.
+    /// The report on a job that has ended.
     pub fn end(&self, end: End) -> Ended {
         Ended {
             ticket: self.ticket,
@@ -156,5 +157,37 @@ impl Job {
             engine_time: self.engine_time,
             tally: self.tally,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_hmm_spec::wire::operation::Fill;
+    use virtio_hmm_spec::wire::{rights, PAGE_BYTES};
+
+    use super::*;
+    use crate::device::mmu::Budget;
+    use crate::device::space::Epochs;
+
+    // {dev-long-storm}
+    #[test]
+    fn faults_at_many_addresses_are_no_storm_for_long() {
+        let space = Space::new(1, &Budget::new(1 << 20), &Epochs::new()).unwrap();
+        let fill = Fill {
+            destination: 0,
+            bytes: 8,
+            pattern: 0,
+        };
+        let work = Work::new(fill.into()).unwrap();
+        let mut job = Job::new(1, Arc::new(space), work, 1);
+        let mut fault = |page: u32| {
+            job.faulted(&Fault {
+                address: u64::from(page) * PAGE_BYTES,
+                access: rights::WRITE,
+            })
+        };
+        let is_calm = (0..65_536).all(|page| !fault(page));
+        assert!(is_calm, "so many a job may have");
+        assert!(fault(65_536), "and no more");
     }
 }

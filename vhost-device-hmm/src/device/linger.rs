@@ -1,12 +1,12 @@
 //! Frames that were discarded a moment ago.
 //!
-//! Whoever frees device memory often wants some again at once. Host memory that has to be
-//! found and cleared anew makes a copy four times as long, so discarded frames keep theirs
-//! for one to two periods. A device whose memory is not in use gives all of it back, and
-//! needs no processor time after that.
+//! A driver that frees device memory often allocates some again at once. Host memory that has to be
+//! found and cleared anew makes a copy four times as long, so discarded frames keep theirs for one
+//! to two periods. A device whose memory is not in use frees all of it, and then needs no processor
+//! time.
 //!
-//! Whoever copies or discards holds the lock of a [`Linger`], maybe beside others; who gives
-//! memory back is the only one then.
+//! Threads that copy or discard share the lock of a [`Linger`], maybe together with other threads.
+//! The thread that frees memory holds it exclusively.
 
 use std::io;
 use std::sync::atomic::{fence, AtomicBool, Ordering};
@@ -18,18 +18,18 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWri
 
 use super::memory::{DeviceMemory, FrameSet};
 
-/// How long frames linger at least.
+/// The minimum time that frames linger.
 pub const PERIOD: Duration = Duration::from_secs(1);
 
-/// How long to wait where somebody copies: giving back is in no hurry, and who waits for the
-/// lock would keep others from copying.
+/// The retry interval while copies run. Freeing is not urgent, and a blocked writer would keep new
+/// copies from starting.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How many frames are given back without letting copies in between: some hundred
-/// microseconds of the host's time.
+/// How many frames are freed without letting copies in between: some hundred microseconds of the
+/// host's time.
 const AT_ONCE: u64 = 512;
 
-/// Which frames linger, in the order of their discarding.
+/// The lingering frames: those of the current period and those of the one before.
 #[derive(Debug)]
 pub struct Lingering {
     young: FrameSet,
@@ -37,7 +37,7 @@ pub struct Lingering {
 }
 
 impl Lingering {
-    /// None of so many frames.
+    /// No lingering frames among `frames`.
     fn new(frames: u64) -> Self {
         Self {
             young: FrameSet::new(frames),
@@ -52,6 +52,7 @@ impl Lingering {
     }
 
     /// A run of frames is about to be written, or its host memory is given back.
+    /// {dev-region-stable}
     pub fn taken(&self, frame: u64, pages: u64) {
         for set in [&self.young, &self.old] {
             if set.count() > 0 {
@@ -65,18 +66,18 @@ impl Lingering {
     }
 }
 
-/// The frames that linger, and the lock of those who deal with frames.
+/// The lingering frames, with the lock for copying, discarding and freeing.
 #[derive(Debug)]
 pub struct Linger {
     frames: RwLock<Lingering>,
     closed: Mutex<bool>,
-    /// The thread waits for something to linger, or is about to.
+    /// The thread waits for lingering frames, or is about to.
     asleep: AtomicBool,
     changed: Condvar,
 }
 
 impl Linger {
-    /// For so many frames, none of which lingers.
+    /// For `frames` frames, none of which lingers.
     pub fn new(frames: u64) -> Arc<Self> {
         Arc::new(Self {
             frames: RwLock::new(Lingering::new(frames)),
@@ -86,12 +87,12 @@ impl Linger {
         })
     }
 
-    /// Begins to copy, or to discard.
+    /// Begins a copy or a discard.
     pub fn share(&self) -> RwLockReadGuard<'_, Lingering> {
         self.frames.read()
     }
 
-    /// Waits until nobody copies, and lets nobody begin.
+    /// Waits until all copies have ended, and lets none begin.
     pub fn exclude(&self) -> RwLockWriteGuard<'_, Lingering> {
         self.frames.write()
     }
@@ -100,7 +101,7 @@ impl Linger {
     pub fn unlock(&self, frames: RwLockReadGuard<'_, Lingering>) {
         let lingers = !frames.is_empty();
         drop(frames);
-        // Either this sees that the thread is asleep, or the thread sees what lingers.
+        // Either this sees that the thread is asleep, or the thread sees the lingering frames.
         fence(Ordering::SeqCst);
         if lingers && self.asleep.load(Ordering::Relaxed) {
             let _awake = self.closed.lock();
@@ -108,12 +109,11 @@ impl Linger {
         }
     }
 
-    /// Starts the thread that gives the host memory of frames back which have lingered long
-    /// enough.
+    /// Starts the thread that frees the host memory of frames that have lingered long enough.
     ///
     /// # Errors
     ///
-    /// When the host lacks a thread.
+    /// When the host cannot start a thread.
     pub fn start(self: &Arc<Self>, device: Arc<DeviceMemory>) -> io::Result<JoinHandle<()>> {
         let this = Arc::clone(self);
         std::thread::Builder::new()
@@ -121,7 +121,7 @@ impl Linger {
             .spawn(move || this.run(&device))
     }
 
-    /// Ends that thread. Frames that linger still do so for good.
+    /// Ends that thread. Frames that still linger then do so for good.
     pub fn close(&self) {
         *self.closed.lock() = true;
         self.changed.notify_all();
@@ -145,7 +145,7 @@ impl Linger {
                     Some(mut frames) => {
                         let next = frames.age(frame, device);
                         drop(frames);
-                        // To let it be closed.
+                        // Lets `close` take the lock.
                         MutexGuard::bump(&mut closed);
                         next
                     }
@@ -160,10 +160,10 @@ impl Linger {
 }
 
 impl Lingering {
-    /// Goes on with what is to be done when a period has passed, from a frame on; returns from
-    /// where on there is more.
+    /// Continues the work at the end of a period from a frame on. Returns the frame from which to
+    /// continue, or `None` at the end.
     fn age(&mut self, from: u64, device: &DeviceMemory) -> Option<u64> {
-        // None comes to the old ones meanwhile.
+        // No frame is added to `old` meanwhile.
         if let Some((frame, pages)) = self.old.take_run(from, AT_ONCE) {
             if let Err(error) = device.release(frame, pages) {
                 log::warn!("cannot give device memory back: {error}");
@@ -183,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    /// Device memory whose first frames are written.
+    /// Device memory whose first `frames` frames are written.
     fn written(frames: u64) -> DeviceMemory {
         let device = DeviceMemory::new(1024 * 4096).unwrap();
         let bytes = vec![1; usize::try_from(frames).unwrap() * 4096];
@@ -217,6 +217,7 @@ mod tests {
         assert!(frames.is_empty());
     }
 
+    // {dev-region-stable}
     #[test]
     fn frames_that_are_used_again_keep_what_is_in_them() {
         let (device, linger) = (written(600), Linger::new(1024));

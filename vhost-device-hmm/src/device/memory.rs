@@ -1,22 +1,24 @@
 //! What frames are backed by: device memory, and the view of the guest's memory.
 //!
-//! Both hand out volatile slices, because the guest, an engine and a copy may touch
-//! the same bytes at a time. Neither knows of spaces, mappings or rights.
+//! Both hand out volatile slices, because the guest, an engine and a copy may access the same bytes
+//! at the same time. Neither knows spaces, mappings or rights.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use nix::fcntl::{fallocate, fcntl, FallocateFlags, FcntlArg, SealFlag};
 use nix::libc;
 use nix::sys::memfd::{memfd_create, MFdFlags};
+use nix::sys::mman::{madvise, MmapAdvise};
 use std::fs::File;
 use virtio_hmm_spec::wire::{LARGE_ORDER, PAGE_BYTES, PAGE_SHIFT};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    MmapRegion, Permissions, VolatileMemory, VolatileSlice,
+    MemoryRegionAddress, MmapRegion, Permissions, VolatileMemory, VolatileSlice,
 };
 
 /// The bytes of a frame in the host's memory.
@@ -28,39 +30,43 @@ pub const LARGE_BYTES: usize = FRAME_BYTES << LARGE_ORDER;
 /// Why device memory could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// No file for it.
+    /// The file cannot be made.
     #[error("cannot create the file behind device memory")]
     Create(#[source] io::Error),
     /// The file cannot be that large.
     #[error("cannot set the size of device memory to {0} bytes")]
     Size(u64, #[source] io::Error),
-    /// The file's size cannot be made to stay.
+    /// The file's size cannot be sealed.
     #[error("cannot seal the file behind device memory")]
     Seal(#[source] io::Error),
+    /// The host has no memory for it.
+    #[error("the host has no {0} bytes of memory for device memory")]
+    Allocate(u64, #[source] io::Error),
     /// The file cannot be mapped.
     #[error("cannot map {0} bytes of device memory")]
     Map(u64, #[source] vm_memory::mmap::MmapRegionError),
 }
 
-/// The device's own memory: frames for engines and copies, and for whomever its file is
-/// given to.
+/// The device's own memory: frames for engines and copies, and for the processes that get its file.
 ///
-/// Frames take host memory from the first write on until it is given back, some time after they
-/// have been discarded. A frame without any reads as zeros.
+/// A frame has host memory from its first write until this is freed, some time after the frame was
+/// discarded. A frame without host memory reads as zeros. {dev-no-leak}
 #[derive(Debug)]
 pub struct DeviceMemory {
     file: File,
     region: MmapRegion<()>,
     frames: u64,
     live: FrameSet,
+    /// All frames have host memory, and keep it.
+    allocated: bool,
 }
 
 impl DeviceMemory {
-    /// Makes so many bytes of device memory, a multiple of a page.
+    /// Makes `bytes` bytes of device memory, a multiple of a page.
     ///
     /// # Errors
     ///
-    /// [`MemoryError`] when the host cannot provide for it.
+    /// [`MemoryError`] when the host cannot provide it.
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
         let file = File::from(
             memfd_create(
@@ -71,7 +77,7 @@ impl DeviceMemory {
         );
         file.set_len(bytes)
             .map_err(|error| MemoryError::Size(bytes, error))?;
-        // Who is given the file could else cut it off, and end us with a SIGBUS.
+        // A process that gets the file could otherwise truncate it, and kill us with a SIGBUS.
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))
             .map_err(|errno| MemoryError::Seal(errno.into()))?;
@@ -84,26 +90,47 @@ impl DeviceMemory {
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
             .map_err(|error| MemoryError::Map(bytes, error))?;
+        if let Ok(all) = region.get_slice(0, size) {
+            leave_out_of_dumps(&all);
+        }
         let frames = bytes >> PAGE_SHIFT;
         Ok(Self {
             file,
             region,
             frames,
             live: FrameSet::new(frames),
+            allocated: false,
         })
     }
 
-    /// How many frames there are.
+    /// The same, with host memory for all frames, which they keep.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`], also when the host does not have that much.
+    pub fn allocated(bytes: u64) -> Result<Self, MemoryError> {
+        let memory = Self::new(bytes)?;
+        let no_memory = |error| MemoryError::Allocate(bytes, error);
+        let length = i64::try_from(bytes).map_err(|error| no_memory(io::Error::other(error)))?;
+        fallocate(&memory.file, FallocateFlags::empty(), 0, length)
+            .map_err(|errno| no_memory(errno.into()))?;
+        Ok(Self {
+            allocated: true,
+            ..memory
+        })
+    }
+
+    /// The number of frames.
     pub fn frames(&self) -> u64 {
         self.frames
     }
 
-    /// The file behind the frames, in which frame N is the page N.
+    /// The file behind the frames; frame N is its page N.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// The frames that hold something: written and not discarded.
+    /// The frames that hold data: written and not discarded.
     pub fn live(&self) -> &FrameSet {
         &self.live
     }
@@ -126,17 +153,21 @@ impl DeviceMemory {
             .ok()
     }
 
-    /// The bytes from a frame to the end of all, if it exists.
+    /// The bytes from a frame to the end of device memory, if the frame exists.
     pub fn mapping_from(&self, frame: u64) -> Option<VolatileSlice<'_>> {
         self.slice(frame, self.frames.checked_sub(frame)?)
     }
 
-    /// Gives the host memory of a run of frames back; they read as zeros from now on.
+    /// Frees the host memory of a run of frames, if it is not preallocated. Their contents are
+    /// undefined from now on: zeros, or what they held.
     ///
     /// # Errors
     ///
-    /// When the host refuses; the frames then still hold what they held.
+    /// When the host refuses; the frames then keep their contents.
     pub fn release(&self, frame: u64, pages: u64) -> io::Result<()> {
+        if self.allocated {
+            return Ok(());
+        }
         let (start, bytes) =
             bytes_of(frame, pages).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let offset = |value: u64| i64::try_from(value).map_err(io::Error::other);
@@ -146,21 +177,35 @@ impl DeviceMemory {
     }
 }
 
-/// Makes all bytes of a slice the same.
+/// Excludes memory from core dumps: it is the guest's, and may be large.
+fn leave_out_of_dumps(slice: &VolatileSlice<'_>) {
+    let guard = slice.ptr_guard_mut();
+    let Some(start) = NonNull::new(guard.as_ptr()) else {
+        return;
+    };
+    // SAFETY: the slice is that many bytes that are mapped for as long as it lives, and the guard
+    // keeps it alive; the advice changes nothing about them.
+    let advised = unsafe { madvise(start.cast(), slice.len(), MmapAdvise::MADV_DONTDUMP) };
+    if let Err(errno) = advised {
+        log::warn!("memory cannot be left out of core dumps: {errno}");
+    }
+}
+
+/// Sets all bytes of a slice to one value.
 ///
-/// A copy of a pattern, over and over, reads as much as it writes.
+/// A repeated copy of a pattern would read as much as it writes.
 pub fn fill(slice: &VolatileSlice<'_>, value: u8) {
     let guard = slice.ptr_guard_mut();
-    // SAFETY: the slice is that many bytes that are mapped and may be written for as long as
-    // it lives, and the guard holds on to that; any address is aligned for bytes. Nobody has
-    // a reference to them, as they are handed out only as volatile slices and atomics. That
-    // somebody may use them at the same time makes this what each copy into a
-    // volatile slice is, which `vm-memory` makes by `copy_nonoverlapping`: whoever reads
-    // meanwhile finds old bytes and new ones.
+    // SAFETY: the slice is that many bytes that are mapped and may be written for as long as it
+    // lives, and the guard keeps it alive; any address is aligned for bytes. There are no
+    // references to the bytes, as they are handed out only as volatile slices and atomics. Other
+    // threads may use them at the same time. In this the write equals any copy into a volatile
+    // slice, which `vm-memory` makes by `copy_nonoverlapping`: a concurrent reader finds old bytes
+    // and new ones.
     unsafe { std::ptr::write_bytes(guard.as_ptr(), value, slice.len()) }
 }
 
-/// A set of frames that several threads may change at a time.
+/// A set of frames that several threads may change at the same time.
 #[derive(Debug)]
 pub struct FrameSet {
     words: Box<[AtomicU64]>,
@@ -168,7 +213,7 @@ pub struct FrameSet {
 }
 
 impl FrameSet {
-    /// An empty set of some of so many frames.
+    /// An empty set of frames below `frames`.
     pub fn new(frames: u64) -> Self {
         let words = (0..frames.div_ceil(64))
             .map(|_| AtomicU64::new(0))
@@ -179,15 +224,15 @@ impl FrameSet {
         }
     }
 
-    /// How many frames are in the set.
+    /// The number of frames in the set.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Puts a run of frames into the set.
+    /// Adds a run of frames to the set.
     pub fn insert(&self, frame: u64, pages: u64) {
         self.each_word(frame, pages, |word, mask| {
-            // Most runs are live already: do not take the cache line for nothing.
+            // Most runs are live already: do not dirty the cache line without need.
             if word.load(Ordering::Relaxed) & mask != mask {
                 let old = word.fetch_or(mask, Ordering::Relaxed);
                 self.count
@@ -196,7 +241,7 @@ impl FrameSet {
         });
     }
 
-    /// Takes a run of frames out of the set and returns how many were in it.
+    /// Removes a run of frames from the set and returns how many were in it.
     pub fn remove(&self, frame: u64, pages: u64) -> u64 {
         let mut removed = 0;
         self.each_word(frame, pages, |word, mask| {
@@ -212,8 +257,8 @@ impl FrameSet {
         (frame..frame.saturating_add(pages)).find(|frame| !self.contains(*frame))
     }
 
-    /// Takes the first run of frames at or behind `from` out of the set, as far as it is no
-    /// longer than `limit`, and returns its first frame and its length.
+    /// Removes the first run of frames at or behind `from` from the set, up to a length of `limit`.
+    /// Returns its first frame and its length.
     pub fn take_run(&self, from: u64, limit: u64) -> Option<(u64, u64)> {
         if self.count() == 0 {
             return None;
@@ -260,8 +305,7 @@ impl FrameSet {
 
 /// The guest's memory as the front end has last described it.
 ///
-/// A snapshot: what it maps stays mapped as long as it lives, whatever becomes of the
-/// guest's memory in the meantime.
+/// A snapshot: what it maps stays mapped as long as it lives, even if the guest's memory changes.
 #[derive(Debug, Default)]
 pub struct SystemMemory {
     map: Arc<GuestMemoryMmap>,
@@ -270,11 +314,51 @@ pub struct SystemMemory {
 impl SystemMemory {
     /// The guest's memory as a front end describes it.
     pub fn new(map: Arc<GuestMemoryMmap>) -> Self {
-        Self { map }
+        let memory = Self { map };
+        memory.slices().for_each(|slice| leave_out_of_dumps(&slice));
+        memory
     }
 
-    /// The guest-physical address at which the guest sees all of a device memory, if it
-    /// does.
+    /// All of it, one slice per piece.
+    fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
+        self.map.iter().filter_map(|region| {
+            let length = usize::try_from(region.len()).ok()?;
+            region.get_slice(MemoryRegionAddress(0), length).ok()
+        })
+    }
+
+    /// The address of each piece in this process, and its length in bytes.
+    pub fn places(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.slices()
+            .map(|slice| (slice.ptr_guard().as_ptr() as usize, slice.len()))
+    }
+
+    /// Checks that the file behind each piece is long enough.
+    ///
+    /// # Errors
+    ///
+    /// When a file is too short: an access behind its end would kill the process.
+    pub fn check_files(&self) -> io::Result<()> {
+        for region in self.map.iter() {
+            let Some(behind) = region.file_offset() else {
+                continue;
+            };
+            let file = behind.file().metadata()?;
+            let end = behind.start().saturating_add(region.len());
+            // The length of a device file is unknown.
+            if file.is_file() && file.len() < end {
+                return Err(io::Error::other(format!(
+                    "the guest's memory at {:#x} is to end at byte {end:#x} of a file of {:#x} \
+                     bytes",
+                    region.start_addr().0,
+                    file.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest-physical address at which the guest sees all of a device memory, if it does.
     pub fn address_of(&self, device: &DeviceMemory) -> Option<u64> {
         let identity = |file: &File| file.metadata().map(|file| (file.dev(), file.ino()));
         let wanted = identity(device.file()).ok()?;
@@ -293,13 +377,13 @@ impl SystemMemory {
         })
     }
 
-    /// The bytes of a run of frames, if they lie side by side.
+    /// The bytes of a run of frames, if they are contiguous.
     pub fn slice(&self, frame: u64, pages: u64) -> Option<VolatileSlice<'_>> {
         let (start, bytes) = place_of(frame, pages)?;
         GuestMemoryBackend::get_slice(&*self.map, start, bytes).ok()
     }
 
-    /// The bytes from a frame to the end of the region that it is in, which is one mapping.
+    /// The bytes from a frame to the end of its region, which is one mapping.
     pub fn mapping_from(&self, frame: u64) -> Option<VolatileSlice<'_>> {
         let (start, _) = place_of(frame, 0)?;
         let (region, offset) = self.map.to_region_addr(start)?;
@@ -307,8 +391,7 @@ impl SystemMemory {
         region.get_slice(offset, usize::try_from(bytes).ok()?).ok()
     }
 
-    /// The bytes of a run of frames piece by piece; ends with `None` where a frame is
-    /// not backed.
+    /// The bytes of a run of frames piece by piece; ends with `None` at a frame that is not backed.
     pub fn pieces(
         &self,
         frame: u64,
@@ -322,7 +405,7 @@ impl SystemMemory {
     }
 }
 
-/// Where a run of frames starts, and its length, in bytes.
+/// The offset and the length of a run of frames, in bytes.
 fn bytes_of(frame: u64, pages: u64) -> Option<(u64, usize)> {
     let start = frame.checked_mul(PAGE_BYTES)?;
     let bytes = pages.checked_mul(PAGE_BYTES)?;
@@ -349,6 +432,17 @@ mod tests {
         let (first, second) = bytes.split_at(FRAME_BYTES);
         assert!(first.iter().all(|byte| *byte == 0));
         assert!(second.iter().all(|byte| *byte == 0x5a));
+    }
+
+    #[test]
+    fn memory_that_was_taken_at_the_start_is_kept() {
+        let backed = |memory: &DeviceMemory| memory.file().metadata().unwrap().blocks() * 512;
+        let sparse = DeviceMemory::new(1 << 21).unwrap();
+        assert_eq!(backed(&sparse), 0);
+        let memory = DeviceMemory::allocated(1 << 21).unwrap();
+        assert_eq!(backed(&memory), 1 << 21);
+        memory.release(0, 512).unwrap();
+        assert_eq!(backed(&memory), 1 << 21);
     }
 
     #[test]
@@ -386,7 +480,7 @@ mod tests {
         let handed_out = memory.file().try_clone().unwrap();
         assert!(handed_out.set_len(0).is_err());
         assert!(handed_out.set_len(1 << 22).is_err());
-        // Discarding goes on all the same.
+        // Discarding continues to work.
         memory.release(0, 512).unwrap();
     }
 

@@ -1,8 +1,8 @@
 //! The accelerator: spaces, mappings, jobs, faults and copies.
 //!
-//! Nothing in here knows of virtio, queues or vhost-user. Requests come in as
-//! [`request::Command`], [`request::Transfer`] and [`job::Submission`]; the guest's memory
-//! is a [`memory::SystemMemory`], so that a test can hand in any memory of its own.
+//! Nothing in here knows virtio, queues or vhost-user. Requests come in as [`request::Command`],
+//! [`request::Transfer`] and [`job::Submission`]. The guest's memory is a [`memory::SystemMemory`],
+//! so that a test can provide any memory.
 //!
 //! ```text
 //! Accelerator ─┬─ space ── mmu            what is mapped, and the promise
@@ -33,13 +33,17 @@ pub mod mmu;
 pub mod operations;
 pub mod request;
 pub mod schedule;
+pub mod snapshot;
 pub mod space;
 pub mod statistics;
 mod stream;
 pub mod tlb;
+mod turns;
 pub mod view;
 
 mod accelerator;
+mod config;
 mod validate;
 
-pub use accelerator::{Accelerator, DeviceConfig, Listener, StartError};
+pub use accelerator::{Accelerator, Listener, StartError, Stop};
+pub use config::DeviceConfig;

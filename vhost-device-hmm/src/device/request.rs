@@ -1,8 +1,8 @@
-//! What can be asked of the accelerator, and what it answers.
+//! The requests to the accelerator, and its answers.
 //!
-//! A request is well formed: its lengths and its reserved fields are right and its
-//! operation exists. Whether what it names exists and may be used is for the
-//! accelerator to say, by a status.
+//! A request is well formed: its lengths and its reserved fields are right and its operation
+//! exists. The accelerator decides by a status whether the objects that it names exist and may be
+//! used.
 
 use virtio_hmm_spec::wire::command::{FetchEntry, MapEntry, QueryResult, RangeEntry, Status};
 use virtio_hmm_spec::wire::dma::{DmaItem, ItemResult};
@@ -24,28 +24,28 @@ pub enum Command<'a> {
     },
     /// End a space's jobs and forget it.
     SpaceDestroy {
-        /// Which one.
+        /// Its name.
         space: u32,
     },
     /// Install mappings.
     Map {
-        /// Where.
+        /// The space.
         space: u32,
-        /// Which ones.
+        /// The mappings.
         entries: &'a [MapEntry],
     },
     /// Remove mappings.
     Unmap {
-        /// Where.
+        /// The space.
         space: u32,
-        /// Which ones.
+        /// The pages.
         ranges: &'a [RangeEntry],
     },
     /// Leave only the right to read.
     Protect {
-        /// Where.
+        /// The space.
         space: u32,
-        /// Of which mappings.
+        /// The pages.
         ranges: &'a [RangeEntry],
     },
     /// Remove mappings, then copy to the guest's memory.
@@ -56,9 +56,9 @@ pub enum Command<'a> {
     Cancel(Vec<u64>),
     /// Look up translations.
     Query {
-        /// Where.
+        /// The space.
         space: u32,
-        /// Which ones.
+        /// The pages.
         range: RangeEntry,
     },
     /// Read the counters.
@@ -70,24 +70,24 @@ pub enum Command<'a> {
 pub enum Answer {
     /// The page is mapped as well as it can be.
     Retry {
-        /// Which fault.
+        /// The fault.
         fault: u64,
     },
-    /// The page cannot be had.
+    /// The page cannot be provided.
     Terminate {
-        /// Which fault.
+        /// The fault.
         fault: u64,
-        /// Why.
+        /// The reason.
         reason: Reason,
     },
 }
 
-/// Mappings to be removed, and what they showed to be copied to the guest's memory.
+/// Mappings to remove, whose contents are copied to the guest's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Fetch<'a> {
-    /// Where they are.
+    /// The space.
     pub space: u32,
-    /// Which ones, and what to copy.
+    /// The pages, and what to copy.
     pub entries: &'a [FetchEntry],
 }
 
@@ -96,24 +96,24 @@ pub struct Fetch<'a> {
 pub enum Transfer<'a> {
     /// A list of copies.
     Copy {
-        /// What to do, in order.
+        /// The copies, in order.
         items: &'a [DmaItem],
     },
     /// Remove mappings, then copy to the guest's memory.
     Fetch(Fetch<'a>),
 }
 
-/// A request that is not carried out. Nothing has changed.
+/// A request that is refused. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
+    /// The reason.
     pub status: Status,
     /// The index of the entry at fault, or zero.
     pub entry: u32,
 }
 
 impl Refusal {
-    /// A refusal that is about an entry.
+    /// A refusal because of an entry.
     pub fn at(status: Status, entry: usize) -> Self {
         Self {
             status,
@@ -134,22 +134,22 @@ impl From<Status> for Refusal {
     }
 }
 
-/// What a control request has come to.
+/// The result of a control request.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// It is done.
     Done,
     /// It was refused.
     Refused(Refusal),
-    /// How the copy of each entry went.
+    /// The result of each entry's copy.
     Copied(Vec<ItemResult>),
-    /// How pages are translated.
+    /// The translations of pages.
     Translations(Vec<QueryResult>),
     /// The counters.
     Statistics(Box<Statistics>),
 }
 
-/// Of several refusals the one that the status ladder ("Status ladder") names first.
+/// The first of several refusals in the order of the status ladder ("Status ladder"). {dev-ladder}
 pub(super) fn first_refusal(
     checks: impl Iterator<Item = Result<(), Status>>,
 ) -> Result<(), Refusal> {

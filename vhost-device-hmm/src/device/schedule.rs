@@ -1,26 +1,30 @@
-//! Which job runs next, which ones wait, and who must be told when one ends.
+//! Which job runs next, which jobs wait, and what to report when one ends.
 //!
-//! All jobs are behind one lock, which is never held while a job runs, while a space
-//! is locked, or while the outside is told something.
+//! One lock protects all jobs. It is never held while a job runs, while a space is locked, or while
+//! the listener is called.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use virtio_hmm_spec::points::Point;
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::fault::{FaultRecord, Reason};
 
 use super::fault::{FaultId, Faults};
 use super::job::{End, Ended, Job};
 use super::operations::Fault;
+use super::snapshot::{FaultState, JobPlace, JobState};
 use super::statistics::Counters;
+use super::turns::Turns;
+use crate::lateness::{About, Lateness};
 
 /// Asks the engine that runs a job to stop.
 pub type CancelFlag = Arc<AtomicBool>;
 
-/// What an engine is given to run.
+/// A job for an engine to run.
 #[derive(Debug)]
 pub struct Turn {
     /// The job.
@@ -32,15 +36,15 @@ pub struct Turn {
 /// How a turn on an engine ended.
 #[derive(Debug)]
 pub enum TurnEnd {
-    /// Its time is over.
+    /// Its time slice is over.
     Paused,
-    /// It needs a page, and will want so many in the same way.
+    /// It needs a page, and will need that many in the same way.
     Stopped(Fault, u32),
     /// It has ended.
     Ended(End),
 }
 
-/// What the outside should look at after a change.
+/// What the listener has to collect after a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use = "the outside waits for it"]
 pub struct News {
@@ -55,8 +59,9 @@ pub struct News {
 pub struct Schedule {
     max_jobs: usize,
     counters: Arc<Counters>,
+    lateness: Arc<Lateness>,
     jobs: Mutex<Jobs>,
-    /// There is something to run, or nothing will ever be again.
+    /// There is a job to run, or the engines must end.
     work: Condvar,
     /// An engine has put a job back.
     put_back: Condvar,
@@ -65,11 +70,17 @@ pub struct Schedule {
 #[derive(Debug, Default)]
 struct Jobs {
     places: HashMap<u64, Place>,
-    runnable: VecDeque<Box<Job>>,
+    runnable: Turns,
+    /// Jobs that are delayed although their faults were answered.
+    retried: VecDeque<Box<Job>>,
     faults: Faults,
     ended: Vec<Ended>,
+    /// Names of jobs that were cancelled before they came, oldest first.
+    cancelled_early: VecDeque<u64>,
     closed: bool,
     paused: bool,
+    /// The control socket has paused the engines.
+    held: bool,
     finished: bool,
 }
 
@@ -77,16 +88,22 @@ struct Jobs {
 #[derive(Debug)]
 enum Place {
     Runnable,
-    Running { space: u32, cancel: CancelFlag },
+    Running {
+        space: u32,
+        cancel: CancelFlag,
+    },
     Parked(FaultId),
+    /// Its fault was answered, and a rule delays it.
+    Retried(CancelFlag),
 }
 
 impl Schedule {
-    /// An empty schedule for so many jobs; it takes none until it is opened.
-    pub fn new(max_jobs: u32, counters: Arc<Counters>) -> Self {
+    /// An empty schedule for up to `max_jobs` jobs; it takes none until it is opened.
+    pub fn new(max_jobs: u32, counters: Arc<Counters>, lateness: Arc<Lateness>) -> Self {
         Self {
             max_jobs: usize::try_from(max_jobs).unwrap_or(usize::MAX),
             counters,
+            lateness,
             jobs: Mutex::new(Jobs {
                 closed: true,
                 ..Jobs::default()
@@ -101,14 +118,14 @@ impl Schedule {
         self.jobs.lock().closed = false;
     }
 
-    /// Takes no jobs any more.
+    /// Takes no more jobs.
     pub fn close(&self) {
         self.jobs.lock().closed = true;
     }
 
-    /// Gives no job to an engine until [`Schedule::resume`], and waits until no engine has
-    /// one.
+    /// Gives no job to an engine until [`Schedule::resume`], and waits until no engine has one.
     pub fn pause(&self) {
+        self.lateness.stop(None);
         let mut jobs = self.jobs.lock();
         jobs.paused = true;
         let running = |jobs: &Jobs| {
@@ -124,10 +141,42 @@ impl Schedule {
     /// Gives jobs to engines again.
     pub fn resume(&self) {
         self.jobs.lock().paused = false;
+        self.lateness.start(None);
         self.work.notify_all();
     }
 
-    /// Lets the engines go: [`Schedule::next`] returns nothing any more.
+    /// Keeps engines from taking jobs while `held` is set.
+    pub fn set_held(&self, held: bool) {
+        self.jobs.lock().held = held;
+        self.work.notify_all();
+    }
+
+    /// All jobs and faults, and whether engines are paused by [`Schedule::set_held`].
+    pub fn snapshot(&self) -> (Vec<JobState>, Vec<FaultState>, bool) {
+        let state = self.jobs.lock();
+        let mut faults = state.faults.snapshot();
+        let state_of = |job: u64, space, place| JobState { job, space, place };
+        let of_job = |job: &Job, place| state_of(job.id, job.space.id(), place);
+        let runnable = state.runnable.iter();
+        let retried = state.retried.iter();
+        let parked = faults.iter();
+        let mut jobs: Vec<JobState> = runnable
+            .map(|job| of_job(job, JobPlace::Runnable))
+            .chain(retried.map(|job| of_job(job, JobPlace::Retried)))
+            .chain(parked.map(|fault| state_of(fault.job, fault.space, JobPlace::Parked)))
+            .collect();
+        jobs.extend(state.places.iter().filter_map(|(id, place)| match place {
+            Place::Running { space, .. } => Some(state_of(*id, *space, JobPlace::Running)),
+            Place::Runnable | Place::Parked(_) | Place::Retried(_) => None,
+        }));
+        let held = state.held;
+        drop(state);
+        jobs.sort_by_key(|job| job.job);
+        faults.sort_by_key(|fault| fault.fault);
+        (jobs, faults, held)
+    }
+
+    /// Ends the engines: [`Schedule::next`] returns `None` from now on.
     pub fn finish(&self) {
         let mut jobs = self.jobs.lock();
         jobs.closed = true;
@@ -135,7 +184,7 @@ impl Schedule {
         self.work.notify_all();
     }
 
-    /// Whether a job with this name may come in.
+    /// Whether a job with this name may be submitted.
     ///
     /// # Errors
     ///
@@ -144,36 +193,42 @@ impl Schedule {
         self.jobs.lock().admits(id, self.max_jobs)
     }
 
-    /// Puts a new job at the end of the run queue.
+    /// Puts a new job behind the others of its space.
     ///
     /// # Errors
     ///
-    /// As [`Schedule::admits`], and [`Status::NoSpace`] when its space was destroyed.
+    /// As [`Schedule::admits`], [`Status::NoSpace`] when its space was destroyed, and
+    /// [`Status::Cancelled`] when it was cancelled before it came.
     pub fn insert(&self, job: Job) -> Result<(), Status> {
         let mut jobs = self.jobs.lock();
         jobs.admits(job.id, self.max_jobs)?;
-        // Looked at under the lock: whoever destroys the space ends its jobs after it
-        // has retired it, under this lock too.
+        // Checked under the lock: a thread that destroys the space retires it first and then ends
+        // its jobs, under this lock too.
         if !job.space.alive() {
             return Err(Status::NoSpace);
         }
+        // {dev-cancel-early}
+        if jobs.was_cancelled_early(job.id) {
+            self.counters.jobs_ended.add(1);
+            return Err(Status::Cancelled);
+        }
         jobs.places.insert(job.id, Place::Runnable);
-        jobs.runnable.push_back(Box::new(job));
+        jobs.runnable.push(Box::new(job));
         self.work.notify_one();
         Ok(())
     }
 
-    /// Waits for something to run; `None` when the engine shall end.
+    /// Waits for a job to run; `None` if the engine has to end.
     pub fn next(&self) -> Option<Turn> {
         let mut jobs = self.jobs.lock();
         loop {
             if jobs.finished {
                 return None;
             }
-            let next = if jobs.paused {
+            let next = if jobs.paused || jobs.held {
                 None
             } else {
-                jobs.runnable.pop_front()
+                jobs.runnable.pop()
             };
             if let Some(job) = next {
                 let cancel = CancelFlag::default();
@@ -205,7 +260,7 @@ impl Schedule {
             }
             TurnEnd::Paused => {
                 jobs.places.insert(job.id, Place::Runnable);
-                jobs.runnable.push_back(job);
+                jobs.runnable.push(job);
                 if jobs.runnable.len() > 1 {
                     self.work.notify_one();
                 }
@@ -217,6 +272,7 @@ impl Schedule {
                     news.ended = true;
                 } else {
                     let id = job.id;
+                    // {dev-park}, {dev-control-not-behind-fault}
                     let fault = jobs.faults.raise(job, fault, pages);
                     jobs.places.insert(id, Place::Parked(fault));
                     news.faults = true;
@@ -227,22 +283,70 @@ impl Schedule {
         news
     }
 
-    /// The driver says that a page is there: the job runs on. Returns whether the fault
-    /// was waiting for that.
-    pub fn retry(&self, fault: FaultId) -> bool {
+    /// The driver has mapped the page: the job continues. Returns whether the fault was waiting for
+    /// an answer.
+    pub fn retry(self: &Arc<Self>, fault: FaultId) -> bool {
         let mut jobs = self.jobs.lock();
+        // {dev-late-answer}
         let Some(parked) = jobs.faults.answer(fault) else {
             self.counters.answers_late.add(1);
             return false;
         };
         self.counters.faults_retried.add(1);
+        if self.lateness.concerns(Point::FaultRetried) {
+            self.retry_late(jobs, parked.job);
+            return true;
+        }
+        // {dev-retry-looks-again}
         jobs.places.insert(parked.job.id, Place::Runnable);
-        jobs.runnable.push_back(parked.job);
+        jobs.runnable.push(parked.job);
         self.work.notify_one();
         true
     }
 
-    /// The driver says that a page cannot be had: the job ends.
+    /// Makes a job runnable later, if a rule says so. No other thread waits for that: each delayed
+    /// job has its own thread. {dev-late-retry}
+    fn retry_late(self: &Arc<Self>, mut jobs: MutexGuard<'_, Jobs>, job: Box<Job>) {
+        let (id, gone) = (job.id, CancelFlag::default());
+        let about = About {
+            space: Some(job.space.id()),
+            operation: None,
+        };
+        jobs.places.insert(id, Place::Retried(Arc::clone(&gone)));
+        jobs.retried.push_back(job);
+        drop(jobs);
+        let Some(wait) = self.lateness.arrive(Point::FaultRetried, about) else {
+            return self.go_on(id, &gone);
+        };
+        let (this, flag) = (Arc::clone(self), Arc::clone(&gone));
+        let thread = std::thread::Builder::new().name("retried".into());
+        let started = thread.spawn(move || {
+            this.lateness.wait(wait, || flag.load(Ordering::Acquire));
+            this.go_on(id, &flag);
+        });
+        if let Err(error) = started {
+            log::error!("cannot start a thread that is late instead of a job: {error}");
+            self.lateness.forget(wait);
+            self.go_on(id, &gone);
+        }
+    }
+
+    /// Makes a delayed job runnable, unless it has ended meanwhile.
+    fn go_on(&self, id: u64, gone: &CancelFlag) {
+        let mut jobs = self.jobs.lock();
+        // A thread that ends the job sets this under the lock; another job may have its name since.
+        if gone.load(Ordering::Acquire) {
+            return;
+        }
+        let place = jobs.retried.iter().position(|job| job.id == id);
+        if let Some(job) = place.and_then(|place| jobs.retried.remove(place)) {
+            jobs.places.insert(id, Place::Runnable);
+            jobs.runnable.push(job);
+            self.work.notify_one();
+        }
+    }
+
+    /// The driver cannot provide a page: the job ends. {dev-terminate}
     pub fn terminate(&self, fault: FaultId, reason: Reason) -> News {
         let mut jobs = self.jobs.lock();
         let Some(parked) = jobs.faults.answer(fault) else {
@@ -261,48 +365,60 @@ impl Schedule {
         }
     }
 
-    /// Ends a job early; does not wait for the engine that runs it.
+    /// Ends a job early; does not wait for the engine that runs it. An unknown job may still come.
     pub fn cancel(&self, id: u64) -> News {
         let mut jobs = self.jobs.lock();
         let parked = match jobs.places.get(&id) {
-            None => return News::default(),
+            None => {
+                jobs.expect_cancelled(id, self.max_jobs);
+                return News::default();
+            }
             Some(Place::Running { cancel, .. }) => {
+                // {dev-cancel}
                 cancel.store(true, Ordering::Release);
+                self.lateness.wake();
                 return News::default();
             }
             Some(Place::Parked(fault)) => Some(*fault),
+            Some(Place::Retried(gone)) => {
+                gone.store(true, Ordering::Release);
+                None
+            }
             Some(Place::Runnable) => None,
         };
         let job = match parked {
+            // {dev-cancel-parked}
             Some(fault) => jobs.faults.withdraw(fault).map(|parked| parked.job),
-            None => jobs
-                .runnable
-                .iter()
-                .position(|job| job.id == id)
-                .and_then(|index| jobs.runnable.remove(index)),
+            None => jobs.take(|job| job.id == id).pop_front(),
         };
         if let Some(job) = job {
             jobs.end(job, End::Cancelled, &self.counters);
         }
+        self.lateness.wake();
         News {
             ended: true,
             faults: false,
         }
     }
 
-    /// Ends all jobs of a space, or all there are, and waits until no engine runs any of
-    /// them. Those who add jobs must have been stopped before.
+    /// Ends all jobs of a space, or all jobs, and waits until no engine runs any of them. The
+    /// caller must first ensure that no jobs are added.
     pub fn cancel_all(&self, space: Option<u32>) -> News {
         let concerns = |id: u32| space.is_none_or(|space| space == id);
         let mut jobs = self.jobs.lock();
         let before = jobs.ended.len();
+        if space.is_none() {
+            // Names may be used for other jobs from here on.
+            jobs.cancelled_early.clear();
+        }
         let mut ending: Vec<Box<Job>> = Vec::new();
-        let (concerned, rest) = jobs
-            .runnable
-            .drain(..)
-            .partition(|job| concerns(job.space.id()));
-        jobs.runnable = rest;
-        ending.extend(Vec::from(concerned));
+        for job in jobs.take(|job| concerns(job.space.id())) {
+            if let Some(Place::Retried(gone)) = jobs.places.get(&job.id) {
+                gone.store(true, Ordering::Release);
+            }
+            ending.push(job);
+        }
+        self.lateness.wake();
         ending.extend(jobs.faults.withdraw_where(|job| concerns(job.space.id())));
         for job in ending {
             jobs.end(job, End::Cancelled, &self.counters);
@@ -316,8 +432,9 @@ impl Schedule {
                 _ => false,
             })
         };
-        // A job that was put back has ended, because it was told to.
+        // A job that was put back has ended, because it was cancelled.
         while running(&jobs) {
+            self.lateness.wake();
             self.put_back.wait(&mut jobs);
         }
         News {
@@ -331,17 +448,22 @@ impl Schedule {
         std::mem::take(&mut self.jobs.lock().ended)
     }
 
-    /// How many fault records wait to be reported.
+    /// The number of fault records that wait to be reported.
     pub fn faults_waiting(&self) -> usize {
         self.jobs.lock().faults.waiting()
     }
 
-    /// Takes up to so many fault records that were not reported.
+    /// Moves the second waiting fault before the first.
+    pub fn swap_faults(&self) {
+        self.jobs.lock().faults.swap();
+    }
+
+    /// Takes up to `most` fault records that were not reported.
     pub fn report_faults(&self, most: usize) -> Vec<FaultRecord> {
         self.jobs.lock().faults.report(most)
     }
 
-    /// How many jobs have not ended, and how many of them wait for a page.
+    /// The number of jobs that have not ended, and of those among them that wait for a page.
     pub fn count(&self) -> (usize, usize) {
         let jobs = self.jobs.lock();
         (jobs.places.len(), jobs.faults.parked())
@@ -361,7 +483,37 @@ impl Jobs {
         }
     }
 
-    /// Takes the job itself, so that whoever waits for its end finds its space unused.
+    /// Takes out jobs that wait for an engine, or that are delayed before they do.
+    fn take(&mut self, wanted: impl Fn(&Job) -> bool) -> VecDeque<Box<Job>> {
+        let mut taken = self.runnable.take(&wanted);
+        let (late, rest) = std::mem::take(&mut self.retried)
+            .into_iter()
+            .partition(|job| wanted(job));
+        self.retried = rest;
+        taken.extend::<VecDeque<_>>(late);
+        taken
+    }
+
+    /// Remembers to end a job that has not come yet. If there are `max_jobs` such names, it
+    /// replaces the oldest.
+    fn expect_cancelled(&mut self, id: u64, max_jobs: usize) {
+        if self.cancelled_early.contains(&id) {
+            return;
+        }
+        if self.cancelled_early.len() >= max_jobs {
+            self.cancelled_early.pop_front();
+        }
+        self.cancelled_early.push_back(id);
+    }
+
+    fn was_cancelled_early(&mut self, id: u64) -> bool {
+        let place = self.cancelled_early.iter().position(|&name| name == id);
+        place
+            .and_then(|place| self.cancelled_early.remove(place))
+            .is_some()
+    }
+
+    /// Consumes the job, so that its space is unused when its end is reported. {dev-job-quiet}
     fn end(&mut self, job: Box<Job>, end: End, counters: &Counters) {
         self.places.remove(&job.id);
         counters.jobs_ended.add(1);

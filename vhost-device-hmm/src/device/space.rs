@@ -1,9 +1,9 @@
-//! A space: one process's mappings, and the lock that makes taking them back a promise.
+//! A space: one process's mappings, and the lock that makes an invalidation a promise.
 //!
-//! An engine holds the read lock for one step of a job and touches memory in no other
-//! way. Whoever takes something back holds the write lock: the steps under way are
-//! then over, and later ones see the new table. A change that took something back gives
-//! the space a new epoch, so that no TLB entry made before is ever used again.
+//! An engine holds the read lock for one step of a job and accesses memory in no other way. A
+//! thread that takes rights back holds the write lock: the steps under way are then over, and later
+//! ones see the new table. A change that took rights back gives the space a new epoch, so that no
+//! TLB entry made before is ever used again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -12,14 +12,39 @@ use std::time::{Duration, Instant};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::check::Check;
-use super::mmu::{Budget, Change, NoMemory, PageRange, PageTable, Run};
+use super::mmu::{Budget, Change, NoMemory, PageRange, PageTable, Rule, Run};
+
+/// How many slots of a table one change visits: some hundred microseconds' worth. Other users of
+/// the space wait for at most that long, and a longer change can be stopped.
+const SLICE: u64 = 32 << 10;
+
+/// The ranges to which a rule is still to be applied.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest<'a> {
+    ranges: &'a [PageRange],
+    /// The rest of the first range, if it was begun.
+    begun: Option<PageRange>,
+}
+
+impl<'a> Rest<'a> {
+    /// All ranges.
+    pub fn all(ranges: &'a [PageRange]) -> Self {
+        let begun = None;
+        Self { ranges, begun }
+    }
+
+    /// Whether all is done.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+}
 
 /// Gives each space a new epoch when it needs one; see [`super::tlb`].
 #[derive(Debug)]
 pub struct Epochs(AtomicU64);
 
 impl Epochs {
-    /// Epochs from one on; zero belongs to nobody.
+    /// Epochs from one on; no space has zero.
     pub fn new() -> Arc<Self> {
         Arc::new(Self(AtomicU64::new(1)))
     }
@@ -37,35 +62,35 @@ pub struct Space {
     mappings: RwLock<Mappings>,
 }
 
-/// What an engine may see of a space during a step.
+/// The part of a space that an engine may use during a step.
 #[derive(Debug)]
 pub struct Mappings {
     /// The page table.
     pub table: PageTable,
-    /// What TLB entries made from the table are tagged with.
+    /// The epoch of TLB entries made from the table.
     pub epoch: u64,
     epochs: Arc<Epochs>,
 }
 
-/// What a change of a space's mappings has done. As long as it exists, nobody sees the space,
-/// nor changes it again.
+/// The result of a change of a space's mappings. While it exists, the space is locked against
+/// engines and other changes.
 #[derive(Debug)]
 pub struct Taken<'a> {
     /// Pages that allow less than before.
     pub pages: u64,
     /// The epoch in force since then.
     pub epoch: u64,
-    /// How long it took until no engine used the space any more.
+    /// How long it took until no engine used the space.
     pub waited: Duration,
-    /// None when this is being dropped.
+    /// None while this is being dropped.
     mappings: Option<RwLockWriteGuard<'a, Mappings>>,
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if let Some(mappings) = self.mappings.take() {
-            // An engine that waits has the lock next. One change after the other would
-            // else keep it from its step for long: it does not wake up before the next one begins.
+            // A waiting engine gets the lock next. Otherwise a series of changes would block its
+            // step for long: it does not wake up before the next change begins.
             RwLockWriteGuard::unlock_fair(mappings);
         }
     }
@@ -76,7 +101,7 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// [`NoMemory`] when there is none left for its table.
+    /// [`NoMemory`] when the budget does not allow its table.
     pub fn new(id: u32, budget: &Arc<Budget>, epochs: &Arc<Epochs>) -> Result<Self, NoMemory> {
         let mappings = Mappings {
             table: PageTable::new(budget)?,
@@ -100,43 +125,40 @@ impl Space {
         self.alive.load(Ordering::Acquire)
     }
 
-    /// Declares it destroyed: no job is taken for it any more.
+    /// Marks it as destroyed: no more jobs are taken for it.
     pub fn retire(&self) {
         self.alive.store(false, Ordering::Release);
     }
 
-    /// The mappings, unchanging as long as the guard lives. Do not take a second one
-    /// while holding one: a waiting change would come between them for ever.
+    /// The mappings, which do not change while the guard lives. Do not take a second guard while
+    /// holding one: a waiting change would deadlock with it.
     pub fn read(&self) -> RwLockReadGuard<'_, Mappings> {
         self.mappings.read()
     }
 
-    /// Maps all runs or none.
+    /// Maps all runs or none. {dev-map-whole}
     ///
     /// # Errors
     ///
-    /// [`NoMemory`] when there is none left for tables; nothing has then changed.
+    /// [`NoMemory`] when the budget does not allow the tables; nothing has then changed.
     pub fn map(&self, runs: &[Run], check: Option<&Check>) -> Result<Taken<'_>, NoMemory> {
         self.change(check, |table, observe| table.map(runs, observe))
     }
 
-    /// Removes all mappings in the ranges.
-    pub fn unmap(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken<'_> {
+    /// Applies a rule to ranges, for at most `SLICE` slots. Updates `rest` to what is left.
+    pub fn take_back(&self, rest: &mut Rest<'_>, rule: Rule, check: Option<&Check>) -> Taken<'_> {
         let Ok(taken) = self.change(check, |table, observe| {
-            ranges
-                .iter()
-                .for_each(|range| table.unmap(range, &mut *observe));
-            Ok::<(), std::convert::Infallible>(())
-        });
-        taken
-    }
-
-    /// Leaves only the right to read in the ranges.
-    pub fn protect(&self, ranges: &[PageRange], check: Option<&Check>) -> Taken<'_> {
-        let Ok(taken) = self.change(check, |table, observe| {
-            ranges
-                .iter()
-                .for_each(|range| table.protect(range, &mut *observe));
+            let mut looks = SLICE;
+            while let (Some((first, others)), true) = (rest.ranges.split_first(), looks > 0) {
+                // A range without any mapping counts, too.
+                looks -= 1;
+                let range = rest.begun.unwrap_or(*first);
+                rest.begun = table.change(&range, rule, &mut looks, &mut *observe);
+                if rest.begun.is_none() {
+                    rest.ranges = others;
+                }
+            }
+            // {dev-unmap-never-fails}
             Ok::<(), std::convert::Infallible>(())
         });
         taken
@@ -148,6 +170,7 @@ impl Space {
         change: impl FnOnce(&mut PageTable, &mut dyn FnMut(Change)) -> Result<(), E>,
     ) -> Result<Taken<'_>, E> {
         let started = Instant::now();
+        // {dev-unmap-promise}, {dev-protect-promise}
         let mut mappings = self.mappings.write();
         let waited = started.elapsed();
         let mut pages = 0;
@@ -159,6 +182,7 @@ impl Space {
                 check.changed(self.id, &change);
             }
         });
+        // {dev-no-late-access}, {dev-map-promise}, {dev-map-visible}
         if pages != 0 {
             mappings.epoch = mappings.epochs.next();
         }

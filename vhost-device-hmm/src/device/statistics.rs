@@ -16,7 +16,7 @@ impl Counter {
         }
     }
 
-    /// What it has come to.
+    /// The current value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -28,7 +28,7 @@ impl Counter {
 
 macro_rules! counters {
     ($($name:ident,)+) => {
-        /// Everything that only grows until reset; what each means is written at
+        /// The counters that only grow until reset; their meanings are documented at
         /// [`Statistics`].
         #[derive(Debug, Default)]
         pub struct Counters { $( #[allow(missing_docs)] pub $name: Counter, )+ }
@@ -39,7 +39,7 @@ macro_rules! counters {
                 $( self.$name.reset(); )+
             }
 
-            /// All of them, with what there is now.
+            /// All counters, with the current state.
             pub fn snapshot(&self, now: &Gauges) -> Statistics {
                 Statistics {
                     spaces: U64::new(now.spaces),
@@ -88,7 +88,7 @@ counters! {
     freed_frame_uses,
 }
 
-/// What there is at a moment.
+/// The current state.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gauges {
     /// Spaces that exist.
@@ -103,11 +103,11 @@ pub struct Gauges {
     pub large_leaves: u64,
     /// Memory that page tables take, in bytes.
     pub table_bytes: u64,
-    /// Frames of device memory that hold something.
+    /// Frames of device memory that hold data.
     pub live_frames: u64,
 }
 
-/// What one engine has done since it last reported to the [`Counters`].
+/// The work of one engine since it last reported to the [`Counters`].
 ///
 /// Kept apart so that engines do not share a cache line for every access.
 #[derive(Clone, Copy, Debug, Default)]
@@ -123,7 +123,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Adds another one to this.
+    /// Adds another tally to this one.
     pub fn add(&mut self, other: &Self) {
         self.system_bytes += other.system_bytes;
         self.device_bytes += other.device_bytes;

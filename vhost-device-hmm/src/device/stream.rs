@@ -1,31 +1,31 @@
 //! Copies of many bytes, past the caches.
 //!
-//! What moves to device memory is rarely used before more has moved than caches hold. An
-//! ordinary store reads its line first; one that goes past the caches does not, and several pages
-//! at a time keep more of the memory's banks at work than one does. The C library does the same,
-//! but only from sizes on that are beyond a large page's. See `docs/benchmarks.md` for what it
-//! brings. Where the destination is in a processor's caches already, it takes longer instead.
+//! Data moved to device memory is rarely used before more has moved than caches hold. An ordinary
+//! store reads its line first; a non-temporal store does not. Copying several pages in parallel
+//! keeps more of the memory's banks busy than copying one. The C library does the same, but only
+//! for sizes beyond a huge page. See `docs/benchmarks.md` for the gain. If the destination is in a
+//! processor's caches already, it takes longer instead.
 
 use vm_memory::VolatileSlice;
 
-/// How many pages are copied side by side, and so many bytes of each.
+/// The number of pages copied in parallel, and the bytes of each per block.
 const LANES: usize = 4;
 const LANE_BYTES: usize = 4096;
 
-/// Shorter runs are left to the caches.
+/// Shorter runs are copied through the caches.
 const BLOCK_BYTES: usize = LANES * LANE_BYTES;
 
 /// Copies all bytes of a slice to another one of the same length, which may overlap with it.
-/// Whoever reads or writes them meanwhile finds, or leaves, old bytes and new ones.
+/// Concurrent readers and writers find, or leave, old bytes and new ones.
 pub(super) fn copy(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) {
     let done = streamed(from, to);
-    // Within both: no more was done than there is.
+    // Within both: no more was copied than they hold.
     if let (Ok(from), Ok(to)) = (from.offset(done), to.offset(done)) {
         from.copy_to_volatile_slice(to);
     }
 }
 
-/// Copies as many blocks as there are, and says how many bytes that were.
+/// Copies as many blocks as there are, and returns the number of bytes.
 #[cfg(target_arch = "x86_64")]
 fn streamed(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) -> usize {
     const LINE: usize = 64;
@@ -33,7 +33,7 @@ fn streamed(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) -> usize {
     let bytes = from.len().min(to.len()) / BLOCK_BYTES * BLOCK_BYTES;
     let (source, destination) = (from.ptr_guard(), to.ptr_guard_mut());
     let (source, destination) = (source.as_ptr(), destination.as_ptr());
-    // Of the whole: the rest must be as it was until it is copied, too.
+    // Checked for the whole slices: the rest, too, must not change until it is copied.
     let overlap = source.addr().abs_diff(destination.addr()) < from.len();
     if overlap || destination.align_offset(part::BYTES) != 0 {
         return 0;
@@ -45,11 +45,11 @@ fn streamed(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) -> usize {
                     let (source, destination) =
                         (source.wrapping_add(at), destination.wrapping_add(at));
                     // SAFETY: `at` and the bytes behind it are within the last whole block of both
-                    // slices, which are mapped, one to be read and one to be written, for as long
-                    // as the slices live, and the guards hold on to that. The destination is
-                    // aligned, and `at` a multiple of that. Nobody has references to the bytes, as
-                    // they are handed out only as volatile slices and atomics; that somebody may
-                    // use them meanwhile makes this what each copy between such slices is.
+                    // slices. These are mapped, one for reading and one for writing, for as long as
+                    // they live, and the guards keep them alive. The destination is aligned, and
+                    // `at` is a multiple of that. There are no references to the bytes, as they are
+                    // handed out only as volatile slices and atomics. Other threads may use them
+                    // meanwhile; in this the copy equals any copy between such slices.
                     unsafe { part::copy(source, destination) };
                 }
             }
@@ -59,31 +59,32 @@ fn streamed(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) -> usize {
     bytes
 }
 
-/// What is loaded and stored at a time.
+/// The unit that is loaded and stored at a time.
 #[cfg(target_arch = "x86_64")]
 mod part {
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
 
-    /// Its size, and what a destination is aligned to.
+    /// Its size, and the alignment of a destination.
     pub(super) const BYTES: usize = size_of::<__m128i>();
 
     /// Copies it past the caches.
     ///
     /// # Safety
     ///
-    /// So many bytes must be mapped at `from`, to be read, and at `to`, to be written, without
-    /// any reference to the latter; `to` must be aligned to their number.
+    /// [`BYTES`] bytes must be mapped at `from`, for reading, and at `to`, for writing, without any
+    /// reference to the latter; `to` must be aligned to [`BYTES`].
     #[inline]
     pub(super) unsafe fn copy(from: *const u8, to: *mut u8) {
-        // SAFETY: the caller promises that the bytes can be read; the load need not be aligned,
+        // SAFETY: the caller guarantees that the bytes can be read; the load need not be aligned,
         // and every x86-64 processor has it.
         let value = unsafe { _mm_loadu_si128(from.cast()) };
-        // SAFETY: the caller promises that the bytes can be written and are aligned; every x86-64
+        // SAFETY: the caller guarantees that the bytes can be written and are aligned; every x86-64
         // processor has this store.
         unsafe { _mm_stream_si128(to.cast(), value) };
     }
 
-    /// Such stores are not ordered with others: who is told of them must find them done.
+    /// Non-temporal stores are not ordered with others. They must be done before another thread is
+    /// told of them.
     #[inline]
     pub(super) fn settle() {
         // SAFETY: every x86-64 processor has this instruction, which does nothing else.

@@ -1,10 +1,9 @@
-//! An engine's TLB: translations it has used, with the host address behind them.
+//! An engine's TLB: translations that it has used, with their host addresses.
 //!
-//! An entry is tagged with the *epoch* of its space. Epochs are unique among all
-//! spaces and are never used again; a space takes a new one whenever something that
-//! it allowed is so no more. All entries made before are dead at that moment, without
-//! anyone having to touch them. Who may use an epoch is up to the caller: it holds the
-//! space's lock, so that the epoch stays what it is until the access is over.
+//! An entry is tagged with the *epoch* of its space. Epochs are unique among all spaces and are
+//! never reused. A space takes a new epoch whenever it takes a right back. This invalidates all
+//! older entries at once, without a visit to any of them. The caller decides which epoch is valid:
+//! it holds the space's lock, so that the epoch does not change until the access is over.
 
 use super::memory::{DeviceMemory, SystemMemory, FRAME_BYTES, LARGE_BYTES};
 use super::mmu::{PageRange, Place, Translation};
@@ -18,23 +17,23 @@ const SMALL_ENTRIES: usize = 2048;
 /// Entries for large leaves: they span 512 MiB.
 const LARGE_ENTRIES: usize = 256;
 
-/// How far the first place is moved with each table's worth of numbers.
+/// The offset added to an entry's index for each table's worth of page numbers.
 ///
-/// Arrays that a job goes through side by side often lie a power of two apart; without this
-/// their pages would push each other out. So they are dozens of places apart, up to 2^10
-/// tables' worth of single pages and 2^7 of large leaves. Consecutive numbers still have
-/// places of their own, also where one table's worth ends and the next one begins.
+/// A job often goes through several arrays in parallel that lie a power of two apart. Without the
+/// offset their pages would evict each other. With it they are dozens of entries apart, up to 2^10
+/// tables' worth of single pages and 2^7 of large leaves. Consecutive numbers still have distinct
+/// entries, also where one table's worth ends and the next one begins.
 const SKEW: u64 = 933;
 
-/// The most pages that one look-up may join. As many consecutive ones have places of their
-/// own in the TLB.
+/// The most pages that one look-up may join. That many consecutive pages have distinct entries in
+/// the TLB.
 pub const JOINED_PAGES: usize = 64;
 
 /// One translation.
 ///
-/// Invariant: `host` points to the first byte of a leaf's worth of bytes in the
-/// memories that the TLB holds, and `following` pages behind them are part of the same
-/// mapping, or the entry's epoch is zero, which no space has.
+/// Invariant: unless the entry's epoch is zero, which no space has, `host` points to the first
+/// byte of a leaf's worth of bytes in the memories that the TLB holds, and the `following` pages
+/// behind them are part of the same mapping.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     epoch: u64,
@@ -44,7 +43,7 @@ struct Entry {
     rights: u32,
     following: u16,
     place: Place,
-    /// The table already says that the leaf has been written through.
+    /// The table already records that the leaf has been written through.
     dirty: bool,
 }
 
@@ -59,7 +58,7 @@ impl Entry {
         dirty: false,
     };
 
-    /// Whether this is the translation of the leaf that starts with a page, and allows an
+    /// Whether this is the translation of the leaf that starts with page `first`, and allows an
     /// access.
     #[inline]
     fn allows(&self, epoch: u64, first: u64, access: u32) -> bool {
@@ -94,9 +93,9 @@ pub struct Tlb {
     large: Box<[Entry]>,
 }
 
-// SAFETY: the pointers in the entries lead to memory that is shared by nature and is
-// mapped for the whole process; the TLB keeps it mapped through `device` and `system`,
-// which can be sent themselves. Nothing in it belongs to a thread.
+// SAFETY: the pointers in the entries lead to memory that is shared by nature and is mapped for the
+// whole process. The TLB keeps it mapped through `device` and `system`, which are `Send`
+// themselves. Nothing in it belongs to a thread.
 unsafe impl Send for Tlb {}
 
 impl Tlb {
@@ -110,7 +109,7 @@ impl Tlb {
         }
     }
 
-    /// Makes sure that what is found leads into this view of the guest's memory.
+    /// Switches to this view of the guest's memory: entries of another view are dropped.
     pub fn follow(&mut self, system: &Arc<SystemMemory>) {
         if !Arc::ptr_eq(&self.system, system) {
             self.small.fill(Entry::NONE);
@@ -152,14 +151,14 @@ impl Tlb {
         None
     }
 
-    /// The bytes from the address of a hit to the end of its leaf, and whose they are.
+    /// The bytes from the address of a hit to the end of its leaf, and their memory.
     #[inline]
     pub fn bytes(&self, hit: Hit) -> (VolatileSlice<'_>, Place) {
         self.bytes_of(hit, 0)
     }
 
-    /// The same, and on to the end of the last leaf for which all before are there as well,
-    /// lie side by side in the host, and allow the access; as far as `bytes` are wanted.
+    /// The same, extended over the following leaves, up to `bytes` bytes. It ends before the first
+    /// leaf that is missing, is not contiguous in the host, or does not allow the access.
     #[inline]
     pub fn joined(&self, hit: Hit, access: u32, bytes: usize) -> (VolatileSlice<'_>, Place) {
         let mut joined = 0;
@@ -181,8 +180,8 @@ impl Tlb {
         self.bytes_of(hit, joined)
     }
 
-    /// The bytes from the address of a hit to the end of its leaf, and of so many pages that
-    /// follow it in the host, as far as they are of the same mapping.
+    /// The bytes from the address of a hit to the end of its leaf, and of `more` pages that follow
+    /// it in the host, as far as they are of the same mapping.
     #[inline]
     fn bytes_of(&self, hit: Hit, more: usize) -> (VolatileSlice<'_>, Place) {
         let (entries, leaf_bytes) = match hit.large {
@@ -192,23 +191,22 @@ impl Tlb {
         match entries.get(hit.index) {
             Some(entry) if entry.epoch != 0 && hit.offset < leaf_bytes => {
                 let bytes = leaf_bytes + more.min(entry.following.into()) * FRAME_BYTES;
-                // SAFETY: by the entry's invariant `host` points to `leaf_bytes` bytes,
-                // and the offset is smaller than that, so the result stays inside.
+                // SAFETY: by the entry's invariant `host` points to `leaf_bytes` bytes, and the
+                // offset is smaller than that, so the result stays inside.
                 let start = unsafe { entry.host.add(hit.offset) };
-                // SAFETY: `bytes` is a leaf and no more than `following` pages, which by the
-                // entry's invariant are one mapping from `host` on: that two mappings happen
-                // to lie side by side cannot make one slice of them. The TLB keeps the
-                // mapping for as long as the slice borrows it.
+                // SAFETY: `bytes` is a leaf and at most `following` pages, which by the entry's
+                // invariant are one mapping from `host` on. So two mappings that happen to be
+                // adjacent are never made one slice. The TLB keeps the mapping for as long as the
+                // slice borrows it.
                 let slice = unsafe { VolatileSlice::new(start, bytes - hit.offset) };
                 (slice, entry.place)
             }
-            // A hit that was found before the memories changed.
+            // The hit was found before the memories changed.
             _ => (VolatileSlice::from(&mut [][..]), Place::System),
         }
     }
 
-    /// Takes in the translation of an address, for which it is then found; `None` when its
-    /// frame is not backed.
+    /// Inserts the translation of an address; `None` if its frame is not backed.
     pub fn fill(
         &mut self,
         epoch: u64,
@@ -222,8 +220,7 @@ impl Tlb {
             Place::Device => self.device.mapping_from(frame),
             Place::System => self.system.mapping_from(frame),
         };
-        // A large leaf whose bytes do not lie side by side in the host is used page by
-        // page.
+        // A large leaf whose bytes are not contiguous in the host is used page by page.
         let whole = (translation.order == LARGE_ORDER)
             .then(|| mapping_from(leaf.frame))
             .flatten()
@@ -264,7 +261,7 @@ impl Tlb {
         slice.map(|slice| slice.ptr_guard().as_ptr() as usize)
     }
 
-    /// Whether an entry would still be found for any page of a range.
+    /// Whether an entry for any page of a range would still be found.
     pub fn yields(&self, epoch: u64, range: &PageRange, access: u32) -> bool {
         let within = |entry: &Entry, pages: u64| {
             entry.epoch == epoch
@@ -276,7 +273,7 @@ impl Tlb {
             || self.large.iter().any(|entry| within(entry, LARGE_PAGES))
     }
 
-    /// Makes a translation that was taken back appear as if it were in force.
+    /// Makes a stale translation look valid.
     #[cfg(test)]
     pub(crate) fn revive(&mut self, from: u64, to: u64) {
         for entry in self.small.iter_mut().chain(self.large.iter_mut()) {
@@ -305,7 +302,7 @@ fn offset_in(address: u64, bytes: u64) -> usize {
     offset
 }
 
-/// Another page that has its place where a page has its own, and whose neighbours do, too.
+/// Another page that has the same entry as `page`, as have their neighbours.
 #[cfg(test)]
 pub(crate) fn page_in_the_place_of(page: u64) -> u64 {
     let place = slot(page, SMALL_ENTRIES);
@@ -326,7 +323,7 @@ mod tests {
 
     const ACCESS: u32 = rights::READ;
 
-    /// How many bytes are found at once from page 0 on, of eight that are mapped so.
+    /// The number of bytes found at once from page 0 on, of eight pages with these mappings.
     fn joined(tlb: &mut Tlb, runs: &[(u64, Leaf)]) -> usize {
         let space = Space::new(1, &Budget::new(1 << 20), &Epochs::new()).unwrap();
         for (page, leaf) in runs {
@@ -374,8 +371,8 @@ mod tests {
         let whole = MmapRegion::<()>::new(2 * half).unwrap();
         let region = |offset: usize| {
             let host = whole.as_ptr().wrapping_add(offset);
-            // SAFETY: the half is within `whole`, which lives until the end of the test and
-            // is nobody else's.
+            // SAFETY: the half is within `whole`, which lives until the end of the test and is not
+            // used otherwise.
             let builder = unsafe { MmapRegionBuilder::new(half).with_raw_mmap_pointer(host) };
             let region = builder.build().unwrap();
             GuestRegionMmap::new(region, GuestAddress(offset as u64)).unwrap()

@@ -1,8 +1,8 @@
 //! A job's addresses as its operation sees them, for the length of one step.
 //!
-//! The view exists only while the space's read lock is held, which is what an
-//! invalidation waits for. It translates through the engine's TLB and the space's
-//! table, and copies straight from or to the memory behind a leaf.
+//! The view exists only while the space's read lock is held, for which an invalidation waits. It
+//! translates through the engine's TLB and the space's table, and copies directly from or to the
+//! memory behind a leaf.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -17,11 +17,11 @@ use super::space::Mappings;
 use super::statistics::Tally;
 use super::tlb::{Hit, Tlb, JOINED_PAGES};
 
-/// The most bytes whose pages are touched and then used: wherever they start, no page of
-/// theirs pushes another one out of the TLB.
+/// The most bytes whose pages are looked up first and then used: at any start address, no page of
+/// theirs evicts another one from the TLB.
 const JOINED_BYTES: usize = (JOINED_PAGES - 1) * FRAME_BYTES;
 
-/// How many announcements are kept: as many as an operation has operands.
+/// The number of announcements that are kept: as many as an operation has operands.
 const EXPECTATIONS: usize = 4;
 
 /// One step's view of a space.
@@ -67,8 +67,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// How many pages the job will want in the same way from a fault's page on, as far
-    /// as it was announced; at least one.
+    /// The number of pages from a fault's page on that the job has announced to use in the same
+    /// way; at least one.
     pub fn expected_pages(&self, fault: &Fault) -> u32 {
         let bytes = self
             .expected
@@ -101,20 +101,21 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Looks an address up in the table and takes it into the TLB.
+    /// Looks an address up in the table and inserts it into the TLB.
     #[cold]
     fn walk(&mut self, address: u64, access: u32) -> Result<Hit, Fault> {
         self.tally.misses += 1;
         let fault = Fault { address, access };
         let page = address >> PAGE_SHIFT;
         let translation = self.mappings.table.find(page).ok_or(fault)?;
+        // {dev-rights}
         if translation.leaf.rights & access != access {
             return Err(fault);
         }
         let writes = access & (rights::WRITE | rights::ATOMIC) != 0;
         let epoch = self.mappings.epoch;
-        // A frame that is not backed any more is as good as no frame: the driver will
-        // find that it cannot map it either.
+        // A frame that is no longer backed counts as unmapped: the driver will find that it cannot
+        // map it either.
         let dirty = writes || translation.leaf.dirty;
         let hit = self.tlb.fill(epoch, address, &translation, dirty);
         let hit = hit.ok_or(fault)?;
@@ -136,7 +137,7 @@ impl<'a> View<'a> {
         Ok(hit)
     }
 
-    /// Compares a hit with what the table says.
+    /// Compares a hit with the table.
     #[cold]
     fn verify(&mut self, check: &Check, hit: Hit, address: u64, access: u32) {
         let page = address >> PAGE_SHIFT;
@@ -161,9 +162,9 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Visits the memory behind a range piece by piece: one piece for all leaves that lie
-    /// side by side in the host. Nothing of the first [`JOINED_BYTES`] is visited before all
-    /// their pages are known to be there.
+    /// Visits the memory behind a range piece by piece. Leaves that are contiguous in the host form
+    /// one piece. Before any of the first [`JOINED_BYTES`] is visited, all their pages are looked
+    /// up.
     #[inline]
     fn pieces(
         &mut self,
@@ -174,7 +175,7 @@ impl<'a> View<'a> {
     ) -> Result<(), Fault> {
         let mut done = 0;
         while done < bytes {
-            // A range that wraps passes addresses that nothing can be mapped at.
+            // A range that wraps includes addresses that cannot be mapped.
             let here = address
                 .checked_add(done as u64)
                 .ok_or(Fault { address, access })?;
@@ -201,7 +202,7 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// The memory behind the start of a range whose pages have all been touched just now.
+    /// The memory behind the start of a range whose pages have just been looked up.
     #[inline]
     fn touched(
         &mut self,
@@ -218,9 +219,9 @@ impl<'a> View<'a> {
         Ok((first(&slice, length, address, access)?, place))
     }
 
-    /// Copies straight from some leaves to some others, as far as both lie side by side;
-    /// all of them have been touched just now. Returns how much, `None` if the TLB cannot
-    /// hold both at a time.
+    /// Copies directly between leaves, as far as both sides are contiguous. All of them have just
+    /// been looked up. Returns the number of bytes, `None` if the TLB cannot hold both at the same
+    /// time.
     fn copy_piece(&mut self, source: u64, destination: u64, bytes: usize) -> Option<usize> {
         let epoch = self.mappings.epoch;
         let from = self.tlb.find(epoch, source, rights::READ)?;
@@ -236,7 +237,7 @@ impl<'a> View<'a> {
         Some(length)
     }
 
-    /// The same by way of a buffer.
+    /// The same through a buffer.
     fn bounce(&mut self, source: u64, destination: u64, bytes: usize) -> Result<usize, Fault> {
         let mut block = [0; FRAME_BYTES];
         let length = bytes.min(FRAME_BYTES);
@@ -246,7 +247,7 @@ impl<'a> View<'a> {
         Ok(length)
     }
 
-    /// Makes sure that each page of a range can be accessed.
+    /// Ensures that each page of a range can be accessed.
     fn touch(&mut self, address: u64, bytes: u64, access: u32) -> Result<(), Fault> {
         let mut here = address;
         let mut left = bytes;
@@ -266,7 +267,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// The first bytes of the memory behind an address; at least one, or nobody comes any further.
+/// The first bytes of the memory behind an address. At least one byte, or the caller makes no
+/// progress.
 #[inline]
 fn first<'a>(
     memory: &VolatileSlice<'a>,

@@ -9,14 +9,14 @@ use vm_memory::{
     MemoryRegionAddress, Permissions, VolatileSlice,
 };
 
-/// The guest's memory as `virtio-queue` takes it, which remembers the last region.
+/// The guest's memory for `virtio-queue`, with a cache of the last region.
 ///
-/// A chain takes a dozen accesses of a few bytes each, nearly all to the one region where
-/// the driver's kernel has its data; to find that anew costs more than the access.
+/// A chain takes a dozen accesses of a few bytes each. Nearly all are in the one region where the
+/// driver's kernel has its data. Finding the region again costs more than the access.
 #[derive(Debug)]
 pub struct Nearby<'a> {
     memory: &'a GuestMemoryMmap,
-    /// Where a region starts, and all of it.
+    /// The start of the region, and all of it.
     last: Cell<(GuestAddress, VolatileSlice<'a>)>,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Nearby<'a> {
         region.subslice(offset, count).ok()
     }
 
-    /// Remembers the region of an address; the bytes of the range, if all are in there.
+    /// Caches the region of an address. Returns the bytes of the range, if all are in the region.
     #[cold]
     fn find(&self, address: GuestAddress, count: usize) -> Option<VolatileSlice<'a>> {
         let region = self.memory.find_region(address)?;
@@ -68,7 +68,7 @@ impl GuestMemory for Nearby<'_> {
     ) -> guest_memory::Result<impl GuestMemorySliceIterator<'a, ()>> {
         let near = self.near(address, count);
         Ok(match near.or_else(|| self.find(address, count)) {
-            // Of nothing there are no slices.
+            // An empty range has no slices.
             Some(slice) => Slices::Near((count > 0).then_some(slice)),
             None => Slices::Across(GuestMemoryBackend::get_slices(self.memory, address, count)),
         })
@@ -81,9 +81,9 @@ impl GuestMemory for Nearby<'_> {
 
 /// The slices of a range.
 enum Slices<'a> {
-    /// One, or none any more.
+    /// One slice, or none left.
     Near(Option<VolatileSlice<'a>>),
-    /// Of several regions, or with a hole.
+    /// Slices in several regions, or with a hole.
     Across(GuestMemoryBackendSliceIterator<'a, GuestMemoryMmap>),
 }
 

@@ -1,4 +1,4 @@
-//! An accelerator with some guest memory, and a driver that says yes to everything.
+//! An accelerator with some guest memory, and a driver that accepts everything.
 
 #![allow(dead_code, reason = "each test file uses its part of it")]
 
@@ -26,7 +26,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// Guest memory of a test: 32 MiB from address zero.
 pub(crate) const RAM_PAGES: u64 = 8192;
 
-/// An accelerator, its guest, and what it told.
+/// An accelerator, its guest, and the events that it reported.
 pub(crate) struct Machine {
     pub(crate) accelerator: Arc<Accelerator>,
     pub(crate) ram: Arc<GuestMemoryMmap>,
@@ -55,7 +55,7 @@ impl News {
         self.changed.notify_all();
     }
 
-    /// Looks again and again, each time after something was told.
+    /// Calls `look` after each event until it returns a value.
     fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         let deadline = Instant::now() + DEADLINE;
         let mut told = self.told.lock();
@@ -158,7 +158,7 @@ impl Machine {
         }
     }
 
-    /// Hands in a job and returns its ticket, which is its name too.
+    /// Submits a job and returns its ticket, which is also its name.
     #[track_caller]
     pub(crate) fn submit(&self, job: u64, space: u32, operation: impl Into<Operation>) {
         self.try_submit(job, space, operation).unwrap();

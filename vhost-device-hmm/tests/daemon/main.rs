@@ -1,23 +1,29 @@
-//! The daemon as a process, with a front end that plays the guest.
+//! The daemon as a process, with a front end that acts as the guest.
 
 mod guest;
+mod late;
 mod region;
+mod unkind;
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use guest::{command, job_room, request, Daemon, Guest, FREE_FRAME, RING_SIZE};
+use guest::{command, job_room, request, Daemon, Guest, DEADLINE, FREE_FRAME, RING_SIZE};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
+use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::VhostBackend;
 use virtio_hmm_spec::wire::command::{
-    AnswerEntry, InitEntry, MapEntry, RangeEntry, Request, Status,
+    AnswerEntry, FetchEntry, InitEntry, MapEntry, RangeEntry, Request, Status,
 };
 use virtio_hmm_spec::wire::config::{capability, Config, MAGIC, VERSION};
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
 use virtio_hmm_spec::wire::fault::{Action, FaultHeader, FaultRecord, Reason};
 use virtio_hmm_spec::wire::job::{JobReply, JobRequest};
-use virtio_hmm_spec::wire::operation::{Fill, Operation};
+use virtio_hmm_spec::wire::operation::{AtomicAdd, Element, Fill, Operation};
 use virtio_hmm_spec::wire::statistics::Statistics;
 use virtio_hmm_spec::wire::{rights, Queue, PAGE_BYTES};
 use vm_memory::{Bytes, GuestAddress};
@@ -66,18 +72,8 @@ impl Guest {
     }
 
     fn submit_fill(&mut self, job: u64, space: u32, address: u64, bytes: u64) -> u16 {
-        let fill = Fill {
-            destination: address,
-            bytes,
-            pattern: 0x77,
-        };
-        let request = JobRequest {
-            job: U64::new(job),
-            space: U32::new(space),
-            reserved: U32::ZERO,
-            descriptor: Operation::from(fill).encode(),
-        };
-        let head = self.offer(Queue::Submit, request.as_bytes(), job_room());
+        let fill = fill(job, space, address, bytes, 0x77);
+        let head = self.offer(Queue::Submit, fill.as_bytes(), job_room());
         self.kick(Queue::Submit);
         head
     }
@@ -96,10 +92,28 @@ impl Guest {
         let (header, records) = FaultHeader::ref_from_prefix(&bytes).unwrap();
         let records = <[FaultRecord]>::ref_from_bytes(records).unwrap();
         assert_eq!(usize::try_from(header.count.get()).unwrap(), records.len());
+        // {dev-reserved}
+        assert!(header.reserved == 0 && records.iter().all(|record| record.reserved == 0));
         records.to_vec()
     }
 }
 
+/// A job that fills memory with a word.
+fn fill(job: u64, space: u32, address: u64, bytes: u64, pattern: u64) -> JobRequest {
+    let fill = Fill {
+        destination: address,
+        bytes,
+        pattern,
+    };
+    JobRequest {
+        job: U64::new(job),
+        space: U32::new(space),
+        reserved: U32::ZERO,
+        descriptor: Operation::from(fill).encode(),
+    }
+}
+
+// {dev-init-first}, {dev-fault-prompt}
 #[test]
 fn a_driver_that_keeps_the_rules_gets_its_answers() {
     for event_idx in [false, true] {
@@ -110,7 +124,7 @@ fn a_driver_that_keeps_the_rules_gets_its_answers() {
         assert_eq!((config.magic.get(), config.version.get()), (MAGIC, VERSION));
         assert_eq!(config.device_memory.get(), 256 << 20);
         assert_eq!(config.capabilities.get(), capability::CHECK);
-        assert!(padding.iter().all(|byte| *byte == 0));
+        assert!(config.reserved == 0 && padding.iter().all(|byte| *byte == 0));
 
         let (status, _) = guest.control(Request::Statistics, 0, 0, &[]);
         assert_eq!(status, Status::NotReady.raw());
@@ -170,6 +184,51 @@ fn a_driver_that_keeps_the_rules_gets_its_answers() {
 }
 
 #[test]
+fn the_configuration_space_stays_as_it_is() {
+    let daemon = Daemon::start(&["--engines", "1", "--max-spaces", "1", "--max-jobs", "1"]);
+    let mut guest = Guest::connect(&daemon, true);
+    let before = guest.config(64);
+    let (config, _) = Config::ref_from_prefix(&before).unwrap();
+    // {dev-limits-positive}
+    for (limit, least) in [
+        (config.max_spaces, 1),
+        (config.max_jobs, 1),
+        (config.engines, 1),
+        (config.max_entries, 1),
+        (config.max_items, 1),
+        (config.max_copy_pages, 1),
+        (config.address_bits, 12), // {dev-address-bits}
+    ] {
+        assert!(limit.get() >= least, "{config:?}");
+    }
+    assert!(config.address_bits.get() <= 57);
+    // {dev-config-writes}
+    let flags = VhostUserConfigFlags::WRITABLE;
+    guest.front_end.set_config(0, flags, &[0x55; 64]).unwrap();
+    assert_eq!(guest.config(64), before);
+    // {dev-config-constant}
+    guest.init();
+    guest.create_space(0);
+    guest.map(0, 0x1000, FREE_FRAME);
+    guest.submit_fill(1, 0, 0x1000, 8);
+    assert_eq!(guest.job_reply().status.get(), OK);
+    assert_eq!(guest.config(64), before);
+}
+
+#[test]
+fn what_the_transport_has_is_offered() {
+    let daemon = Daemon::start(&[]);
+    let guest = Guest::prepare(&daemon, true);
+    let features = guest.front_end.get_features().unwrap();
+    let offered = |bit: u32| features >> bit & 1 == 1;
+    assert!(offered(32), "VIRTIO_F_VERSION_1: {features:#x}"); // {dev-version-1}
+                                                               // {dev-transport-features}
+    assert!(offered(28), "VIRTIO_F_INDIRECT_DESC: {features:#x}");
+    assert!(offered(29), "VIRTIO_F_EVENT_IDX: {features:#x}");
+}
+
+// {dev-fault-batch}, {dev-park}
+#[test]
 fn one_fault_buffer_takes_all_faults_that_wait() {
     let daemon = Daemon::start(&["--engines", "1"]);
     let mut guest = Guest::connect(&daemon, true);
@@ -188,6 +247,12 @@ fn one_fault_buffer_takes_all_faults_that_wait() {
     assert!(too_small.is_empty());
     let (some, others) = (guest.faults(), guest.faults());
     assert_eq!((some.len(), others.len()), (3, 17));
+    // Each job has one fault. The driver is told of it once, by a unique number. {dev-one-fault},
+    // {dev-fault-once}, {dev-fault-numbers}
+    let both = || some.iter().chain(&others);
+    let jobs: BTreeSet<_> = both().map(|fault| fault.job.get()).collect();
+    let numbers: BTreeSet<_> = both().map(|fault| fault.fault.get()).collect();
+    assert_eq!((jobs.len(), numbers.len()), (20, 20));
     for fault in some.iter().chain(&others) {
         guest.answer(fault, Action::Terminate, Reason::Unmapped.raw());
         let reply = guest.job_reply();
@@ -198,6 +263,7 @@ fn one_fault_buffer_takes_all_faults_that_wait() {
     assert_eq!(guest.statistics().chains_dropped.get(), 1);
 }
 
+// {dev-pause}
 #[test]
 fn a_guest_that_was_paused_finds_its_jobs_again() {
     let daemon = Daemon::start(&[]);
@@ -215,12 +281,16 @@ fn a_guest_that_was_paused_finds_its_jobs_again() {
     assert_eq!(guest.job_reply().status.get(), OK);
 }
 
+// {dev-reset-chains}
 #[test]
 fn a_driver_that_starts_anew_gets_nothing_of_the_one_before() {
     let daemon = Daemon::start(&[]);
     let mut guest = Guest::connect(&daemon, false);
     guest.init();
     guest.create_space(1);
+    guest.map(1, 0x6000, FREE_FRAME);
+    guest.submit_fill(3, 1, 0x6000, 8);
+    assert_eq!(guest.job_reply().status.get(), OK);
     guest.submit_fill(4, 1, 0x5000, 8);
     while guest.statistics().parked_jobs.get() < 1 {
         std::thread::yield_now();
@@ -233,12 +303,74 @@ fn a_driver_that_starts_anew_gets_nothing_of_the_one_before() {
     guest.create_space(1);
     guest.map(1, 0x5000, FREE_FRAME);
     guest.submit_fill(5, 1, 0x5000, 8);
+    // The previous driver had the second chain.
     let head = guest.returned(Queue::Submit).0;
     assert_eq!(head, 0, "the only chain there is");
     assert!(guest.is_quiet(Queue::Submit) && guest.is_quiet(Queue::Fault));
     assert_eq!(guest.statistics().jobs_ended.get(), 1);
 }
 
+// {dev-reset-quiet}
+#[test]
+fn a_job_of_the_time_before_is_over_when_the_queues_run_again() {
+    let daemon = Daemon::start(&[]);
+    let mut guest = Guest::connect(&daemon, false);
+    guest.init();
+    guest.create_space(1);
+    guest.map(1, 0x5000, FREE_FRAME);
+    let add = AtomicAdd {
+        address: 0x5000,
+        element: Element::U64,
+        operand: 1,
+        repeat: u64::MAX,
+    };
+    let endless = JobRequest {
+        descriptor: Operation::from(add).encode(),
+        ..fill(1, 1, 0, 0, 0)
+    };
+    guest.offer(Queue::Submit, endless.as_bytes(), job_room());
+    guest.kick(Queue::Submit);
+    let counter = |guest: &Guest| -> u64 {
+        let place = GuestAddress(FREE_FRAME * PAGE_BYTES);
+        guest.memory.read_obj(place).unwrap()
+    };
+    while counter(&guest) == 0 {
+        std::thread::yield_now();
+    }
+    guest.stop_rings();
+    let last = counter(&guest);
+    guest.clear_rings();
+    guest.start_rings();
+    // The device is not told of the reset: it notices by the position at which the queue starts.
+    guest.kick(Queue::Submit);
+    let deadline = Instant::now() + DEADLINE;
+    while guest.statistics().jobs.get() > 0 {
+        assert!(Instant::now() < deadline, "it goes on");
+    }
+    assert_eq!(counter(&guest), last);
+}
+
+// {dev-init-faults}
+#[test]
+fn a_fault_of_the_time_before_an_init_is_not_told() {
+    let daemon = Daemon::start(&[]);
+    let mut guest = Guest::connect(&daemon, true);
+    guest.init();
+    guest.create_space(1);
+    guest.submit_fill(4, 1, 0x5000, 8);
+    while guest.statistics().parked_jobs.get() < 1 {
+        std::thread::yield_now();
+    }
+    guest.init();
+    assert_eq!(guest.job_reply().status.get(), Status::Cancelled.raw());
+    guest.offer_fault_buffer(4096);
+    guest.create_space(1);
+    guest.submit_fill(5, 1, 0x6000, 8);
+    let [fault] = guest.faults().try_into().unwrap();
+    assert_eq!(fault.job.get(), 5);
+}
+
+// {dev-init-copies}
 #[test]
 fn what_was_queued_before_an_init_is_refused() {
     let daemon = Daemon::start(&[]);
@@ -250,7 +382,7 @@ fn what_was_queued_before_an_init_is_refused() {
         source: U64::ZERO,
         destination: U64::ZERO,
     };
-    // Without a kick the device looks at it only because of the request that follows.
+    // Without a kick, the device looks at it only because of the following request.
     guest.offer(
         Queue::Dma,
         &request(Request::Copy, 0, 1, clear.as_bytes()),
@@ -281,6 +413,7 @@ fn a_ring_that_makes_no_sense_is_left_alone_until_it_is_reset() {
     assert_eq!(reply[..4], Status::Malformed.raw().to_le_bytes());
 }
 
+// {dev-return-chain}, {dev-survive}, {dev-check-guest}
 #[test]
 fn chains_that_make_no_sense_come_back_empty() {
     let daemon = Daemon::start(&[]);
@@ -310,13 +443,13 @@ fn chains_that_make_no_sense_come_back_empty() {
         let (head, reply) = guest.returned(Queue::Control);
         assert_eq!((head, reply.len()), (0, 0), "{chain:?}");
     }
-    // A head that is no descriptor cannot come back.
+    // A head that is no descriptor cannot be returned.
     guest.rings[0].make_available(&guest.memory, RING_SIZE);
     let dropped = guest.statistics().chains_dropped.get();
     assert_eq!(dropped, chains.len() as u64 + 1);
 }
 
-/// Bytes that are often nearly right.
+/// Bytes that are often nearly valid.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let header = (0..20_u16, 0..3_u16, 0..4_u32, 0..4_u32, 0..2_u32);
     let right = (header, proptest::collection::vec(any::<u8>(), 0..300)).prop_map(
@@ -334,6 +467,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![right, proptest::collection::vec(any::<u8>(), 1..2000)]
 }
 
+// {dev-return-chain}, {dev-survive}, {dev-check-guest}
 #[test]
 fn garbage_in_every_queue_does_no_harm() {
     let daemon = Daemon::start(&["--check"]);
@@ -441,7 +575,7 @@ fn an_idle_daemon_uses_no_time() {
     while guest.statistics().parked_jobs.get() < 1 {
         std::thread::yield_now();
     }
-    // Whether it polls shows only when one lets it.
+    // Polling shows only if the daemon is given time for it.
     let switches = || -> u64 {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap();
         tasks

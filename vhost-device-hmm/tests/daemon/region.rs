@@ -1,4 +1,4 @@
-//! Coherent device memory: a front end that shows it to its guest, or does not.
+//! Coherent device memory: a front end that maps it for its guest, or does not.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +20,7 @@ use guest::DEADLINE;
 
 const MEMORY: u64 = 4 << 20;
 
-/// Where the guest sees device memory.
+/// The address at which the guest sees device memory.
 const PLACE: u64 = 1 << 32;
 
 /// The frames of the guest's memory that are device memory.
@@ -30,7 +30,7 @@ fn coherent_daemon() -> Daemon {
     Daemon::start(&["--coherent", "--memory", "4M", "--check"])
 }
 
-/// The side of a front end that takes requests of the daemon.
+/// The front end's side of the channel for requests of the daemon.
 struct Requests {
     maps: Sender<(VhostUserMMap, File)>,
     refuse: bool,
@@ -62,6 +62,7 @@ impl Shown {
         let mut guest = Guest::prepare(daemon, true);
         assert_eq!(capabilities(&mut guest), capability::CHECK);
         let config = guest.front_end.get_shmem_config().unwrap();
+        // {dev-region-length}
         assert_eq!((config.nregions, config.memory_sizes[0]), (1, MEMORY));
         let both = capability::CHECK | capability::COHERENT;
         assert_eq!(capabilities(&mut guest), both);
@@ -100,7 +101,7 @@ impl Shown {
         file
     }
 
-    /// Lets the guest see the region, as the front end then tells the daemon.
+    /// Maps the region for the guest, and reports it to the daemon as the front end does.
     fn show(&mut self, file: File) -> View {
         let view = View::new(file);
         self.guest.list_memory(&[view.info]);
@@ -172,13 +173,14 @@ fn init_status(guest: &mut Guest) -> u32 {
     U32::read_from_prefix(&reply).unwrap().0.get()
 }
 
+// {dev-region-ready}
 #[test]
 fn the_guest_sees_device_memory_before_it_is_told_that_the_device_is_ready() {
     let daemon = coherent_daemon();
     let mut shown = Shown::connect(&daemon, false);
     let file = shown.map();
     offer_init(&mut shown.guest);
-    // It has said yes, but has not done it.
+    // The front end has agreed, but has not mapped it.
     assert!(shown.guest.is_quiet(Queue::Control));
     let view = shown.show(file);
     assert_eq!(init_status(&mut shown.guest), OK);
@@ -210,6 +212,7 @@ fn the_guest_sees_device_memory_before_it_is_told_that_the_device_is_ready() {
     assert_eq!(guest.statistics().freed_frame_uses.get(), 0);
 }
 
+// {dev-region-failed}, {dev-catch-all}
 #[test]
 fn a_front_end_that_refuses_has_a_device_that_cannot_be_started() {
     let daemon = coherent_daemon();
@@ -249,7 +252,7 @@ fn device_memory_is_shown_anew_after_a_reset_and_stays_over_a_pause() {
     shown.guest.create_space(1);
     assert!(shown.maps.try_recv().is_err(), "it is there");
 
-    // A reset takes the mapping away, of which the front end tells when it starts anew.
+    // A reset removes the mapping. The front end reports this when it starts anew.
     shown.guest.stop_rings();
     shown.guest.list_memory(&[]);
     shown.guest.clear_rings();
@@ -261,6 +264,7 @@ fn device_memory_is_shown_anew_after_a_reset_and_stays_over_a_pause() {
     assert_eq!(init_status(&mut shown.guest), OK);
 }
 
+// {dev-region-alias}
 #[test]
 fn device_memory_under_its_other_name_is_memory_of_the_guest() {
     let daemon = coherent_daemon();
@@ -270,7 +274,7 @@ fn device_memory_under_its_other_name_is_memory_of_the_guest() {
     let guest = &mut shown.guest;
     guest.init();
     guest.create_space(1);
-    // Onto itself, and from one frame to another.
+    // To the same frame, and to another one.
     for (kind, source, destination) in [
         (Kind::Clear, 0, 8),
         (Kind::ToDevice, ALIAS + 8, 8),
@@ -288,7 +292,7 @@ fn device_memory_under_its_other_name_is_memory_of_the_guest() {
         (OK, PAGE_BYTES)
     );
     assert_eq!(view.word(9), 0x77);
-    // Rings and requests there are served, too: it is memory.
+    // Rings and requests in this memory are served, too.
     let beyond = MapEntry {
         address: U64::new(0x6000),
         frame: U64::new(ALIAS + MEMORY / PAGE_BYTES),
@@ -304,8 +308,8 @@ fn device_memory_under_its_other_name_is_memory_of_the_guest() {
         "only what a copy has written"
     );
 
-    // The guest takes the region away while it is mapped and a job writes there: no memory
-    // is touched that is not the guest's, and the page is asked for again.
+    // The guest removes the region while it is mapped and a job writes there. No memory other than
+    // the guest's is accessed, and the job faults again.
     guest.submit_fill(2, 1, 0x5000, 8);
     assert_eq!(guest.job_reply().status.get(), OK);
     guest.list_memory(&[]);
@@ -317,7 +321,7 @@ fn device_memory_under_its_other_name_is_memory_of_the_guest() {
 }
 
 #[test]
-fn a_front_end_that_never_answers_holds_up_nobody_else() {
+fn a_front_end_that_never_answers_holds_up_no_other() {
     let mut daemon = coherent_daemon();
     let mut silent = Guest::prepare(&daemon, true);
     silent.front_end.get_shmem_config().unwrap();

@@ -1,98 +1,138 @@
 //! Control requests, carried out or refused.
 //!
-//! Each function looks at everything that could be wrong, in the order of the status
-//! ladder, before it changes anything.
+//! Each function checks everything that could be wrong, in the order of the status ladder, before
+//! it changes anything.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use virtio_hmm_spec::points::Point;
 use virtio_hmm_spec::wire::command::{
     map_flags, query_flags, MapEntry, QueryResult, RangeEntry, Status, MAX_FETCH_PAGES,
-    MAX_QUERY_PAGES,
+    MAX_MAP_PAGES, MAX_QUERY_PAGES,
 };
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::statistics::Statistics;
-use virtio_hmm_spec::wire::{rights, PAGE_BYTES};
+use virtio_hmm_spec::wire::PAGE_BYTES;
 use zerocopy::little_endian::{U32, U64};
 
-use super::Accelerator;
-use crate::device::check::Check;
+use super::invalidate::{Progress, Unfinished};
+use super::transfer::Points;
+use super::{Accelerator, Stop};
 use crate::device::engine::nanoseconds;
-use crate::device::mmu::{PageRange, Place, Run};
+use crate::device::mmu::{PageRange, Place, Rule, Run};
 use crate::device::request::{first_refusal, Answer, Command, Fetch, Outcome, Refusal};
 use crate::device::schedule::News;
-use crate::device::space::{Space, Taken};
+use crate::device::space::Space;
 use crate::device::statistics::Gauges;
-use crate::device::validate;
+use crate::device::validate::{self, ranges, within};
+use crate::lateness::About;
 
-/// How a space takes rights back in ranges.
-type Take = for<'a> fn(&'a Space, &[PageRange], Option<&Check>) -> Taken<'a>;
-
-/// Every right.
-const ALL: u32 = rights::ALL;
+/// How much device memory is freed at a time, in frames: 128 MiB, some ten milliseconds of the
+/// host's time.
+const GIVEN_BACK_AT_ONCE: u64 = 32 << 10;
 
 impl Accelerator {
-    /// Carries out a control request, or says why not. One at a time, please: the order
-    /// of two that run at once is not defined.
+    /// Carries out or refuses a control request. Call it for one request at a time: the order of
+    /// two concurrent ones is not defined.
     pub fn execute(&self, request: Result<Command<'_>, Refusal>) -> Outcome {
-        let outcome = self.try_execute(request);
-        match outcome {
+        let refused = || Outcome::Refused(Status::DeviceError.into());
+        self.execute_unless(request, &|| false)
+            .unwrap_or_else(refused)
+    }
+
+    /// The same, but returns `None` if `stop` returns true. `stop` is called after each piece of a
+    /// request that may take long. After `None` the request must be carried out again before any
+    /// other request, or the device be initialised.
+    pub fn execute_unless(
+        &self,
+        request: Result<Command<'_>, Refusal>,
+        stop: Stop<'_>,
+    ) -> Option<Outcome> {
+        match self.try_execute(request, stop) {
             Ok(outcome) => {
                 self.counters.control_requests.add(1);
-                outcome
+                Some(outcome)
             }
-            Err(refusal) => {
+            Err(Unfinished::Refused(refusal)) => {
                 log::debug!("control request refused: {refusal}");
                 self.counters.requests_refused.add(1);
-                Outcome::Refused(refusal)
+                Some(Outcome::Refused(refusal))
             }
+            Err(Unfinished::Stopped) => None,
         }
     }
 
-    fn try_execute(&self, request: Result<Command<'_>, Refusal>) -> Result<Outcome, Refusal> {
+    fn try_execute(
+        &self,
+        request: Result<Command<'_>, Refusal>,
+        stop: Stop<'_>,
+    ) -> Progress<Outcome> {
         if let Ok(Command::Init { version }) = request {
-            return self.initialise(version);
+            return self.initialise(version, stop);
         }
-        match self.admit(request)? {
-            Command::Init { version } => self.initialise(version),
-            Command::SpaceCreate { space } => self.create_space(space),
-            Command::SpaceDestroy { space } => self.destroy_space(space),
-            Command::Map { space, entries } => self.map(space, entries),
-            Command::Unmap { space, ranges } => self.take_back(space, ranges, Space::unmap, ALL),
-            Command::Protect { space, ranges } => {
-                self.take_back(space, ranges, Space::protect, ALL & !rights::READ)
+        let outcome = match self.admit(request)? {
+            Command::Init { version } => return self.initialise(version, stop),
+            Command::SpaceDestroy { space } => return self.destroy_space(space, stop),
+            Command::Unmap { space, ranges } => {
+                return self.take_back(space, ranges, Rule::Unmap, stop)
             }
-            Command::Fetch(fetch) => self.fetch_soon(fetch),
-            Command::Answer(answers) => Ok(self.answer(&answers)),
-            Command::Cancel(jobs) => Ok(self.cancel(&jobs)),
-            Command::Query { space, range } => self.query(space, &range),
-            Command::Statistics => Ok(Outcome::Statistics(Box::new(self.statistics()))),
-        }
+            Command::Protect { space, ranges } => {
+                return self.take_back(space, ranges, Rule::Protect, stop)
+            }
+            Command::SpaceCreate { space } => self.create_space(space)?,
+            Command::Map { space, entries } => self.map(space, entries)?,
+            Command::Fetch(fetch) => self.fetch_soon(fetch)?,
+            Command::Answer(answers) => self.answer(&answers),
+            Command::Cancel(jobs) => self.cancel(&jobs),
+            Command::Query { space, range } => self.query(space, &range)?,
+            Command::Statistics => Outcome::Statistics(Box::new(self.statistics())),
+        };
+        Ok(outcome)
     }
 
-    fn initialise(&self, version: u32) -> Result<Outcome, Refusal> {
+    fn initialise(&self, version: u32, stop: Stop<'_>) -> Progress<Outcome> {
         if version != VERSION {
             return Err(Status::NotReady.into());
         }
         self.close();
+        // {dev-init-jobs}
         self.listener.tell(self.schedule.cancel_all(None));
+        let about = About {
+            space: None,
+            operation: Some("Init"),
+        };
+        // {dev-late-init}
+        self.lateness.pass(Point::ControlInit, about, || false);
+        // {dev-init-copies}
         let copying = self.copying.exclude();
-        let spaces = std::mem::take(&mut *self.spaces.write());
-        for space in spaces.values() {
+        // One by one, so that a repeated request finds what is left after a stop. {dev-init-spaces}
+        loop {
+            let space = self.spaces.read().values().next().cloned();
+            let Some(space) = space else { break };
             space.retire();
-            space.unmap(&[PageRange::ALL], self.check.as_deref());
+            self.take(&space, &[PageRange::ALL], Rule::Unmap, stop)?;
+            self.spaces.write().remove(&space.id());
         }
-        self.device.live().remove(0, self.device.frames());
-        copying.taken(0, self.device.frames());
-        self.device
-            .release(0, self.device.frames())
-            .map_err(|error| {
+        let frames = self.device.frames();
+        self.device.live().remove(0, frames);
+        copying.taken(0, frames);
+        let mut next = 0;
+        while next < frames {
+            let count = GIVEN_BACK_AT_ONCE.min(frames - next);
+            self.device.release(next, count).map_err(|error| {
                 log::error!("cannot release device memory: {error}");
                 Status::DeviceError
             })?;
+            next += count;
+            if stop() && next < frames {
+                return Err(Unfinished::Stopped);
+            }
+        }
         if let Some(check) = &self.check {
             check.cleared();
         }
+        // {dev-init-counters}
         self.counters.reset();
         self.schedule.open();
         self.ready.store(true, Ordering::Release);
@@ -108,23 +148,32 @@ impl Accelerator {
         if spaces.contains_key(&id) {
             return Err(Status::Exists.into());
         }
-        let space = Space::new(id, &self.budget, &self.epochs).map_err(|_| Status::NoMemory)?;
+        let space =
+            Space::new(id, &self.budgets.of_space(), &self.epochs).map_err(|_| Status::NoMemory)?;
         spaces.insert(id, Arc::new(space));
         Ok(Outcome::Done)
     }
 
-    fn destroy_space(&self, id: u32) -> Result<Outcome, Refusal> {
-        let space = self.spaces.write().remove(&id).ok_or(Status::NoSpace)?;
+    fn destroy_space(&self, id: u32, stop: Stop<'_>) -> Progress<Outcome> {
+        // The space may be half destroyed if this was stopped before.
+        let space = self.spaces.read().get(&id).cloned();
+        let space = space.ok_or(Status::NoSpace)?;
         space.retire();
+        // {dev-destroy-jobs}
         self.listener.tell(self.schedule.cancel_all(Some(id)));
-        self.take(&space, &[PageRange::ALL], Space::unmap, ALL);
+        // {dev-destroy-promise}
+        self.take(&space, &[PageRange::ALL], Rule::Unmap, stop)?;
+        // Removed last: a repeated request must find it after a stop. {dev-destroy-frees}
+        self.spaces.write().remove(&id);
         Ok(Outcome::Done)
     }
 
     fn map(&self, id: u32, entries: &[MapEntry]) -> Result<Outcome, Refusal> {
+        within(MAX_MAP_PAGES, entries.iter().map(|entry| entry.pages))?;
         let space = self.space(id)?;
         let system = Arc::clone(&self.system.read());
         let mut runs: Vec<Run> = Vec::with_capacity(entries.len());
+        // {dev-refuse-whole}
         first_refusal(
             entries
                 .iter()
@@ -132,6 +181,7 @@ impl Accelerator {
         )?;
         let taken = space
             .map(&runs, self.check.as_deref())
+            // {dev-map-memory}
             .map_err(|_| Status::NoMemory)?;
         self.counters.map_entries.add(runs.len() as u64);
         self.counters
@@ -144,47 +194,25 @@ impl Accelerator {
         &self,
         id: u32,
         entries: &[RangeEntry],
-        take: Take,
-        access: u32,
-    ) -> Result<Outcome, Refusal> {
+        rule: Rule,
+        stop: Stop<'_>,
+    ) -> Progress<Outcome> {
         let space = self.space(id)?;
+        // {dev-refuse-whole}
         let ranges = ranges(entries.iter().copied())?;
-        self.take(&space, &ranges, take, access);
+        self.take(&space, &ranges, rule, stop)?;
         Ok(Outcome::Done)
     }
 
-    /// A fetch that is short enough for those who wait behind it.
+    /// A fetch that is short enough for the requests that wait behind it.
+    /// {dev-control-not-behind-copy}
     fn fetch_soon(&self, fetch: Fetch<'_>) -> Result<Outcome, Refusal> {
         let mut results = Vec::with_capacity(fetch.entries.len());
-        let lingering = self.copying.share();
-        self.fetch(fetch, MAX_FETCH_PAGES, &lingering, &mut results)?;
+        let mut lingering = self.copying.share();
+        let most = MAX_FETCH_PAGES;
+        self.fetch(fetch, most, Points::CONTROL, &mut lingering, &mut results)?;
         self.copying.unlock(lingering);
         Ok(Outcome::Copied(results))
-    }
-
-    /// Takes rights back, counts it, and in the checking mode proves it.
-    pub(super) fn take(&self, space: &Space, ranges: &[PageRange], take: Take, access: u32) {
-        let taken = take(space, ranges, self.check.as_deref());
-        self.counters.invalidations.add(ranges.len() as u64);
-        self.counters.invalidated_pages.add(taken.pages);
-        self.counters
-            .invalidation_wait_nanoseconds
-            .add(nanoseconds(taken.waited));
-        self.audit(space, &taken, ranges, access);
-    }
-
-    /// In the checking mode: proves that no TLB would still yield what was taken back.
-    fn audit(&self, space: &Space, taken: &Taken<'_>, ranges: &[PageRange], access: u32) {
-        let Some(check) = &self.check else { return };
-        for tlb in &self.tlbs {
-            let tlb = tlb.lock();
-            for range in ranges.iter().filter(|r| tlb.yields(taken.epoch, r, access)) {
-                check.found_stale(
-                    space.id(),
-                    format_args!("pages {:#x}+{} can be used", range.start(), range.pages()),
-                );
-            }
-        }
     }
 
     fn answer(&self, answers: &[Answer]) -> Outcome {
@@ -217,6 +245,7 @@ impl Accelerator {
         Outcome::Done
     }
 
+    // {dev-query}
     fn query(&self, id: u32, entry: &RangeEntry) -> Result<Outcome, Refusal> {
         if entry.pages.get() > MAX_QUERY_PAGES {
             return Err(Status::Limit.into());
@@ -251,7 +280,7 @@ impl Accelerator {
         ))
     }
 
-    /// The counters, and what there is now.
+    /// The counters, and the current state.
     pub fn statistics(&self) -> Statistics {
         let spaces = self.spaces.read();
         let (jobs, parked_jobs) = self.schedule.count();
@@ -268,19 +297,12 @@ impl Accelerator {
             now.large_leaves += mappings.table.large_leaves();
         }
         now.table_bytes = self
-            .budget
+            .budgets
             .used()
             .saturating_sub(now.large_leaves)
             .saturating_mul(PAGE_BYTES);
         self.counters.snapshot(&now)
     }
-}
-
-/// The pages that range entries stand for, if all of them stand for some.
-pub(super) fn ranges(entries: impl Iterator<Item = RangeEntry>) -> Result<Vec<PageRange>, Refusal> {
-    let mut ranges = Vec::with_capacity(entries.size_hint().0);
-    first_refusal(entries.map(|entry| validate::range(&entry).map(|range| ranges.push(range))))?;
-    Ok(ranges)
 }
 
 #[cfg(test)]
@@ -350,7 +372,7 @@ mod tests {
         assert_eq!(accelerator.counters.stale_accesses.get(), 0);
         let epoch = space.read().epoch;
         accelerator.tlbs[0].lock().revive(before, epoch);
-        // The same request again, on a TLB that was too late.
+        // The same request again, on a TLB that missed the invalidation.
         done(Command::Unmap {
             space: 1,
             ranges: &ranges,

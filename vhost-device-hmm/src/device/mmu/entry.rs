@@ -14,7 +14,7 @@ const ACCESSED: u64 = 1 << 4;
 const DIRTY: u64 = 1 << 5;
 const DEVICE: u64 = 1 << 6;
 
-/// Whose frames a mapping leads to.
+/// The memory to which a mapping's frames belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// The guest's physical memory.
@@ -23,12 +23,12 @@ pub enum Place {
     Device,
 }
 
-/// What one leaf says.
+/// The contents of one leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// The (first) frame, below 2^52.
     pub frame: u64,
-    /// Whose frame it is.
+    /// The memory to which the frame belongs.
     pub place: Place,
     /// A set of [`rights`], never empty.
     pub rights: u32,
@@ -50,7 +50,7 @@ impl Leaf {
         }
     }
 
-    /// The leaf of the page that lies so many pages further on.
+    /// The leaf of the page that is `pages` pages further on.
     pub fn at(self, pages: u64) -> Self {
         Self {
             frame: self.frame + pages,
@@ -58,14 +58,14 @@ impl Leaf {
         }
     }
 
-    /// Whether this leaf allows all that the other one did, on the same frame.
+    /// Whether this leaf allows all that `other` allowed, on the same frame.
     pub fn covers(&self, other: &Self) -> bool {
         self.frame == other.frame
             && self.place == other.place
             && self.rights & other.rights == other.rights
     }
 
-    /// The leaf, with the marks of one that it replaces too if that led to the same frame.
+    /// This leaf, with the marks of a leaf that it replaces, if that led to the same frame.
     pub(super) fn inherit(self, old: Option<Self>) -> Self {
         match old {
             Some(old) if old.frame == self.frame && old.place == self.place => Self {
@@ -77,12 +77,17 @@ impl Leaf {
         }
     }
 
-    /// The leaf with no other right than to read, if it has that one.
+    /// This leaf with only the right to read, if it has that right.
     pub fn read_only(self) -> Option<Self> {
         (self.rights & rights::READ != 0).then_some(Self {
             rights: rights::READ,
             ..self
         })
+    }
+
+    /// Whether only reading is allowed.
+    pub fn is_read_only(&self) -> bool {
+        self.rights & !rights::READ == 0
     }
 
     fn pack(self) -> u64 {
@@ -112,10 +117,10 @@ impl Leaf {
     }
 }
 
-/// A place in a table for one leaf.
+/// A slot in a table for one leaf.
 ///
-/// Several engines may read it and set its bits at a time; all other changes need
-/// exclusive access.
+/// Several engines may read it and set its bits at the same time; all other changes need exclusive
+/// access.
 #[derive(Debug, Default)]
 pub(super) struct Entry(AtomicU64);
 
@@ -132,7 +137,7 @@ impl Entry {
         *self.0.get_mut() = leaf.map_or(0, Leaf::pack);
     }
 
-    /// Notes that an engine has used the leaf.
+    /// Records that an engine has used the leaf.
     pub(super) fn mark(&self, dirty: bool) {
         let bits = if dirty { ACCESSED | DIRTY } else { ACCESSED };
         if self.0.load(Ordering::Relaxed) & bits != bits {

@@ -1,22 +1,22 @@
 //! The nodes of a page table, one type for each kind of level.
 //!
 //! ```text
-//! Directory<Directory<Directory<Branches>>>   three upper levels
-//!                               Branches      a large leaf, or a table of small ones
-//!                               Leaves        512 small leaves
+//! Upper<Upper<Upper<Branches>>>   three upper levels, whose slots hold nodes
+//!                   Branches      a large leaf, or a table of small ones, in each slot
+//!                   Leaves        512 small leaves
 //! ```
 //!
-//! Each node knows its children and how many of its slots are in use, nothing else.
-//! A node that has become empty is freed by its parent.
+//! A node knows its children, the number of its slots in use, and the number of slots in which some
+//! leaf allows more than reading. It knows nothing else. The parent frees a node that has become
+//! empty.
 //!
-//! Invariant: for each large leaf there is one unit among the spares of the table, so
-//! that splitting the leaf, which an invalidation may have to do, cannot fail for want
-//! of memory.
+//! Invariant: for each large leaf there is one unit among the spares of the table. An invalidation
+//! may have to split the leaf, and must not fail for lack of memory.
 
 use super::budget::{Budget, NoMemory, Units};
+use super::change::{Change, Run};
 use super::entry::{Entry, Leaf};
 use super::range::PageRange;
-use super::table::{Change, Run};
 use std::sync::Arc;
 use virtio_hmm_spec::wire::LARGE_ORDER;
 
@@ -26,17 +26,41 @@ const FANOUT_SHIFT: u32 = 9;
 /// Slots in a node.
 const FANOUT: usize = 1 << FANOUT_SHIFT;
 
-/// What a change of a table needs at every level.
+/// The resources that a change of a table needs at every level.
 pub(super) struct Context<'a> {
     pub(super) budget: &'a Arc<Budget>,
     /// One unit for each large leaf.
     pub(super) spares: &'a mut Units,
-    /// Is told of each leaf that changes.
+    /// Called for each leaf that changes.
     pub(super) observe: &'a mut dyn FnMut(Change),
 }
 
-/// What a change makes of a leaf; `None` removes it.
-pub(super) type Rule = fn(Leaf) -> Option<Leaf>;
+/// The change that is applied to the leaves in a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Takes every right: the leaf is removed.
+    Unmap,
+    /// Takes every right but reading. A leaf that cannot be read is removed.
+    Protect,
+    /// Changes no leaf. Only nodes without any leaf are removed.
+    Prune,
+}
+
+impl Rule {
+    /// The leaf after the change; `None` removes it.
+    fn apply(self, leaf: Leaf) -> Option<Leaf> {
+        match self {
+            Self::Unmap => None,
+            Self::Protect => leaf.read_only(),
+            Self::Prune => Some(leaf),
+        }
+    }
+
+    /// Whether the rule changes nothing below a node. {dev-unmap-cost}
+    fn spares(self, node: &impl Level) -> bool {
+        self == Self::Protect && node.is_read_only() && !node.is_empty()
+    }
+}
 
 /// A node and everything below it. `base` is always the first page that it covers.
 pub(super) trait Level: Sized {
@@ -49,8 +73,15 @@ pub(super) trait Level: Sized {
     /// Whether no slot is in use.
     fn is_empty(&self) -> bool;
 
+    /// Whether no leaf allows more than reading.
+    fn is_read_only(&self) -> bool;
+
     /// The leaf that maps a page, and its order.
     fn find(&self, page: u64) -> Option<(&Entry, u32)>;
+
+    /// The first leaf that maps `from`, which the node covers, or a later page: its first page, the
+    /// leaf, and its order.
+    fn next(&self, base: u64, from: u64) -> Option<(u64, Leaf, u32)>;
 
     /// Allocates the nodes that [`Level::install`] will need and puts a unit into
     /// `reserve` for each large leaf that it will add.
@@ -62,7 +93,7 @@ pub(super) trait Level: Sized {
         reserve: &mut Units,
     ) -> Result<(), NoMemory>;
 
-    /// Installs a run; cannot fail when it was prepared.
+    /// Installs a run; cannot fail after [`Level::prepare`].
     fn install(
         &mut self,
         base: u64,
@@ -71,11 +102,29 @@ pub(super) trait Level: Sized {
         context: &mut Context<'_>,
     ) -> Result<(), NoMemory>;
 
-    /// Applies a rule to all leaves in a range, splitting those that lie in it partly.
-    fn change(&mut self, base: u64, range: &PageRange, rule: Rule, context: &mut Context<'_>);
+    /// Applies a rule to the leaves in a range, splitting leaves that are only partly in it.
+    /// Subtracts each visited slot from `looks`. When none are left, it stops and returns the page
+    /// from which to continue. It always visits at least the lowest node that it comes to first.
+    fn change(
+        &mut self,
+        base: u64,
+        range: &PageRange,
+        rule: Rule,
+        looks: &mut u64,
+        context: &mut Context<'_>,
+    ) -> Option<u64>;
 }
 
-/// The slots that a range touches: the first one's index and how many.
+/// Updates the number of slots that allow more than reading, after one slot has changed.
+fn count_strong(strong: &mut usize, was_read_only: bool, is_read_only: bool) {
+    match (was_read_only, is_read_only) {
+        (true, false) => *strong += 1,
+        (false, true) => *strong -= 1,
+        _ => {}
+    }
+}
+
+/// The slots that a range overlaps: the index of the first and their number.
 fn touched(base: u64, range: &PageRange, child_shift: u32) -> (usize, usize) {
     // Both are below the fanout because the range lies within the node.
     let index = |page: u64| usize::try_from((page - base) >> child_shift).unwrap_or(usize::MAX);
@@ -83,12 +132,24 @@ fn touched(base: u64, range: &PageRange, child_shift: u32) -> (usize, usize) {
     (first, index(range.end() - 1) - first + 1)
 }
 
+/// The slots from that of a page on, each with its first page.
+fn slots_from<T>(
+    slots: &[T; FANOUT],
+    base: u64,
+    from: u64,
+    child_shift: u32,
+) -> impl Iterator<Item = (u64, &T)> {
+    let numbered = (0..).map(move |index: u64| base + (index << child_shift));
+    let first = slot_of(from, child_shift);
+    numbered.zip(slots).skip(first)
+}
+
 /// The slot of a page.
 fn slot_of(page: u64, child_shift: u32) -> usize {
     usize::try_from(page >> child_shift).unwrap_or(usize::MAX) % FANOUT
 }
 
-/// Visits the slots that a range touches, each with its first page.
+/// Visits the slots that a range overlaps, each with its first page.
 fn slots<'a, T>(
     slots: &'a mut [T; FANOUT],
     base: u64,
@@ -105,22 +166,86 @@ fn slots<'a, T>(
         .map(|(slot, base)| (base, slot))
 }
 
-/// A node of an upper level.
+/// The contents of a slot of a node above the lowest level.
+pub(super) trait Slot: Sized {
+    /// log2 of the pages that the slot covers.
+    const SHIFT: u32;
+
+    /// The units of memory that a node of such slots takes.
+    const UNITS: u64;
+
+    /// A slot that is not in use.
+    const EMPTY: Self;
+
+    /// Whether the slot is not in use.
+    fn is_empty(&self) -> bool;
+
+    /// Whether no leaf allows more than reading.
+    fn is_read_only(&self) -> bool;
+
+    /// Whether a rule changes nothing in this slot.
+    fn is_spared(&self, rule: Rule) -> bool;
+
+    /// See [`Level::find`].
+    fn find(&self, page: u64) -> Option<(&Entry, u32)>;
+
+    /// See [`Level::next`].
+    fn next(&self, base: u64, from: u64) -> Option<(u64, Leaf, u32)>;
+
+    /// See [`Level::prepare`].
+    fn prepare(
+        &mut self,
+        base: u64,
+        run: &Run,
+        budget: &Arc<Budget>,
+        reserve: &mut Units,
+    ) -> Result<(), NoMemory>;
+
+    /// See [`Level::install`].
+    fn install(
+        &mut self,
+        base: u64,
+        run: &Run,
+        reserve: &mut Units,
+        context: &mut Context<'_>,
+    ) -> Result<(), NoMemory>;
+
+    /// See [`Level::change`]; the range lies in the slot. Empty nodes are freed.
+    fn change(
+        &mut self,
+        base: u64,
+        range: &PageRange,
+        rule: Rule,
+        looks: &mut u64,
+        context: &mut Context<'_>,
+    ) -> Option<u64>;
+}
+
+/// A node above the lowest level.
 #[derive(Debug)]
-pub(super) struct Directory<T> {
-    slots: [Option<Box<T>>; FANOUT],
+pub(super) struct Directory<S> {
+    slots: [S; FANOUT],
     used: usize,
+    /// Slots that are not read-only.
+    strong: usize,
     _units: Units,
 }
 
-impl<T: Level> Level for Directory<T> {
-    const SHIFT: u32 = T::SHIFT + FANOUT_SHIFT;
+/// A node of an upper level.
+pub(super) type Upper<T> = Directory<Option<Box<T>>>;
+
+/// A node of the second lowest level.
+pub(super) type Branches = Directory<Branch>;
+
+impl<S: Slot> Level for Directory<S> {
+    const SHIFT: u32 = S::SHIFT + FANOUT_SHIFT;
 
     fn new(budget: &Arc<Budget>) -> Result<Box<Self>, NoMemory> {
-        let units = budget.take(1)?;
+        let units = budget.take(S::UNITS)?;
         Ok(Box::new(Self {
-            slots: [const { None }; FANOUT],
+            slots: [const { S::EMPTY }; FANOUT],
             used: 0,
+            strong: 0,
             _units: units,
         }))
     }
@@ -129,11 +254,17 @@ impl<T: Level> Level for Directory<T> {
         self.used == 0
     }
 
+    fn is_read_only(&self) -> bool {
+        self.strong == 0
+    }
+
     fn find(&self, page: u64) -> Option<(&Entry, u32)> {
-        self.slots
-            .get(slot_of(page, T::SHIFT))?
-            .as_ref()?
-            .find(page)
+        self.slots.get(slot_of(page, S::SHIFT))?.find(page)
+    }
+
+    fn next(&self, base: u64, from: u64) -> Option<(u64, Leaf, u32)> {
+        let mut slots = slots_from(&self.slots, base, from, S::SHIFT);
+        slots.find_map(|(base, slot)| slot.next(base, from.max(base)))
     }
 
     fn prepare(
@@ -146,8 +277,11 @@ impl<T: Level> Level for Directory<T> {
         let Some(range) = run.range.within(base, Self::SHIFT) else {
             return Ok(());
         };
-        for (base, slot) in slots(&mut self.slots, base, &range, T::SHIFT) {
-            child(slot, &mut self.used, budget)?.prepare(base, run, budget, reserve)?;
+        for (base, slot) in slots(&mut self.slots, base, &range, S::SHIFT) {
+            let was_empty = slot.is_empty();
+            let prepared = slot.prepare(base, run, budget, reserve);
+            self.used += usize::from(was_empty && !slot.is_empty());
+            prepared?;
         }
         Ok(())
     }
@@ -162,103 +296,187 @@ impl<T: Level> Level for Directory<T> {
         let Some(range) = run.range.within(base, Self::SHIFT) else {
             return Ok(());
         };
-        for (base, slot) in slots(&mut self.slots, base, &range, T::SHIFT) {
-            child(slot, &mut self.used, context.budget)?.install(base, run, reserve, context)?;
+        for (base, slot) in slots(&mut self.slots, base, &range, S::SHIFT) {
+            let (was_empty, was_read_only) = (slot.is_empty(), slot.is_read_only());
+            let installed = slot.install(base, run, reserve, context);
+            self.used += usize::from(was_empty && !slot.is_empty());
+            count_strong(&mut self.strong, was_read_only, slot.is_read_only());
+            installed?;
         }
         Ok(())
     }
 
-    fn change(&mut self, base: u64, range: &PageRange, rule: Rule, context: &mut Context<'_>) {
-        let Some(range) = range.within(base, Self::SHIFT) else {
-            return;
-        };
-        for (base, slot) in slots(&mut self.slots, base, &range, T::SHIFT) {
-            let Some(node) = slot else { continue };
-            node.change(base, &range, rule, context);
-            if node.is_empty() {
-                *slot = None;
-                self.used -= 1;
+    fn change(
+        &mut self,
+        base: u64,
+        range: &PageRange,
+        rule: Rule,
+        looks: &mut u64,
+        context: &mut Context<'_>,
+    ) -> Option<u64> {
+        let range = range.within(base, Self::SHIFT)?;
+        let mut first = true;
+        look_at(looks, base, &range, S::SHIFT);
+        for (base, slot) in slots(&mut self.slots, base, &range, S::SHIFT) {
+            if slot.is_empty() || slot.is_spared(rule) {
+                continue;
+            }
+            let Some(part) = range.within(base, S::SHIFT) else {
+                continue;
+            };
+            if *looks == 0 && !first {
+                return Some(part.start());
+            }
+            first = false;
+            let was_read_only = slot.is_read_only();
+            let rest = slot.change(base, &part, rule, looks, context);
+            count_strong(&mut self.strong, was_read_only, slot.is_read_only());
+            self.used -= usize::from(slot.is_empty());
+            if rest.is_some() {
+                return rest;
             }
         }
+        None
     }
 }
 
-/// The child in a slot, new if there was none.
+/// Subtracts the slots that a range overlaps from those that may still be visited.
+fn look_at(looks: &mut u64, base: u64, range: &PageRange, child_shift: u32) {
+    let (_, count) = touched(base, range, child_shift);
+    *looks = looks.saturating_sub(count as u64);
+}
+
+/// A node below an upper level.
+impl<T: Level> Slot for Option<Box<T>> {
+    const SHIFT: u32 = T::SHIFT;
+    const UNITS: u64 = 1;
+    const EMPTY: Self = None;
+
+    fn is_empty(&self) -> bool {
+        self.is_none()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.as_ref().is_none_or(|node| node.is_read_only())
+    }
+
+    fn is_spared(&self, rule: Rule) -> bool {
+        self.as_ref().is_some_and(|node| rule.spares(&**node))
+    }
+
+    fn find(&self, page: u64) -> Option<(&Entry, u32)> {
+        self.as_ref()?.find(page)
+    }
+
+    fn next(&self, base: u64, from: u64) -> Option<(u64, Leaf, u32)> {
+        self.as_ref()?.next(base, from)
+    }
+
+    fn prepare(
+        &mut self,
+        base: u64,
+        run: &Run,
+        budget: &Arc<Budget>,
+        reserve: &mut Units,
+    ) -> Result<(), NoMemory> {
+        child(self, budget)?.prepare(base, run, budget, reserve)
+    }
+
+    fn install(
+        &mut self,
+        base: u64,
+        run: &Run,
+        reserve: &mut Units,
+        context: &mut Context<'_>,
+    ) -> Result<(), NoMemory> {
+        child(self, context.budget)?.install(base, run, reserve, context)
+    }
+
+    fn change(
+        &mut self,
+        base: u64,
+        range: &PageRange,
+        rule: Rule,
+        looks: &mut u64,
+        context: &mut Context<'_>,
+    ) -> Option<u64> {
+        let node = self.as_mut()?;
+        let rest = node.change(base, range, rule, looks, context);
+        if node.is_empty() {
+            *self = None;
+        }
+        rest
+    }
+}
+
+/// The node in a slot, new if there was none.
 fn child<'a, T: Level>(
     slot: &'a mut Option<Box<T>>,
-    used: &mut usize,
     budget: &Arc<Budget>,
 ) -> Result<&'a mut Box<T>, NoMemory> {
     match slot {
         Some(node) => Ok(node),
-        None => {
-            let node = T::new(budget)?;
-            *used += 1;
-            Ok(slot.insert(node))
-        }
+        None => Ok(slot.insert(T::new(budget)?)),
     }
 }
 
-/// What a slot of the second lowest level holds.
+/// The contents of a slot of the second lowest level.
 #[derive(Debug)]
-enum Branch {
+pub(super) enum Branch {
     Empty,
     Large(Entry),
     Small(Box<Leaves>),
 }
 
-/// A node of the second lowest level.
-#[derive(Debug)]
-pub(super) struct Branches {
-    slots: [Branch; FANOUT],
-    used: usize,
-    _units: Units,
-}
-
-impl Level for Branches {
-    const SHIFT: u32 = Leaves::SHIFT + FANOUT_SHIFT;
-
-    fn new(budget: &Arc<Budget>) -> Result<Box<Self>, NoMemory> {
-        // Two pages, because a slot takes two words.
-        let units = budget.take(2)?;
-        Ok(Box::new(Self {
-            slots: [const { Branch::Empty }; FANOUT],
-            used: 0,
-            _units: units,
-        }))
-    }
+impl Slot for Branch {
+    const SHIFT: u32 = Leaves::SHIFT;
+    // A slot takes two words.
+    const UNITS: u64 = 2;
+    const EMPTY: Self = Self::Empty;
 
     fn is_empty(&self) -> bool {
-        self.used == 0
+        matches!(self, Self::Empty)
+    }
+
+    fn is_read_only(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Large(entry) => entry.leaf().is_none_or(|leaf| leaf.is_read_only()),
+            Self::Small(leaves) => leaves.is_read_only(),
+        }
+    }
+
+    fn is_spared(&self, rule: Rule) -> bool {
+        matches!(self, Self::Small(leaves) if rule.spares(&**leaves))
     }
 
     fn find(&self, page: u64) -> Option<(&Entry, u32)> {
-        match self.slots.get(slot_of(page, Leaves::SHIFT))? {
-            Branch::Empty => None,
-            Branch::Large(entry) => Some((entry, LARGE_ORDER)),
-            Branch::Small(leaves) => leaves.find(page),
+        match self {
+            Self::Empty => None,
+            Self::Large(entry) => Some((entry, LARGE_ORDER)),
+            Self::Small(leaves) => leaves.find(page),
+        }
+    }
+
+    fn next(&self, base: u64, from: u64) -> Option<(u64, Leaf, u32)> {
+        match self {
+            Self::Empty => None,
+            Self::Large(entry) => Some((base, entry.leaf()?, LARGE_ORDER)),
+            Self::Small(leaves) => leaves.next(base, from),
         }
     }
 
     fn prepare(
         &mut self,
-        base: u64,
+        _base: u64,
         run: &Run,
         budget: &Arc<Budget>,
         reserve: &mut Units,
     ) -> Result<(), NoMemory> {
-        let Some(range) = run.range.within(base, Self::SHIFT) else {
-            return Ok(());
-        };
-        for (_, slot) in slots(&mut self.slots, base, &range, Leaves::SHIFT) {
-            if matches!(slot, Branch::Empty) {
-                if run.is_large() {
-                    reserve.join(budget.take(1)?);
-                } else {
-                    *slot = Branch::Small(Leaves::new(budget)?);
-                    self.used += 1;
-                }
-            }
+        match self {
+            Self::Empty if run.is_large() => reserve.join(budget.take(1)?),
+            Self::Empty => *self = Self::Small(Leaves::new(budget)?),
+            Self::Large(_) | Self::Small(_) => {}
         }
         Ok(())
     }
@@ -270,84 +488,70 @@ impl Level for Branches {
         reserve: &mut Units,
         context: &mut Context<'_>,
     ) -> Result<(), NoMemory> {
-        let Some(range) = run.range.within(base, Self::SHIFT) else {
-            return Ok(());
-        };
-        for (base, slot) in slots(&mut self.slots, base, &range, Leaves::SHIFT) {
-            if run.is_large() {
-                if matches!(slot, Branch::Empty) {
-                    self.used += 1;
-                }
-                slot.install_large(run.leaf_at(base), reserve, context)?;
-            } else {
-                match slot {
-                    Branch::Small(_) => {}
-                    Branch::Large(_) => slot.split(context),
-                    Branch::Empty => {
-                        *slot = Branch::Small(Leaves::new(context.budget)?);
-                        self.used += 1;
-                    }
-                }
-                if let Branch::Small(leaves) = slot {
-                    leaves.install(base, run, reserve, context)?;
-                }
-            }
+        if run.is_large() {
+            return self.install_large(run.leaf_at(base), reserve, context);
         }
-        Ok(())
+        match self {
+            Self::Small(_) => {}
+            Self::Large(_) => self.split(context),
+            Self::Empty => *self = Self::Small(Leaves::new(context.budget)?),
+        }
+        match self {
+            Self::Small(leaves) => leaves.install(base, run, reserve, context),
+            _ => Ok(()),
+        }
     }
 
-    fn change(&mut self, base: u64, range: &PageRange, rule: Rule, context: &mut Context<'_>) {
-        let Some(range) = range.within(base, Self::SHIFT) else {
-            return;
-        };
-        for (base, slot) in slots(&mut self.slots, base, &range, Leaves::SHIFT) {
-            let Some(part) = range.within(base, Leaves::SHIFT) else {
-                continue;
-            };
-            if let Branch::Large(entry) = slot {
-                let Some(old) = entry.leaf() else { continue };
-                let new = rule(old);
-                if new == Some(old) {
-                    continue;
-                }
-                if part.pages() == 1 << LARGE_ORDER {
-                    (context.observe)(Change {
-                        old: Some(old),
-                        new,
-                        pages: part.pages(),
-                    });
-                    match new {
-                        Some(_) => entry.set(new),
-                        None => {
-                            drop(context.spares.split(1));
-                            *slot = Branch::Empty;
-                            self.used -= 1;
-                        }
-                    }
-                    continue;
-                }
-                slot.split(context);
+    fn change(
+        &mut self,
+        base: u64,
+        range: &PageRange,
+        rule: Rule,
+        looks: &mut u64,
+        context: &mut Context<'_>,
+    ) -> Option<u64> {
+        if let Self::Large(entry) = self {
+            let old = entry.leaf()?;
+            let new = rule.apply(old);
+            if new == Some(old) {
+                return None;
             }
-            if let Branch::Small(leaves) = slot {
-                leaves.change(base, &part, rule, context);
-                if leaves.is_empty() {
-                    *slot = Branch::Empty;
-                    self.used -= 1;
+            if range.pages() == 1 << LARGE_ORDER {
+                (context.observe)(Change {
+                    old: Some(old),
+                    new,
+                    pages: range.pages(),
+                });
+                match new {
+                    Some(_) => entry.set(new),
+                    None => {
+                        drop(context.spares.split(1));
+                        *self = Self::Empty;
+                    }
                 }
+                return None;
+            }
+            self.split(context);
+        }
+        if let Self::Small(leaves) = self {
+            leaves.change(base, range, rule, looks, context);
+            if leaves.is_empty() {
+                *self = Self::Empty;
             }
         }
+        None
     }
 }
 
 impl Branch {
-    /// Replaces a large leaf by small ones that say the same.
+    /// Replaces a large leaf by small ones with the same meaning.
     fn split(&mut self, context: &mut Context<'_>) {
         let Self::Large(entry) = self else { return };
         let Some(leaf) = entry.leaf() else { return };
         *self = Self::Small(Leaves::all(leaf, context.spares.split(1)));
     }
 
-    /// Replaces whatever there is by a large leaf.
+    /// Replaces the contents of the slot by a large leaf.
     fn install_large(
         &mut self,
         leaf: Leaf,
@@ -380,8 +584,8 @@ impl Branch {
                 entry.set(Some(new));
             }
             Self::Small(leaves) => {
-                // The large leaf has been used as far as any of its pages has: a TLB may go
-                // on using what it knows of them.
+                // The large leaf inherits the marks of its pages: a TLB may continue to use its
+                // entries for them.
                 let mut large = leaf;
                 for (entry, index) in leaves.entries.iter().zip(0..) {
                     let (old, new) = (entry.leaf(), leaf.at(index));
@@ -407,11 +611,13 @@ impl Branch {
 pub(super) struct Leaves {
     entries: [Entry; FANOUT],
     used: usize,
+    /// The number of leaves that allow more than reading.
+    strong: usize,
     units: Units,
 }
 
 impl Leaves {
-    /// A full node that says the same as one large leaf.
+    /// A full node with the same meaning as one large leaf.
     fn all(large: Leaf, units: Units) -> Box<Self> {
         let mut index = 0;
         let entries = std::array::from_fn(|_| {
@@ -422,6 +628,7 @@ impl Leaves {
         Box::new(Self {
             entries,
             used: FANOUT,
+            strong: if large.is_read_only() { 0 } else { FANOUT },
             units,
         })
     }
@@ -436,6 +643,7 @@ impl Level for Leaves {
         Ok(Box::new(Self {
             entries,
             used: 0,
+            strong: 0,
             units,
         }))
     }
@@ -444,8 +652,17 @@ impl Level for Leaves {
         self.used == 0
     }
 
+    fn is_read_only(&self) -> bool {
+        self.strong == 0
+    }
+
     fn find(&self, page: u64) -> Option<(&Entry, u32)> {
         self.entries.get(slot_of(page, 0)).map(|entry| (entry, 0))
+    }
+
+    fn next(&self, base: u64, from: u64) -> Option<(u64, Leaf, u32)> {
+        let mut entries = slots_from(&self.entries, base, from, 0);
+        entries.find_map(|(page, entry)| Some((page, entry.leaf()?, 0)))
     }
 
     fn prepare(
@@ -474,6 +691,8 @@ impl Level for Leaves {
             if old.is_none() {
                 self.used += 1;
             }
+            let was_read_only = old.is_none_or(|old| old.is_read_only());
+            count_strong(&mut self.strong, was_read_only, new.is_read_only());
             (context.observe)(Change {
                 old,
                 new: Some(new),
@@ -484,16 +703,26 @@ impl Level for Leaves {
         Ok(())
     }
 
-    fn change(&mut self, base: u64, range: &PageRange, rule: Rule, context: &mut Context<'_>) {
+    fn change(
+        &mut self,
+        base: u64,
+        range: &PageRange,
+        rule: Rule,
+        looks: &mut u64,
+        context: &mut Context<'_>,
+    ) -> Option<u64> {
+        look_at(looks, base, range, 0);
         for (_, entry) in slots(&mut self.entries, base, range, 0) {
             let Some(old) = entry.leaf() else { continue };
-            let new = rule(old);
+            let new = rule.apply(old);
             if new == Some(old) {
                 continue;
             }
             if new.is_none() {
                 self.used -= 1;
             }
+            let is_read_only = new.is_none_or(|new| new.is_read_only());
+            count_strong(&mut self.strong, old.is_read_only(), is_read_only);
             (context.observe)(Change {
                 old: Some(old),
                 new,
@@ -501,5 +730,6 @@ impl Level for Leaves {
             });
             entry.set(new);
         }
+        None
     }
 }

@@ -9,7 +9,7 @@ pub const ADDRESS_BITS: u32 = 57;
 /// The pages of an address space.
 const PAGES: u64 = 1 << (ADDRESS_BITS - PAGE_SHIFT);
 
-/// Pages from `start` up to, but not with, `end`.
+/// Pages from `start` up to, but not including, `end`.
 ///
 /// Both are page numbers within the address space, and `start` is below `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct PageRange {
 }
 
 impl PageRange {
-    /// All addresses there are.
+    /// The whole address space.
     pub const ALL: Self = Self {
         start: 0,
         end: PAGES,
@@ -56,14 +56,20 @@ impl PageRange {
         self.end
     }
 
-    /// How many pages there are.
+    /// The number of pages.
     pub fn pages(&self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether a page is one of these.
+    /// Whether the range contains a page.
     pub fn contains(&self, page: u64) -> bool {
         (self.start..self.end).contains(&page)
+    }
+
+    /// The rest of the range from a page on.
+    pub(super) fn from(&self, page: u64) -> Option<Self> {
+        let start = self.start.max(page);
+        (start < self.end).then_some(Self { start, ..*self })
     }
 
     /// The pages of this range among the `1 << shift` that begin at `base`.

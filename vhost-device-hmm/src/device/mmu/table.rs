@@ -1,54 +1,14 @@
 //! A whole page table: map, unmap, protect, look up.
 
 use super::budget::{Budget, NoMemory, Units};
+use super::change::{Change, Run};
 use super::entry::{Entry, Leaf};
-use super::level::{Branches, Context, Directory, Level, Rule};
+use super::level::{Branches, Context, Level, Rule, Upper};
 use super::range::PageRange;
 use std::sync::Arc;
 use virtio_hmm_spec::wire::{LARGE_ORDER, PAGE_BYTES};
 
-/// A run of pages that is to be mapped to a run of frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// The pages; a multiple of a large leaf's, and aligned to it, if it is large.
-    pub range: PageRange,
-    /// What the first page is to be mapped to.
-    pub leaf: Leaf,
-    /// Whether to use large leaves.
-    pub large: bool,
-}
-
-impl Run {
-    pub(super) fn is_large(&self) -> bool {
-        self.large
-    }
-
-    /// What a page of the run is to be mapped to.
-    pub(super) fn leaf_at(&self, page: u64) -> Leaf {
-        self.leaf.at(page - self.range.start())
-    }
-}
-
-/// A leaf, or a part of one, that has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// What was there.
-    pub old: Option<Leaf>,
-    /// What is there now.
-    pub new: Option<Leaf>,
-    /// How many pages this is about.
-    pub pages: u64,
-}
-
-impl Change {
-    /// Whether something that was allowed is so no more.
-    pub fn takes_back(&self) -> bool {
-        self.old
-            .is_some_and(|old| !self.new.is_some_and(|new| new.covers(&old)))
-    }
-}
-
-/// Where a page leads.
+/// The translation of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Translation<'a> {
     /// The leaf that maps the page.
@@ -66,13 +26,13 @@ impl Translation<'_> {
         self.leaf.frame + (page - self.first)
     }
 
-    /// Notes in the table that an engine reads, or also writes, through the leaf.
+    /// Records in the table that an engine reads, or also writes, through the leaf.
     pub fn mark(&self, dirty: bool) {
         self.entry.mark(dirty);
     }
 }
 
-type Root = Directory<Directory<Directory<Branches>>>;
+type Root = Upper<Upper<Upper<Branches>>>;
 
 /// The mappings of one space.
 #[derive(Debug)]
@@ -97,17 +57,17 @@ impl PageTable {
         })
     }
 
-    /// How many pages are mapped.
+    /// The number of mapped pages.
     pub fn mapped_pages(&self) -> u64 {
         self.mapped_pages
     }
 
-    /// How many large leaves there are.
+    /// The number of large leaves.
     pub fn large_leaves(&self) -> u64 {
         self.spares.count()
     }
 
-    /// What it takes of its budget only so that large leaves can be split, in bytes.
+    /// The part of its budget that is reserved for splitting large leaves, in bytes.
     pub fn spare_bytes(&self) -> u64 {
         self.spares.count() * PAGE_BYTES
     }
@@ -127,8 +87,17 @@ impl PageTable {
         })
     }
 
-    /// Maps all runs, in order, or none of them. `observe` is told of each page, also
-    /// when it was mapped in the same way before.
+    /// The first leaf that maps a page or a later one: its first page, the leaf, and log2 of the
+    /// pages that it maps.
+    pub fn next(&self, from: u64) -> Option<(u64, Leaf, u32)> {
+        if !PageRange::ALL.contains(from) {
+            return None;
+        }
+        self.root.next(0, from)
+    }
+
+    /// Maps all runs, in order, or none of them. `observe` is called for each page, even if it was
+    /// mapped in the same way before.
     ///
     /// # Errors
     ///
@@ -141,7 +110,7 @@ impl PageTable {
             .try_for_each(|run| self.root.prepare(0, run, &budget, &mut reserve));
         if let Err(error) = prepared {
             for run in runs {
-                self.change(&run.range, Some, |_| ());
+                self.change_all(&run.range, Rule::Prune, |_| ());
             }
             return Err(error);
         }
@@ -164,18 +133,32 @@ impl PageTable {
         Ok(())
     }
 
-    /// Removes all mappings in a range. `observe` is told of each one that there was.
+    /// Removes all mappings in a range. `observe` is called for each of them.
     pub fn unmap(&mut self, range: &PageRange, observe: impl FnMut(Change)) {
-        self.change(range, |_| None, observe);
+        self.change_all(range, Rule::Unmap, observe);
     }
 
-    /// Leaves only the right to read in a range. `observe` is told of each mapping that
-    /// had others; one that could not be read is removed.
+    /// Leaves only the right to read in a range. `observe` is called for each mapping that had
+    /// other rights; a mapping that could not be read is removed.
     pub fn protect(&mut self, range: &PageRange, observe: impl FnMut(Change)) {
-        self.change(range, Leaf::read_only, observe);
+        self.change_all(range, Rule::Protect, observe);
     }
 
-    fn change(&mut self, range: &PageRange, rule: Rule, mut observe: impl FnMut(Change)) {
+    fn change_all(&mut self, range: &PageRange, rule: Rule, observe: impl FnMut(Change)) {
+        let mut looks = u64::MAX;
+        self.change(range, rule, &mut looks, observe);
+    }
+
+    /// Applies a rule to a range until about `looks` slots of the table have been visited, and
+    /// subtracts them. Returns the rest of the range. Skips subtrees without mappings, or without
+    /// mappings that the rule changes, as a whole.
+    pub fn change(
+        &mut self,
+        range: &PageRange,
+        rule: Rule,
+        looks: &mut u64,
+        mut observe: impl FnMut(Change),
+    ) -> Option<PageRange> {
         let budget = Arc::clone(self.spares.budget());
         let mut mapped_pages = self.mapped_pages;
         let mut context = Context {
@@ -188,7 +171,8 @@ impl PageTable {
                 observe(change);
             },
         };
-        self.root.change(0, range, rule, &mut context);
+        let rest = self.root.change(0, range, rule, looks, &mut context);
         self.mapped_pages = mapped_pages;
+        rest.and_then(|page| range.from(page))
     }
 }

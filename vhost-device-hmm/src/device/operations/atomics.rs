@@ -1,14 +1,14 @@
 //! Atomic changes of one element.
 
-use super::{Fault, Memory, Run, Step, Width};
+use super::step::{Fault, Memory, Run, Step, Width};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::{self, Element};
 
 /// Additions in one step: each may fetch the line from another processor.
 const STEP_ADDITIONS: u64 = 512;
 
-/// The width of an element that can be changed atomically, if the address suits it and
-/// the values fit.
+/// The width of an element that can be changed atomically, if its address is aligned and the values
+/// fit.
 fn check(address: u64, element: Element, values: [u64; 2]) -> Result<Width, Status> {
     if address % element.bytes() != 0 {
         return Err(Status::BadAddress);
@@ -58,6 +58,7 @@ impl Run for AtomicAdd {
             Width::U64 => u64::MAX,
         };
         for _ in 0..(repeat - self.done).min(STEP_ADDITIONS) {
+            // {dev-atomic-once}
             self.before = memory.update(address, self.width, |there| {
                 Some(there.wrapping_add(operand) & mask)
             })?;

@@ -3,7 +3,7 @@
 use super::block::{size, Block, BLOCK_BYTES};
 use super::kernels;
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use super::step::{Fault, Memory, Run, Step, STEP_BYTES};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::{self, Element};
 use virtio_hmm_spec::wire::rights::{READ, WRITE};
@@ -68,7 +68,7 @@ impl Run for Axpy {
             }
             let (offset, bytes) = (self.progress.done() * size as u64, count * size);
             memory.read(self.x.at(offset), self.x_block.get_mut(bytes))?;
-            // Before it is read, so that one fault brings the page for both.
+            // Reserved before the read, so that one fault brings the page for both.
             memory.reserve(self.y.at(offset), bytes as u64)?;
             memory.read(self.y.at(offset), self.y_block.get_mut(bytes))?;
             let (x, y) = (&self.x_block, &mut self.y_block);

@@ -1,12 +1,12 @@
 //! Breadth-first search.
 //!
-//! The levels and the queue are in the job's memory, where the process can change them
-//! at any time. So nothing that is read there is believed, and what decides about the
-//! end is kept here.
+//! The levels and the queue are in the job's memory, where the process can change them at any time.
+//! Values read there are therefore not trusted, and the state that decides about the end is kept
+//! here.
 
 use super::block::Block;
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use super::step::{Fault, Memory, Run, Step, STEP_BYTES};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation;
 use virtio_hmm_spec::wire::rights::{READ, WRITE};
@@ -23,10 +23,10 @@ const NUMBER: usize = size_of::<u32>();
 /// Edges read at once.
 const BLOCK_EDGES: usize = 1024;
 
-/// The size of the block for them.
+/// The size of their block.
 const BLOCK_BYTES: usize = BLOCK_EDGES * NUMBER;
 
-/// A search and how far it has come.
+/// A search and its progress.
 #[derive(Debug)]
 pub(super) struct Bfs {
     graph: Graph,
@@ -58,26 +58,26 @@ enum State {
 /// The search proper.
 #[derive(Debug)]
 struct Search {
-    /// The place in the queue of the vertex to be visited next.
+    /// The queue index of the vertex to be visited next.
     head: u64,
     /// Vertices that have been put into the queue.
     tail: u64,
-    /// The place in the queue where the vertices of the next level begin.
+    /// The queue index at which the vertices of the next level begin.
     level_end: u64,
     /// The level of the vertex that is being visited.
     level: u32,
     /// The greatest level given so far.
     greatest: u32,
-    /// The edges of the vertex that have not been read.
+    /// The current vertex's edges that have not been read.
     edges: std::ops::Range<u64>,
     /// The edges in the block that have not been followed.
     block: std::ops::Range<usize>,
 }
 
-/// Why a search does not go on.
+/// Why a search ends.
 enum Stop {
     Fault(Fault),
-    /// The graph is none, or has been changed meanwhile.
+    /// The graph is invalid, or has been changed meanwhile.
     Broken,
     /// Every vertex in the queue has been visited.
     Finished,
@@ -175,8 +175,8 @@ impl Search {
         Step::Done(status, [self.tail, self.greatest.into(), 0, 0])
     }
 
-    /// Follows the edges in the block, or reads edges, or goes to the next vertex; says
-    /// how many vertices and edges that were.
+    /// Follows the edges in the block, or reads edges, or moves to the next vertex. Returns the
+    /// number of vertices and edges visited.
     fn visit(
         &mut self,
         memory: &mut impl Memory,
@@ -208,8 +208,8 @@ impl Search {
         }
     }
 
-    /// Gives a vertex that an edge leads to its level and puts it into the queue, unless
-    /// it has been reached before.
+    /// Sets the level of a vertex at the end of an edge and adds the vertex to the queue, unless it
+    /// has been reached before.
     fn reach(
         &mut self,
         memory: &mut impl Memory,
@@ -228,7 +228,7 @@ impl Search {
             return Err(Stop::Broken);
         }
         let level = self.level + 1;
-        // So that the vertex is not in the queue without its level.
+        // The write of the level must not fault once the vertex is in the queue.
         memory.reserve(levels.at(u64::from(vertex) * NUMBER as u64), NUMBER as u64)?;
         write(memory, queue, self.tail, vertex)?;
         write(memory, levels, vertex.into(), level)?;
@@ -237,7 +237,7 @@ impl Search {
         Ok(())
     }
 
-    /// Goes on to the next vertex in the queue.
+    /// Moves to the next vertex in the queue.
     fn leave(&mut self, memory: &mut impl Memory, graph: &Graph, queue: Range) -> Result<(), Stop> {
         let vertex = queue.load_u32(memory, self.head)?;
         if vertex >= graph.vertex_count {

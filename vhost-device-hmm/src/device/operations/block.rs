@@ -1,7 +1,7 @@
-//! An operation's own room for the elements it is working on.
+//! An operation's own buffer for the elements that it works on.
 //!
-//! Data go through it so that they need no alignment in the job's memory and cannot
-//! change while they are used. It knows nothing of addresses.
+//! Data pass through it so that they need no alignment in the job's memory and cannot change while
+//! they are used. It knows nothing of addresses.
 
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::Element;
@@ -11,8 +11,8 @@ use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[cfg(target_endian = "big")]
 compile_error!("elements are little-endian in memory and are used as they are");
 
-/// The usual size of a block: two of them fit into the first-level cache, and looking up
-/// their pages costs little. Half and a quarter of it were slower.
+/// The usual size of a block: two of them fit into the first-level cache, and looking up their
+/// pages costs little. Half and a quarter of this size were slower.
 pub(super) const BLOCK_BYTES: usize = 16 << 10;
 
 /// What a block can hold.
@@ -28,8 +28,7 @@ impl Value for i64 {}
 impl Value for f32 {}
 impl Value for f64 {}
 
-/// A cache line. Blocks are made of whole ones because vectors that straddle two lines
-/// cost twice.
+/// A cache line. Blocks consist of whole lines because vectors that straddle two lines cost twice.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
 struct Line([u8; LINE_BYTES]);
@@ -43,7 +42,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Room for `bytes`, rounded up to lines.
+    /// A block of `bytes` bytes, rounded up to lines.
     ///
     /// # Errors
     ///

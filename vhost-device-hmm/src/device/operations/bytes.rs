@@ -2,7 +2,7 @@
 
 use super::block::{Block, BLOCK_BYTES};
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use super::step::{Fault, Memory, Run, Step, STEP_BYTES};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation;
 use virtio_hmm_spec::wire::rights::{READ, WRITE};
@@ -12,7 +12,7 @@ use virtio_hmm_spec::wire::rights::{READ, WRITE};
 pub(super) struct Fill {
     destination: Range,
     progress: Progress,
-    /// The pattern, often; each block that is written starts with a whole pattern.
+    /// The repeated pattern; each block that is written starts with a whole pattern.
     block: Block,
 }
 
@@ -64,14 +64,14 @@ pub(super) struct Copy {
     order: Order,
 }
 
-/// Which end a copy starts from.
+/// The end from which a copy starts.
 #[derive(Debug)]
 enum Order {
-    /// The ranges are apart; blocks go straight from one to the other.
+    /// The ranges do not overlap; blocks are copied directly.
     Any,
     /// The destination begins before the source.
     Forward(Block),
-    /// The destination begins within the source, whose end would be overwritten
+    /// The destination begins within the source. A forward copy would overwrite the source's end
     /// before it is read.
     Backward(Block),
 }
@@ -181,7 +181,7 @@ impl Run for Compare {
             memory.read(self.right.at(done), self.right_block.get_mut(count))?;
             let (left, right) = (
                 self.left_block.get::<u8>(count),
-                self.right_block.get(count),
+                self.right_block.get::<u8>(count),
             );
             if left != right {
                 let same = left
@@ -212,7 +212,7 @@ pub(super) struct Checksum {
 }
 
 impl Checksum {
-    /// The checksum is reckoned fastest over long stretches.
+    /// The checksum is computed fastest over long blocks.
     const BLOCK: usize = 16 << 10;
 
     pub(super) fn new(operation: operation::Checksum) -> Result<Self, Status> {

@@ -1,11 +1,11 @@
 //! Moving elements by index: gather and scatter.
 //!
-//! An element may lie anywhere, so each may fault; what was moved before the fault
-//! stays moved, and a page that comes for one element may go before the next.
+//! An element may be anywhere, so each may fault. Elements that were moved before the fault stay
+//! moved, and a page that comes for one element may be gone before the next.
 
 use super::block::{size, Block};
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step};
+use super::step::{Fault, Memory, Run, Step};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::{self, Element};
 use virtio_hmm_spec::wire::rights::{READ, WRITE};
@@ -24,7 +24,7 @@ struct Table {
     size: usize,
 }
 
-/// What ended the moving of a block of elements, after how many.
+/// Why the moving of a block of elements ended, and how many were moved.
 struct End {
     moved: usize,
     why: Why,
@@ -33,9 +33,9 @@ struct End {
 enum Why {
     /// All are moved.
     Moved,
-    /// The element that was next cannot be reached.
+    /// The next element cannot be reached.
     Fault(Fault),
-    /// The index that was next lies outside the table.
+    /// The next index lies outside the table.
     BadIndex,
 }
 
@@ -54,7 +54,7 @@ impl Table {
         self.range.at(index * self.size as u64)
     }
 
-    /// Calls `each` with each index and with the element that goes with it.
+    /// Calls `each` with each index and its element.
     fn walk<P>(
         self,
         indices: &[u64],
@@ -82,7 +82,7 @@ impl Table {
     }
 }
 
-/// The indices and the elements that go with them, and how many are moved.
+/// The indices and their elements, and how many are moved.
 #[derive(Debug)]
 struct Column {
     indices: Range,
@@ -105,8 +105,8 @@ impl Column {
         })
     }
 
-    /// Announces what comes and reads the next indices; says how many, and where their
-    /// elements are.
+    /// Announces the next elements and reads their indices. Returns their number, and the address
+    /// of their elements.
     fn next(&mut self, memory: &mut impl Memory, access: u32) -> Result<(usize, u64), Fault> {
         let (done, count) = (self.progress.done(), self.progress.next(STEP_ELEMENTS));
         let (offset, index_offset) = (done * self.size as u64, done * INDEX_BYTES as u64);
@@ -117,7 +117,7 @@ impl Column {
         Ok((count, self.elements.at(offset)))
     }
 
-    /// Notes how many elements are moved, and ends the step.
+    /// Records how many elements are moved, and ends the step.
     fn end(&mut self, end: End) -> Result<Step, Fault> {
         self.progress.advance(end.moved);
         match end.why {
@@ -162,7 +162,7 @@ impl Run for Gather {
             return Ok(Step::Done(Status::Ok, [0; 4]));
         }
         let (count, destination) = column.next(memory, WRITE)?;
-        // First, so that what has been fetched when an element is missing can be kept.
+        // Reserved first, so that elements fetched before a fault can be kept.
         memory.reserve(destination, (count * table.size) as u64)?;
         let indices = column.index_block.get(count);
         let end = if table.size == size_of::<u64>() {

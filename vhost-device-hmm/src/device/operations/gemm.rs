@@ -1,12 +1,12 @@
 //! The product of matrices.
 //!
-//! C is made block by block. A block of C stays in scratch while panels of A and B go
-//! past it, so that each element of C is read and written once, and only at the end.
+//! C is computed block by block. A block of C stays in scratch while panels of A and B pass. Each
+//! element of C is read and written once, and written only at the end.
 
 use super::block::Block;
 use super::kernels;
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use super::step::{Fault, Memory, Run, Step, STEP_BYTES};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2};
 use virtio_hmm_spec::wire::command::Status;
@@ -16,17 +16,17 @@ use virtio_hmm_spec::wire::rights::{READ, WRITE};
 /// The size of an element.
 const SIZE: usize = size_of::<f32>();
 
-/// The largest block of C: such that it stays in the second-level cache together with
-/// the panels, and that few bytes are copied for each multiplication.
+/// The largest block of C. It stays in the second-level cache together with the panels, and few
+/// bytes are copied for each multiplication.
 const BLOCK_ROWS: usize = 256;
 /// See [`BLOCK_ROWS`].
 const BLOCK_COLUMNS: usize = 256;
 
-/// Columns of a panel of A and rows of a panel of B: such that the product of two panels,
-/// which is one step, takes about 100 µs.
+/// Columns of a panel of A and rows of a panel of B. The product of two panels, which is one step,
+/// takes about 100 µs.
 const BLOCK_DEPTH: usize = 64;
 
-/// A product and how far it has come.
+/// A product and its progress.
 #[derive(Debug)]
 pub(super) struct Gemm {
     a: Matrix,
@@ -46,7 +46,7 @@ pub(super) struct Gemm {
     c_block: Block,
 }
 
-/// What is done next for the block of C, and how many rows of it are done.
+/// The next part of the work on the block of C, and how many rows of it are done.
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Reading the block.
@@ -65,7 +65,7 @@ struct Matrix {
     range: Range,
     /// Elements from one row to the next.
     stride: u64,
-    /// Whether rows follow each other so closely that each page holds some.
+    /// Whether rows are so close together that each page holds some.
     dense: bool,
 }
 
@@ -112,7 +112,7 @@ impl Matrix {
 struct Budget(usize);
 
 impl Budget {
-    /// Takes a row out of it; whether there was anything left.
+    /// Subtracts a row; returns whether anything was left.
     fn take(&mut self, bytes: usize) -> bool {
         let left = self.0 > 0;
         self.0 = self.0.saturating_sub(bytes);
@@ -165,7 +165,7 @@ impl Gemm {
         (rows, columns, self.depth.next(BLOCK_DEPTH))
     }
 
-    /// Reads the block of C and multiplies it by beta; whether that is done.
+    /// Reads the block of C and multiplies it by beta; returns whether that is done.
     fn load_c(&mut self, memory: &mut impl Memory, budget: &mut Budget) -> Result<bool, Fault> {
         let (m, n, _) = self.shape();
         let State::LoadC(done) = &mut self.state else {
@@ -183,7 +183,7 @@ impl Gemm {
                 return Ok(false);
             }
             let address = self.c.at(row + *done as u64, column);
-            // Before it is read, so that one fault brings the page for both.
+            // Reserved before the read, so that one fault brings the page for both.
             memory.reserve(address, (n * SIZE) as u64)?;
             let start = *done * n * SIZE;
             memory.read(
@@ -199,7 +199,7 @@ impl Gemm {
         Ok(true)
     }
 
-    /// Writes the block of C; whether that is done.
+    /// Writes the block of C; returns whether that is done.
     fn store_c(&mut self, memory: &mut impl Memory, budget: &mut Budget) -> Result<bool, Fault> {
         let (m, n, _) = self.shape();
         let State::StoreC(done) = &mut self.state else {
@@ -233,7 +233,7 @@ impl Gemm {
     }
 }
 
-/// Reads rows of a panel into a block; whether that is done.
+/// Reads rows of a panel into a block; returns whether that is done.
 fn load_panel(
     memory: &mut impl Memory,
     budget: &mut Budget,
@@ -312,7 +312,7 @@ impl Run for Gemm {
 }
 
 impl Gemm {
-    /// Goes on to the next block of C.
+    /// Moves to the next block of C.
     fn next_block(&mut self, rows: usize, columns: usize) {
         self.depth = Progress::new(self.depth.total());
         self.state = State::LoadC(0);

@@ -2,7 +2,7 @@
 
 use super::block::{filled, Block, BLOCK_BYTES};
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use super::step::{Fault, Memory, Run, Step, STEP_BYTES};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation;
 use virtio_hmm_spec::wire::rights::{READ, WRITE};
@@ -10,13 +10,13 @@ use virtio_hmm_spec::wire::rights::{READ, WRITE};
 /// Values that a byte can have.
 const VALUES: usize = 256;
 
-/// Tables that take turns, so that equal bytes in a row do not wait for each other.
+/// Tables used in turn, so that equal bytes in a row do not wait for each other.
 const TABLES: usize = 8;
 
 /// The size of the counters in memory.
 const COUNTERS_BYTES: usize = VALUES * size_of::<u64>();
 
-/// Counts for itself, and adds to the job's counters at the end, all at once.
+/// Counts privately, and adds to the job's counters at the end, all at once.
 #[derive(Debug)]
 pub(super) struct Histogram {
     source: Range,

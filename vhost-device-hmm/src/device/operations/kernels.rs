@@ -1,14 +1,12 @@
-//! The inner loops over blocks of numbers, for the vector unit that the processor has.
+//! The inner loops over blocks of numbers, compiled for the processor's vector unit.
 //!
-//! Loops over floating point numbers keep [`LANES`] independent results, so that they
-//! neither wait for the previous addition nor keep an order that vectors cannot: the
-//! order in which floating point numbers are added up is unspecified. The compiler does
-//! the same to integers by itself.
+//! Loops over floating point numbers keep [`LANES`] independent results. They neither wait for the
+//! previous addition nor keep an order that vectors cannot: the order in which floating point
+//! numbers are added is unspecified. The compiler does the same for integers by itself.
 
 use multiversion::multiversion;
 
-/// Independent results: enough to fill the vector registers that hide the latency of
-/// an addition.
+/// Independent results: enough to fill the vector registers and to hide the latency of an addition.
 const LANES: usize = 32;
 
 /// Adds up `values` with `add`, and the lanes with `join`.
@@ -146,8 +144,8 @@ integer_extremes! {
     i64, min_i64, max_i64;
 }
 
-/// Declares the search for the smallest and the largest floating point number. What is
-/// no number is never smaller or larger.
+/// Declares the search for the smallest and the largest floating point number. NaN is never smaller
+/// or larger.
 macro_rules! float_extremes {
     ($( $type:ty, $min:ident, $max:ident; )+) => {
         kernels! { $(

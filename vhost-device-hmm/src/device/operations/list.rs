@@ -1,13 +1,13 @@
 //! The walk along a linked list.
 
-use super::{Fault, Memory, Run, Step};
+use super::step::{Fault, Memory, Run, Step};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation;
 
 /// Nodes visited in one step: each may be a miss in every cache.
 const STEP_NODES: usize = 1024;
 
-/// Goes from node to node, and has come to `node`.
+/// Walks from node to node; the current one is `node`.
 #[derive(Debug)]
 pub(super) struct ListWalk {
     operation: operation::ListWalk,

@@ -1,15 +1,16 @@
-//! Ranges of a job's addresses and the way through them, with checked arithmetic.
+//! Ranges of a job's addresses and the progress through them, with checked arithmetic.
 //!
-//! Knows nothing of what lies in a range.
+//! It knows nothing of the contents of a range.
 
-use super::{Fault, Memory};
+use super::step::{Fault, Memory};
+use crate::device::mmu::ADDRESS_BITS;
 use virtio_hmm_spec::wire::command::Status;
 
-/// The most that a step announces with [`Memory::expect`]: a fault that asked for more
-/// would keep the driver busy with pages that a job may never come to.
+/// The most that a step announces with [`Memory::expect`]: a larger fault would occupy the driver
+/// with pages that the job may never reach.
 const EXPECTED_BYTES: u64 = 64 << 20;
 
-/// A range of addresses that does not wrap.
+/// A range of addresses that a process can have. {dev-operation-bounds}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     address: u64,
@@ -21,11 +22,12 @@ impl Range {
     ///
     /// # Errors
     ///
-    /// [`Status::BadArgument`] when no address space has room for so many bytes,
-    /// [`Status::BadAddress`] when the range goes beyond the last address.
+    /// [`Status::BadArgument`] when no address space holds that many bytes, [`Status::BadAddress`]
+    /// when the range goes beyond the last address, with or without a wrap.
     pub(super) fn new(address: u64, count: u64, size: u64) -> Result<Self, Status> {
         let bytes = count.checked_mul(size).ok_or(Status::BadArgument)?;
-        if bytes > 0 && address.checked_add(bytes - 1).is_none() {
+        let lies_within = |end: u64| end <= 1 << ADDRESS_BITS;
+        if bytes > 0 && !address.checked_add(bytes).is_some_and(lies_within) {
             return Err(Status::BadAddress);
         }
         Ok(Self { address, bytes })
@@ -33,7 +35,7 @@ impl Range {
 
     /// The address that lies `offset` bytes into the range.
     ///
-    /// The offset is less than the size of the range, or nothing is done with it.
+    /// The offset must be less than the size of the range if the address is used.
     pub(super) fn at(self, offset: u64) -> u64 {
         debug_assert!(offset <= self.bytes);
         self.address.wrapping_add(offset)
@@ -49,10 +51,10 @@ impl Range {
         self.bytes > 0 && other.bytes > 0 && (reaches(self, other) || reaches(other, self))
     }
 
-    /// Loads one of the elements of four bytes that the range consists of.
+    /// Loads one of the four-byte elements of the range.
     ///
-    /// Eight bytes are loaded faster than four are copied, so its neighbour comes along
-    /// if it has one.
+    /// Eight bytes are loaded faster than four are copied, so the element is loaded together with a
+    /// neighbour if it has one.
     pub(super) fn load_u32(self, memory: &mut impl Memory, index: u64) -> Result<u32, Fault> {
         let offset = index * 4;
         let mut element = [0; 4];
@@ -70,20 +72,20 @@ impl Range {
         Ok(u32::from_le_bytes(element))
     }
 
-    /// Announces what lies from `offset` on.
+    /// Announces the range from `offset` on.
     pub(super) fn expect_from(self, memory: &mut impl Memory, offset: u64, access: u32) {
         let rest = (self.bytes - offset).min(EXPECTED_BYTES);
         memory.expect(self.at(offset), rest, access);
     }
 
-    /// Announces what lies before `end`, for those who come from behind.
+    /// Announces the range before `end`, for operations that go backwards.
     pub(super) fn expect_before(self, memory: &mut impl Memory, end: u64, access: u32) {
         let rest = end.min(EXPECTED_BYTES);
         memory.expect(self.at(end - rest), rest, access);
     }
 }
 
-/// How far an operation has come through its elements.
+/// The progress of an operation through its elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Progress {
     done: u64,
@@ -95,7 +97,7 @@ impl Progress {
         Self { done: 0, total }
     }
 
-    /// How many are done; so it is the index of the next one.
+    /// The number of elements done, which is also the index of the next one.
     pub(super) fn done(self) -> u64 {
         self.done
     }
@@ -112,12 +114,12 @@ impl Progress {
         self.done == self.total
     }
 
-    /// How many come next, if not more than `most` are taken at once.
+    /// The number of elements to take next, at most `most`.
     pub(super) fn next(self, most: usize) -> usize {
         usize::try_from(self.rest()).map_or(most, |rest| rest.min(most))
     }
 
-    /// Notes that `count` more are done; not more than [`Self::rest`].
+    /// Records that `count` more are done; at most [`Self::rest`].
     pub(super) fn advance(&mut self, count: usize) {
         self.done += count as u64;
         debug_assert!(self.done <= self.total);

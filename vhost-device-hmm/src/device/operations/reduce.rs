@@ -1,9 +1,9 @@
-//! Operations that make one value out of many: sum, min, max and dot.
+//! Operations that reduce many values to one: sum, min, max and dot.
 
 use super::block::{size, Block, Value, BLOCK_BYTES};
 use super::kernels;
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use super::step::{Fault, Memory, Run, Step, STEP_BYTES};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::{self, Element};
 use virtio_hmm_spec::wire::rights::READ;
@@ -118,7 +118,7 @@ macro_rules! ranked {
     )+ };
 }
 
-/// The low half of what was zero-extended.
+/// The low half of a zero-extended value.
 #[expect(clippy::cast_possible_truncation, reason = "the high half is zero")]
 fn low(bits: u64) -> u32 {
     bits as u32
@@ -144,8 +144,8 @@ impl Extreme {
         })
     }
 
-    /// One step over elements of one type; `find` finds the best of a block, and
-    /// `better` says whether it is better than the best so far.
+    /// One step over elements of one type. `find` finds the best of a block, and `better` returns
+    /// whether it beats the best so far.
     fn step<T: Ranked>(
         &mut self,
         memory: &mut impl Memory,
@@ -170,7 +170,7 @@ impl Extreme {
                 .best
                 .is_none_or(|best| better(&found, &T::from_bits(best.bits)))
             {
-                // Nothing but NaN in the block: then nothing equals what was found.
+                // If the block holds only NaN, no element equals the result.
                 if let Some(at) = values.iter().position(|value| *value == found) {
                     self.best = Some(Best {
                         bits: values[at].bits(),

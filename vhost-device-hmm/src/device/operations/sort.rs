@@ -1,16 +1,16 @@
 //! Sorting.
 //!
-//! Few elements are sorted at once. Many are sorted by one byte of their value after
-//! the other, the lowest first, each time from one range into the other. That needs no
-//! more room than 256 short stages, and can stop between any two elements.
+//! Few elements are sorted at once. Many are sorted by one byte of their value after the other, the
+//! lowest first, each pass from one range into the other. That needs only 256 short stages of extra
+//! memory, and can stop between any two elements.
 //!
-//! Of 64-bit values, the highest few bytes usually tell most elements apart. So it is
-//! tried with them first, and what they leave equal is sorted at once where it lies,
-//! side by side. Where they leave more equal than that, all bytes are taken.
+//! The highest few bytes of 64-bit values usually distinguish most elements. The passes therefore
+//! use only these first. Elements that they leave equal are contiguous, and are sorted at once in
+//! place. If more are equal than fit, the passes use all bytes.
 
 use super::block::{filled, Block, BLOCK_BYTES};
 use super::range::{Progress, Range};
-use super::{Fault, Memory, Run, Step, STEP_BYTES};
+use super::step::{Fault, Memory, Run, Step, STEP_BYTES};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation;
 use virtio_hmm_spec::wire::rights::{READ, WRITE};
@@ -19,10 +19,10 @@ use zerocopy::IntoBytes;
 /// The size of an element.
 const SIZE: usize = size_of::<u64>();
 
-/// As many elements as are sorted at once.
+/// The most elements that are sorted at once.
 const WHOLE: usize = 2048;
 
-/// Elements read at once while there are many.
+/// Elements read at once while many are sorted.
 const BLOCK: usize = BLOCK_BYTES / SIZE;
 
 /// Elements read in one step; each is written once, too.
@@ -31,22 +31,22 @@ const STEP_ELEMENTS: usize = STEP_BYTES / (4 * SIZE);
 /// Bytes of a value.
 const DIGITS: usize = 8;
 
-/// Values of a byte, and so the places where the next element may have to go.
+/// Values of a byte, which is also the number of positions to which the next element may go.
 const BUCKETS: usize = 256;
 
 /// Elements collected for a bucket before they are written.
 const STAGE: usize = 32;
 
-/// A sort and how far it has come.
+/// A sort and its progress.
 #[derive(Debug)]
 pub(super) struct Sort {
     data: Range,
     temporary: Range,
     count: u64,
     block: Block,
-    /// How many elements have each value of each byte; empty while few are sorted.
+    /// How many elements have each value of each byte; empty if few are sorted.
     counts: Vec<[u64; BUCKETS]>,
-    /// What the pass has in hand; empty while few are sorted.
+    /// The elements staged in this pass; empty if few are sorted.
     buckets: Vec<Bucket>,
     /// The lowest byte that the passes sort by.
     lowest: usize,
@@ -64,22 +64,22 @@ enum State {
     /// Sorting what the bytes above have left equal.
     Finish(Finish),
     /// Copying the elements from the temporary range, where the last pass left them.
-    Home(Progress),
+    CopyBack(Progress),
 }
 
-/// Sorting elements that differ in lower bytes than the passes have sorted by, while
-/// they are brought to where they belong.
+/// Sorting elements that differ in lower bytes than those of the passes, while they are copied to
+/// their final range.
 #[derive(Debug)]
 struct Finish {
     from: Range,
     progress: Progress,
 }
 
-/// A look at all elements.
+/// A first pass over all elements, which counts.
 #[derive(Debug)]
 struct Count {
     progress: Progress,
-    /// The last element, while all elements are in order.
+    /// The last element, as long as all elements are in order.
     ascending: Option<u64>,
 }
 
@@ -100,9 +100,9 @@ struct Pass {
 /// The elements that have one value of the byte.
 #[derive(Clone, Debug)]
 struct Bucket {
-    /// The place of the next element that is written.
+    /// The index of the next element that is written.
     next: u64,
-    /// The place behind the last element.
+    /// The index behind the last element.
     end: u64,
     /// Elements in the stage.
     staged: usize,
@@ -120,10 +120,10 @@ impl Default for Bucket {
     }
 }
 
-/// Why a pass cannot go on.
+/// Why a pass cannot continue.
 enum Stop {
     Fault(Fault),
-    /// The elements are others than those that were counted.
+    /// The elements differ from those that were counted.
     Changed,
 }
 
@@ -181,7 +181,7 @@ impl Sort {
         }
         let address = self.data.at(0);
         self.data.expect_from(memory, 0, WRITE);
-        // Before it is read, so that one fault brings the page for both.
+        // Reserved before the read, so that one fault brings the page for both.
         memory.reserve(address, (count * SIZE) as u64)?;
         memory.read(address, self.block.get_mut(count * SIZE))?;
         self.block.get_mut::<u64>(count).sort_unstable();
@@ -194,8 +194,8 @@ impl Sort {
         !self.counts[digit].contains(&self.count)
     }
 
-    /// Chooses the bytes and begins with them: as many of the highest as could tell all
-    /// elements apart.
+    /// Chooses the bytes and begins with them: as many of the highest as could distinguish all
+    /// elements.
     fn begin(&mut self) -> Step {
         let bits = u64::BITS - self.count.leading_zeros();
         let enough = usize::try_from(bits.div_ceil(8)).unwrap_or(DIGITS);
@@ -207,8 +207,8 @@ impl Sort {
         self.begin_pass(self.lowest, false)
     }
 
-    /// Begins the pass for the first byte from `digit` on in which elements differ. They
-    /// are in the temporary range if they are `away`.
+    /// Begins the pass for the first byte from `digit` on in which elements differ. The elements
+    /// are in the temporary range if `away` is set.
     fn begin_pass(&mut self, digit: usize, away: bool) -> Step {
         let (from, to) = if away {
             (self.temporary, self.data)
@@ -222,7 +222,7 @@ impl Sort {
                     progress: Progress::new(self.count),
                 })
             } else if away {
-                State::Home(Progress::new(self.count * SIZE as u64))
+                State::CopyBack(Progress::new(self.count * SIZE as u64))
             } else {
                 return Step::Done(Status::Ok, [0; 4]);
             };
@@ -274,13 +274,13 @@ impl Run for Sort {
                 if fits {
                     return Ok(Step::more_until(finish.progress.finished(), [0; 4]));
                 }
-                // The elements are all still where the last pass has left them, though
-                // some may be in another order.
+                // All elements are still where the last pass has left them, though some may be in
+                // another order.
                 let away = finish.from == self.temporary;
                 self.lowest = 0;
                 Ok(self.begin_pass(0, away))
             }
-            State::Home(progress) => {
+            State::CopyBack(progress) => {
                 let (done, bytes) = (progress.done(), progress.next(STEP_BYTES / 2));
                 self.temporary.expect_from(memory, done, READ);
                 self.data.expect_from(memory, done, WRITE);
@@ -323,7 +323,7 @@ impl Count {
 }
 
 impl Pass {
-    /// Stages elements, or writes what is staged when there are no more.
+    /// Stages elements, or writes the staged ones when there are no more.
     fn step(
         &mut self,
         memory: &mut impl Memory,
@@ -367,7 +367,7 @@ impl Pass {
         Ok(())
     }
 
-    /// Writes what is left in the buckets.
+    /// Writes the rest of the buckets.
     fn flush(&mut self, memory: &mut impl Memory, buckets: &mut [Bucket]) -> Result<(), Stop> {
         for bucket in &mut buckets[self.flushed..] {
             bucket.write(memory, self.to)?;
@@ -378,8 +378,8 @@ impl Pass {
 }
 
 impl Finish {
-    /// Sorts what shares its value above `shift` and brings it to `data`; whether that
-    /// could be done, because all that is equal there fits into the block.
+    /// Sorts elements that have equal values above `shift` and copies them to `data`. Returns
+    /// whether that was possible, because all equal elements fit into the block.
     fn step(
         &mut self,
         memory: &mut impl Memory,
@@ -401,7 +401,7 @@ impl Finish {
             memory.reserve(data.at(offset), (count * SIZE) as u64)?;
             memory.read(self.from.at(offset), block.get_mut(count * SIZE))?;
             let values = block.get_mut::<u64>(count);
-            // What is equal to the last one may go on behind the block.
+            // Elements equal to the last one may continue behind the block.
             let high = values[last] >> shift;
             let whole = if count as u64 == self.progress.rest() {
                 count
@@ -431,8 +431,8 @@ impl Bucket {
             return Err(Stop::Changed);
         }
         let offset = self.next * SIZE as u64;
-        // The rest of the bucket will be written from here on, the other buckets from
-        // elsewhere: all of it is needed soon.
+        // The rest of this bucket will be written from here on, but the next elements of the other
+        // buckets elsewhere: the whole rest is needed soon.
         to.expect_from(memory, offset, WRITE);
         memory.write(to.at(offset), self.stage[..self.staged].as_bytes())?;
         self.next += self.staged as u64;

@@ -1,17 +1,17 @@
 //! Binary trees: search and sum.
 
-use super::{Fault, Memory, Run, Step};
+use super::step::{Fault, Memory, Run, Step};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation;
 
 /// Nodes visited in one step: each may be a miss in every cache.
 const STEP_NODES: usize = 1024;
 
-/// The deepest tree that is summed; a promise of the specification. It limits the
-/// stack, which holds at most one node for each level.
+/// The deepest tree that is summed; a promise of the specification. It limits the stack, which
+/// holds at most one node for each level.
 const MOST_DEPTH: u32 = 65_536;
 
-/// Goes down a tree, and has come to `node`.
+/// Walks down a tree; the current node is `node`.
 #[derive(Debug)]
 pub(super) struct TreeSearch {
     operation: operation::TreeSearch,
@@ -56,15 +56,15 @@ impl Run for TreeSearch {
     }
 }
 
-/// A node and how many levels it is below the root.
+/// A node and its depth below the root.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     node: u64,
     depth: u32,
 }
 
-/// Visits all nodes of a tree, has come to `here`, and has yet to visit what is on the
-/// stack.
+/// Visits all nodes of a tree. The current node is `here`; the stack holds nodes that are still to
+/// be visited.
 #[derive(Debug)]
 pub(super) struct TreeSum {
     operation: operation::TreeSum,

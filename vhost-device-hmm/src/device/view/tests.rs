@@ -1,4 +1,4 @@
-//! What a job sees through its view, and what it must not.
+//! What a job sees through its view, and what it must not see.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::device::memory::SystemMemory;
-use crate::device::mmu::{Budget, Leaf, PageRange, Run};
-use crate::device::space::{Epochs, Space};
+use crate::device::mmu::{Budget, Leaf, PageRange, Rule, Run};
+use crate::device::space::{Epochs, Rest, Space};
 use crate::device::statistics::Counters;
 use crate::device::tlb;
 
@@ -71,14 +71,17 @@ fn a_stale_translation_that_is_used_is_found() {
     bench.map(1, 1, 1, false);
     assert_eq!(bench.look(|view| view.load(PAGE_BYTES)), Ok(0));
     let before = bench.space.read().epoch;
-    bench.space.unmap(&[PageRange::ALL], None);
+    let all = [PageRange::ALL];
+    bench
+        .space
+        .take_back(&mut Rest::all(&all), Rule::Unmap, None);
     assert!(bench.look(|view| view.load(PAGE_BYTES)).is_err());
     assert_eq!(bench.counters.stale_accesses.get(), 0);
     let now = bench.space.read().epoch;
     bench.tlb.revive(before, now);
     assert_eq!(bench.look(|view| view.load(PAGE_BYTES)), Ok(0));
     assert_eq!(bench.counters.stale_accesses.get(), 1);
-    // A translation to another frame is as stale as one to none.
+    // A translation to another frame is as stale as a translation to none.
     bench.map(1, 2, 1, false);
     assert_eq!(bench.look(|view| view.load(PAGE_BYTES)), Ok(0));
     assert_eq!(bench.counters.stale_accesses.get(), 2);
@@ -91,7 +94,10 @@ fn each_stale_leaf_of_those_that_are_used_at_once_is_found() {
     let mut bytes = [0; 4 * FRAME_BYTES];
     assert!(bench.look(|view| view.read(PAGE_BYTES, &mut bytes)).is_ok());
     let before = bench.space.read().epoch;
-    bench.space.unmap(&[PageRange::ALL], None);
+    let all = [PageRange::ALL];
+    bench
+        .space
+        .take_back(&mut Rest::all(&all), Rule::Unmap, None);
     let now = bench.space.read().epoch;
     bench.tlb.revive(before, now);
     bench.map(1, 1, 1, false);
@@ -133,7 +139,7 @@ fn a_hole_and_a_page_that_may_not_be_written_fault_where_they_are() {
         address: page * PAGE_BYTES,
         access,
     };
-    // Twice, because what is in the TLB already must not hide anything.
+    // Twice: entries that are in the TLB already must not hide anything.
     for _ in 0..2 {
         let hole = bench.look(|view| view.read(2 * PAGE_BYTES + 5, &mut bytes));
         assert_eq!(hole, Err(fault(4, rights::READ)));

@@ -24,6 +24,7 @@ fn set(layout: &Layout, address: u64, narrow: bool, value: u64) -> Layout {
 }
 
 proptest! {
+    // {dev-atomic-once}
     #[test]
     fn add_adds_as_often_as_asked(
         value: u64, operand: u64, narrow: bool, repeat in 0_u64..2000, seed: u64,

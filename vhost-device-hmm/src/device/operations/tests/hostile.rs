@@ -1,4 +1,4 @@
-//! Arguments that make no sense: they must end, whatever they are.
+//! Arguments that make no sense: each job must end, whatever they are.
 
 use super::layout::Layout;
 use super::memory::{Arena, Temper, BASE};
@@ -12,8 +12,8 @@ use virtio_hmm_spec::wire::operation::{
 };
 use zerocopy::little_endian::{U32, U64};
 
-/// Steps after which a job that has neither ended nor faulted is cancelled: a count may
-/// rightly ask for more than a test can wait for.
+/// Steps after which a job that has neither ended nor faulted is cancelled: a valid count may take
+/// longer than a test can wait.
 const PATIENCE: usize = 200;
 
 /// Bytes that are mapped.
@@ -36,6 +36,7 @@ fn argument() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
+    // {dev-job-ends}
     #[test]
     fn absurd_arguments_end_a_job_and_nothing_else(
         code in 1_u32..22, arguments in prop::array::uniform14(argument()), seed: u64,
@@ -76,7 +77,7 @@ proptest! {
     }
 }
 
-/// Operations of no elements, at addresses that nothing is at.
+/// Operations of no elements, at unmapped addresses.
 fn empty() -> Vec<Operation> {
     let (nowhere, element) = (u64::MAX, Element::F64);
     let [source, destination, left, right, x, y, data, temporary] = [nowhere; 8];
@@ -196,7 +197,7 @@ fn no_elements_are_no_mistake_and_touch_nothing() {
     let mut layout = Layout::default();
     layout.put(&[1_u8; 100]);
     for operation in empty() {
-        // A product of nothing still has a place for what it does not write.
+        // An empty product still has an address for its result.
         let operation = match operation {
             Operation::Gemm(product) => Gemm {
                 a: 0,
@@ -218,7 +219,7 @@ fn no_elements_are_no_mistake_and_touch_nothing() {
 }
 
 #[test]
-fn a_range_that_wraps_is_a_bad_address() {
+fn a_range_that_wraps_is_as_bad_an_address_as_one_that_lies_too_high() {
     let layout = Layout::default();
     let refuse =
         |operation: Operation| layout.expect(operation, 1, Status::BadAddress, &[], &layout);
@@ -258,16 +259,16 @@ fn a_range_that_wraps_is_a_bad_address() {
         }
         .into(),
     );
-    // The last address is an address.
-    assert!(Work::new(
-        Sum {
-            source: u64::MAX - 15,
-            count,
-            element
-        }
-        .into()
-    )
-    .is_ok());
+    let high = |source| Sum {
+        source,
+        count,
+        element,
+    };
+    for source in [1 << 62, u64::MAX - 15, (1 << 57) - 15, 1 << 57] {
+        refuse(high(source).into());
+    }
+    // The last address is valid.
+    assert!(Work::new(high((1 << 57) - 16).into()).is_ok());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a test lays out in memory, and what it expects to find there afterwards.
+//! The memory that a test lays out, and its expected contents afterwards.
 
 use super::memory::{Arena, Temper, BASE};
 use virtio_hmm_spec::wire::command::Status;
@@ -11,18 +11,18 @@ pub(super) struct Layout {
     bytes: Vec<u8>,
 }
 
-/// What lies between the pieces.
+/// The contents of the gaps.
 const GAP: u8 = 0xa5;
 
 impl Layout {
-    /// Puts data after a gap, and says where.
+    /// Appends data after a gap, and returns its address.
     pub(super) fn put<T: IntoBytes + Immutable>(&mut self, data: &[T]) -> u64 {
         let gap = 1 + (self.bytes.len() * 7 + data.len()) % 13;
         self.bytes.resize(self.bytes.len() + gap, GAP);
         self.append(data)
     }
 
-    /// Puts data where its address is a multiple of eight.
+    /// Appends data at an address that is a multiple of eight.
     pub(super) fn put_aligned<T: IntoBytes + Immutable>(&mut self, data: &[T]) -> u64 {
         self.bytes.push(GAP);
         while (BASE + self.bytes.len() as u64) % 8 != 0 {
@@ -42,7 +42,7 @@ impl Layout {
         BASE + self.bytes.len() as u64
     }
 
-    /// Replaces what is at an address.
+    /// Replaces the bytes at an address.
     pub(super) fn set<T: IntoBytes + Immutable>(&mut self, address: u64, data: &[T]) {
         let start = usize::try_from(address - BASE).unwrap();
         let data = data.as_bytes();
@@ -54,7 +54,7 @@ impl Layout {
         &self.bytes[usize::try_from(address - BASE).unwrap()..][..bytes]
     }
 
-    /// What an operation makes of this, and how it ends.
+    /// Runs an operation on this layout; returns the result and how it ended.
     pub(super) fn run(
         &self,
         operation: impl Into<Operation>,
@@ -68,8 +68,8 @@ impl Layout {
         (status, results, Layout { bytes: arena.bytes })
     }
 
-    /// Asserts that an operation ends like this and leaves exactly `expected` behind,
-    /// whatever the pages do.
+    /// Asserts that an operation ends like this and leaves exactly `expected` behind, with any
+    /// behaviour of pages. {dev-ok-means-done}, {dev-operation-bounds}
     #[track_caller]
     pub(super) fn expect<O: Into<Operation>>(
         &self,

@@ -8,17 +8,17 @@ use virtio_hmm_spec::wire::rights::{ATOMIC, READ, WRITE};
 /// Small pages, so that short tests cross many.
 const PAGE: usize = 256;
 
-/// Where the bytes begin; not aligned to anything.
+/// The address of the first byte; not aligned to anything.
 pub(super) const BASE: u64 = 0x7f12_3456_7003;
 
-/// How pages come and go.
+/// The behaviour of pages.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Temper {
     /// Every page is there.
     Kind,
-    /// A page comes, with the rights that were asked for, when it has been missed.
+    /// A page comes when it was missed, with the rights that were needed.
     Lazy,
-    /// The same, and before a step any page may have gone again.
+    /// The same, and any page may be gone before a step.
     Forgetful(u64),
 }
 
@@ -57,7 +57,7 @@ impl Arena {
         }
     }
 
-    /// Where in the vector the range is, or why it cannot be used.
+    /// The position of a range in the vector, or why the range cannot be used.
     fn locate(&mut self, address: u64, bytes: usize, access: u32) -> Result<usize, Fault> {
         self.moved += bytes;
         let absent = |address| Err(Fault { address, access });
@@ -83,7 +83,7 @@ impl Arena {
         Ok(start)
     }
 
-    /// Makes the page of a fault present; whether there is one.
+    /// Makes the page of a fault present; returns whether there is one.
     pub(super) fn resolve(&mut self, fault: Fault) -> bool {
         self.faults += 1;
         let Some(offset) = fault.address.checked_sub(BASE) else {
@@ -109,7 +109,7 @@ impl Arena {
     ///
     /// # Errors
     ///
-    /// The fault that could not be resolved, if that was the end.
+    /// The fault that could not be resolved, if the operation ended with one.
     pub(super) fn run(&mut self, operation: Operation) -> Result<(Status, [u64; 4]), Fault> {
         match Work::new(operation) {
             Ok(mut work) => self.finish(&mut work),
@@ -120,13 +120,15 @@ impl Arena {
     pub(super) fn finish(&mut self, work: &mut Work) -> Result<(Status, [u64; 4]), Fault> {
         loop {
             if let Temper::Forgetful(seed) = &mut self.temper {
-                // Slower than pages come, or nothing that needs several would end.
+                // Pages go more slowly than they come, or no operation that needs several would
+                // end.
                 if shuffle(seed) % 4 == 0 {
                     let page = shuffle(seed) % self.rights.len() as u64;
                     self.rights[usize::try_from(page).unwrap()] = 0;
                 }
             }
             self.moved = 0;
+            // {dev-bounded-step}
             let step = work.step(self);
             assert!(
                 self.moved <= 2 * STEP_BYTES,

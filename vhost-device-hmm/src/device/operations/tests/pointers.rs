@@ -7,11 +7,10 @@ use std::collections::VecDeque;
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::{Bfs, ListWalk, TreeSearch, TreeSum};
 
-/// Bytes of a node: three words and an odd rest, so that nodes cross pages anyhow.
+/// Bytes of a node: three words and an odd rest, so that nodes cross pages at odd offsets.
 const NODE: usize = 27;
 
-/// Lays out nodes of three words, each somewhere, in the order that `order` shuffles;
-/// says where.
+/// Lays out nodes of three words in the order that `order` shuffles; returns their addresses.
 fn place_nodes(layout: &mut Layout, order: &[usize]) -> Vec<u64> {
     let first = layout.put(&vec![0_u8; order.len() * NODE]);
     order
@@ -80,7 +79,7 @@ fn tree_sum(root: u64, limit: u64) -> TreeSum {
     }
 }
 
-/// Levels by the book.
+/// Levels by a reference implementation.
 fn levels(offsets: &[u64], edges: &[u32], start: usize) -> Vec<u32> {
     let mut levels = vec![u32::MAX; offsets.len() - 1];
     levels[start] = 0;
@@ -168,7 +167,7 @@ proptest! {
         let (layout, nodes) = tree(&order, &keys);
         let root = nodes.first().copied().unwrap_or(0);
         for key in [0, 17, 300, 599, u64::MAX] {
-            // The path by the book.
+            // The path by a reference implementation.
             let (mut node, mut visited, mut found) = (root, 0, 0);
             while node != 0 {
                 let word = |at| u64::from_le_bytes(layout.bytes(at, 8).try_into().unwrap());

@@ -274,8 +274,8 @@ fn sort_leaves_sorted_and_equal_elements_alone() {
 
 #[test]
 fn sort_takes_lower_bytes_where_the_high_ones_leave_many_equal() {
-    // The high bytes differ for a few elements only; first they lie before the many that
-    // are equal, then behind them.
+    // The high bytes differ for a few elements only. These lie first before the many equal ones,
+    // then behind them.
     for side in [0, !0] {
         let few = |i: u64| if i % 500 == 7 { i << 40 } else { 0 };
         let values = (0..9000).map(|i| side ^ few(i) ^ (i * 7919 % 9001));

@@ -1,0 +1,39 @@
+//! Wrong replies.
+
+use super::rule::SplitMix;
+
+/// Flips bits of a reply: one of them, or all at random.
+pub fn garble(reply: &mut [u8], number: u64) {
+    let mut random = SplitMix(number);
+    if random.next() % 2 == 0 {
+        for byte in reply {
+            let [low, ..] = random.next().to_le_bytes();
+            *byte = low;
+        }
+    } else {
+        let bits = (reply.len() as u64 * 8).max(1);
+        let bit = random.next() % bits;
+        if let Some(byte) = usize::try_from(bit / 8)
+            .ok()
+            .and_then(|at| reply.get_mut(at))
+        {
+            *byte ^= 1 << (bit % 8);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_garbled_reply_is_never_right_by_chance_of_one_bit() {
+        for number in 0..100 {
+            let mut reply = [0x5a; 64];
+            garble(&mut reply, number);
+            assert_ne!(reply, [0x5a; 64]);
+        }
+        garble(&mut [], 1);
+        garble(&mut [], 2);
+    }
+}
