@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What sys.rs wants bindings of, beside what the kernel crate has. */
+/* What sys.rs needs bindings of, in addition to those of the kernel crate. */
+#include <linux/eventfd.h>
 #include <linux/hmm.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>

@@ -3,48 +3,57 @@
 //! Probe and remove: builds the parts of a device, and takes them apart.
 
 use crate::{
-    device::{Core, Device, Limits},
-    dmirror,
-    fault::{Dispatcher, Serving},
-    file,
-    mm::pagemap::Kind,
+    chardev::{
+        dmirror, file,
+        node::{self, Node},
+    },
+    clients::Clients,
+    device::{core::Core, limits::Limits, shares::Rules, Device},
+    fault::Dispatcher,
+    lifecycle::{self, Alive},
+    migrate::cpu_fault::CpuFaultHandler,
+    mm::memremap::MemoryType,
     module_parameters,
-    node::{self, Node},
-    virtio::{self, Interrupts, Plan, Queues, RunningQueues},
+    space::Spaces,
+    virtio::{self, BoundQueues, Interrupts, Plan, Queues},
     wait::Workqueue,
     wire::{
         self,
-        config::{capability, Config, MEMORY_REGION},
+        config::{capability, MEMORY_REGION},
         Queue,
     },
 };
 use core::pin::Pin;
 use kernel::{device, new_mutex, prelude::*, sync::Arc, sync::Mutex};
-use zerocopy::FromZeros;
 
-/// The queues, in the order of their numbers. If the ring has no memory for an indirect table,
-/// a chain takes a descriptor for each piece: request and reply are one each. A list of copies
-/// may lie in as many pages as `VIRTIO_HMM_MAX_PIECES` says; a fault buffer has no request.
+/// The queues, in the order of their numbers. If there is no memory for an indirect table, a chain
+/// takes one descriptor for each piece. Request and reply are one piece each. A list of copies may
+/// consist of up to `VIRTIO_HMM_MAX_PIECES` pages. A fault buffer has no request.
 const QUEUES: [Plan; wire::QUEUE_COUNT] = [
     Plan {
         name: c"control",
         pieces: 2,
-        // Nobody waits for the replies to `Map` and `Answer`.
+        // A fault takes two of its slots at once.
+        least: 2,
+        // No thread waits for the replies to `Map` and `Answer`.
         interrupts: Interrupts::OnDemand,
     },
     Plan {
         name: c"dma",
         pieces: 40,
+        least: 1,
         interrupts: Interrupts::OnDemand,
     },
     Plan {
         name: c"submit",
         pieces: 2,
+        least: 1,
         interrupts: Interrupts::Always,
     },
     Plan {
         name: c"fault",
         pieces: 1,
+        least: 1,
         interrupts: Interrupts::Always,
     },
 ];
@@ -60,36 +69,21 @@ kernel::module_device_table!(
 /// The driver.
 pub(crate) struct HmmDriver;
 
-/// What the driver keeps for a device.
+/// The driver's data for a device.
 #[pin_data]
 pub(crate) struct Data {
     #[pin]
     parts: Mutex<Option<Parts>>,
 }
 
-/// The parts of a device, in the order in which they are taken apart.
+/// The parts of a device, in the order of teardown.
 struct Parts {
-    /// No file is opened any more.
+    /// Afterwards programs cannot open files.
     _node: Node<file::Session>,
-    /// Nor by the kernel's tests.
+    /// Nor can the kernel's tests.
     _dmirror: Option<Node<dmirror::Session>>,
-    /// Nobody uses the device any more, and all pages are home.
-    _removal: Removal,
-    /// No fault is taken on any more.
-    _serving: Serving,
-    /// All work has been done.
-    _workqueue: Workqueue,
-    /// The device is reset.
-    _running: RunningQueues,
-}
-
-/// Ends all use of the device when it is dropped.
-struct Removal(Arc<Device>);
-
-impl Drop for Removal {
-    fn drop(&mut self) {
-        self.0.remove();
-    }
+    /// Ends all use of the device, moves all pages to system memory and resets the device.
+    alive: Alive,
 }
 
 impl virtio::Driver for HmmDriver {
@@ -110,31 +104,72 @@ impl virtio::Driver for HmmDriver {
         let parts = data.parts.lock().take();
         drop(parts);
     }
+
+    fn prepare(_device: &virtio::Device<device::Core<'_>>, data: Pin<&Self::Data>) {
+        let parts = data.parts.lock();
+        if let Some(parts) = parts.as_ref() {
+            parts.alive.prepare();
+        }
+    }
+
+    fn freeze(_device: &virtio::Device<device::Core<'_>>, data: Pin<&Self::Data>) -> Result {
+        let parts = data.parts.lock();
+        parts.as_ref().map_or(Ok(()), |parts| parts.alive.freeze())
+    }
+
+    fn restore(_device: &virtio::Device<device::Core<'_>>, data: Pin<&Self::Data>) -> Result {
+        let parts = data.parts.lock();
+        parts.as_ref().map_or(Ok(()), |parts| parts.alive.restore())
+    }
 }
 
 impl Parts {
     fn new(device: &virtio::Device<device::Core<'_>>) -> Result<Self> {
+        // {drv-version-1}
         if !device.is_modern() {
             dev_err!(device, "the device follows a draft of virtio\n");
             return Err(ENODEV);
         }
-        let mut limits = Limits::new(&read_config(device))?;
+        let config = lifecycle::read_config(|offset| device.read_config(offset));
+        let mut limits = Limits::new(&config)?;
         let kind = memory_kind(device, &mut limits)?;
 
         let workqueue = Workqueue::new(c"virtio_hmm")?;
         let queues = Queues::new(&QUEUES, workqueue.link())?;
-        let running = queues.clone().start(device)?;
+        let mut bound = BoundQueues::new(queues.clone(), device);
+        bound.start()?;
         limits.max_jobs = limits.max_jobs.min(queues.capacity(Queue::Submit.raw()));
-        let core = Core::new(limits, queues, workqueue.link())?;
-        core.reset()
+        for (queue, plan) in (0..).zip(&QUEUES) {
+            if queues.capacity(queue) < plan.least {
+                dev_err!(device, "the {} queue is too short\n", plan.name);
+                return Err(ENODEV);
+            }
+        }
+        let rules = Rules {
+            user: *module_parameters::user_share.value_ref(),
+            process: *module_parameters::process_share.value_ref(),
+        };
+        let core = Core::new(limits, queues, workqueue.link(), rules)?;
+        let spaces = Spaces::new(&core)?;
+        core.begin()
             .inspect_err(|error| dev_err!(device, "the device cannot be started: {:?}\n", error))?;
-        let hmm = Device::new(core, kind)
+        let faults = Arc::new(CpuFaultHandler::new(spaces.clone()), GFP_KERNEL)?;
+        // {drv-region-after-init}
+        let hmm = Device::new(core, kind, faults)
             .inspect_err(|error| dev_err!(device, "no pages for its memory: {:?}\n", error))?;
-        let serving = Dispatcher::start(hmm.clone())?;
-        let removal = Removal(hmm.clone());
-        let node = Node::new(&hmm, node::Names::PROGRAMS)?;
+        let clients = Clients::new(hmm.clone(), spaces.clone())?;
+        let serving = Dispatcher::start(hmm.clone(), spaces)?;
+        // {drv-fault-buffers}
+        serving.offer(&hmm.core.link)?;
+        let parts = lifecycle::Parts {
+            serving,
+            _workqueue: workqueue,
+            queues: bound,
+        };
+        let alive = Alive::new(clients.clone(), config, parts)?;
+        let node = Node::new(&clients, node::Names::PROGRAMS)?;
         let dmirror = if *module_parameters::dmirror.value_ref() {
-            node_for_tests(&hmm)?
+            node_for_tests(&clients)?
         } else {
             None
         };
@@ -144,41 +179,41 @@ impl Parts {
             node.name(),
             limits.device_memory >> 20,
             match kind {
-                Kind::Private => c"private",
-                Kind::Coherent { .. } => c"coherent",
+                MemoryType::DevicePrivate => c"private",
+                MemoryType::DeviceCoherent { .. } => c"coherent",
             },
             limits.engines,
         );
         Ok(Self {
             _node: node,
             _dmirror: dmirror,
-            _removal: removal,
-            _serving: serving,
-            _workqueue: workqueue,
-            _running: running,
+            alive,
         })
     }
 }
 
-/// The node for the kernel's tests, as long as there are names left.
-fn node_for_tests(device: &Arc<Device>) -> Result<Option<Node<dmirror::Session>>> {
-    let names = node::Names::of_tests(device.pagemap.is_coherent());
-    match Node::new(device, names) {
+/// The node for the kernel's tests, unless all names are taken.
+fn node_for_tests(clients: &Arc<Clients>) -> Result<Option<Node<dmirror::Session>>> {
+    let names = node::Names::of_tests(clients.device.pagemap.is_coherent());
+    match Node::new(clients, names) {
         Ok(node) => Ok(Some(node)),
         Err(error) if error == ENOSPC => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Whether CPUs can have addresses for the device's memory. Takes it out of `limits` that
-/// they can if they cannot here.
+/// Whether CPUs can address the device's memory. Clears that capability in `limits` if they cannot
+/// here.
 ///
 /// # Errors
 ///
-/// `ENODEV` if the device says that they can and shows something else.
-fn memory_kind(device: &virtio::Device<device::Core<'_>>, limits: &mut Limits) -> Result<Kind> {
+/// `ENODEV` if the device claims that they can but its region has another size than its memory.
+fn memory_kind(
+    device: &virtio::Device<device::Core<'_>>,
+    limits: &mut Limits,
+) -> Result<MemoryType> {
     if !limits.is_coherent() {
-        return Ok(Kind::Private);
+        return Ok(MemoryType::DevicePrivate);
     }
     let Some(region) = device.shared_memory(MEMORY_REGION) else {
         dev_info!(
@@ -186,23 +221,13 @@ fn memory_kind(device: &virtio::Device<device::Core<'_>>, limits: &mut Limits) -
             "coherent memory out of reach is used as private memory\n"
         );
         limits.capabilities &= !capability::COHERENT;
-        return Ok(Kind::Private);
+        return Ok(MemoryType::DevicePrivate);
     };
     if region.end - region.start != limits.device_memory {
         dev_err!(device, "its region is not as large as its memory\n");
         return Err(ENODEV);
     }
-    Ok(Kind::Coherent {
+    Ok(MemoryType::DeviceCoherent {
         start: region.start,
     })
-}
-
-/// Reads the configuration space in pieces of four bytes, the smallest width of its
-/// fields: each access is a message between virtual machine and device.
-fn read_config(device: &virtio::Device<device::Core<'_>>) -> Config {
-    let mut config = Config::new_zeroed();
-    for (index, piece) in config.as_mut_bytes().chunks_exact_mut(4).enumerate() {
-        piece.copy_from_slice(&device.read_config(index as u32 * 4).to_le_bytes());
-    }
-    config
 }

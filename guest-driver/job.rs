@@ -2,239 +2,431 @@
 
 //! Jobs of an open file, from submission until their results have been fetched.
 //!
-//! Knows nothing of what jobs do: their descriptors pass through unread.
+//! Does not know what jobs do: their descriptors are passed on unread.
 //!
 //! Lock order: `Fences::table` is taken last.
 
 use crate::{
-    device::Device,
+    clients::Clients,
+    device::{command::Cancel, queue::Message, Device},
+    ends::{Ends, Told},
+    eventfd::EventFd,
     space::Space,
-    virtio::{Chain, Draft, Handler},
-    wait::{Event, Waited},
+    virtio::{Chain, Draft, Handler, Written},
+    wait::{Deadline, Event, Waited},
     wire::{
+        command::{CancelEntry, Status},
         job::{JobDescriptor, JobReply, JobRequest},
         Queue,
     },
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     new_mutex,
     prelude::*,
     rbtree::{RBTree, RBTreeNodeReservation},
-    sync::{
-        atomic::{Atomic, Relaxed},
-        Arc, Mutex,
-    },
-    time::msecs_to_jiffies,
+    sync::{Arc, Mutex},
+    time::Delta,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
-/// How long a job is waited for until the device is asked whether it still lives, in
-/// milliseconds.
-const CHECK_INTERVAL: u32 = 10_000;
+/// The maximum number of jobs cancelled by one request: a kilobyte of names.
+const CANCEL_ENTRIES: usize = 128;
 
-/// Gives each job of a device a name of its own.
-pub(crate) struct Names(Atomic<u64>);
+/// How long to wait for a cancelled job before checking again.
+const CANCEL_AGAIN: Delta = Delta::from_millis(20);
 
-impl Names {
-    pub(crate) const fn new() -> Self {
-        Self(Atomic::new(1))
-    }
-
-    fn next(&self) -> u64 {
-        self.0.fetch_add(1, Relaxed)
-    }
-}
+/// How often to check: in total as long as the device may take for any request.
+const CANCEL_TIMES: u32 = 1500;
 
 /// The jobs of a file by their fences.
 #[pin_data]
 pub(crate) struct Fences {
     #[pin]
     table: Mutex<Table>,
+    ends: Arc<Ends>,
 }
 
 struct Table {
-    jobs: RBTree<u64, Arc<Chain>>,
+    jobs: RBTree<u64, Job>,
     count: u32,
     next: u64,
 }
 
-/// Jobs that have been handed in.
+/// A job whose result has not been fetched.
+struct Job {
+    chain: Arc<Chain>,
+    /// Its name on the device.
+    name: u64,
+    /// Whether the device has been told, or is about to be told, to end it: only told once.
+    /// {drv-cancel-once}
+    is_cancelled: bool,
+}
+
+/// Jobs that have been submitted.
 pub(crate) struct Submitted {
-    /// The fence of the first one; those of the others follow.
+    /// The fence of the first job; the others have the numbers that follow.
     pub(crate) first_fence: u64,
-    /// How many.
+    /// The number of jobs.
     pub(crate) count: u32,
 }
 
 impl Fences {
-    pub(crate) fn new() -> impl PinInit<Self> {
+    /// An empty table for a file with these ends. Its fences continue those of `before`, which the
+    /// program may still know.
+    pub(crate) fn new(ends: Arc<Ends>, before: Option<&Self>) -> impl PinInit<Self> {
+        let next = before.map_or(1, |before| before.table.lock().next);
         pin_init!(Self {
             table <- new_mutex!(
                 Table {
                     jobs: RBTree::new(),
                     count: 0,
-                    next: 1,
+                    next,
                 },
                 "Fences::table"
             ),
+            ends,
         })
     }
 
-    /// Hands in as many of the jobs as there is room for.
+    /// The ends of these jobs.
+    pub(crate) fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// Submits as many of the jobs as there is room for. Signals `eventfd`, if there is one, at the
+    /// end of each of them.
     ///
     /// # Errors
     ///
-    /// - `EAGAIN` if there is room for none: the device has as many as it takes, or the
-    ///   file has as many whose results have not been fetched.
+    /// - `EAGAIN` if there is room for none: the device has the maximum number of jobs, or the file
+    ///   has the maximum number whose results have not been fetched.
     /// - `ENOMEM` if there is no memory for the first one.
     /// - `EIO` or `ENODEV` if the device is given up.
     pub(crate) fn submit(
         &self,
-        device: &Device,
+        clients: &Clients,
         space: &Space,
         jobs: &[JobDescriptor],
+        eventfd: Option<EventFd>,
     ) -> Result<Submitted> {
+        let device = &*clients.device;
+        let told = Told::new(space.jobs.clone(), self.ends.clone(), eventfd)?;
         let mut table = self.table.lock();
         let first_fence = table.next;
-        let mut count = 0;
+        let mut count = 0_u32;
         let mut error = EAGAIN;
         for descriptor in jobs {
-            if let Err(failed) = table.submit(device, space, descriptor) {
+            if let Err(failed) = table.submit(device, space, descriptor, &told) {
                 error = failed;
                 break;
             }
-            count += 1;
+            count = count.saturating_add(1);
         }
         drop(table);
         if count == 0 {
             return Err(error);
         }
-        device.core.link.queues().kick(Queue::Submit.raw());
+        device.core.link.kick_queue(Queue::Submit);
+        clients.watchdog.has_job();
         Ok(Submitted { first_fence, count })
     }
 
     /// Waits for a job to end and fetches its result.
     ///
-    /// `jiffies` bounds the wait, if it is given; zero only looks.
-    ///
     /// # Errors
     ///
     /// - `ENOENT` if there is no such fence, or its result has been fetched.
-    /// - `ETIME` if the time ran out, `EINTR` if a signal arrived.
+    /// - `ETIME` if the time ran out, `ERESTARTSYS` if a signal arrived.
     /// - `EIO` or `ENODEV` if the device is given up.
-    pub(crate) fn wait(
-        &self,
-        device: &Device,
-        fence: u64,
-        jiffies: Option<usize>,
-    ) -> Result<JobReply> {
-        self.fetch(device, fence, jiffies, Event::wait_interruptible)
+    pub(crate) fn wait(&self, space: &Space, fence: u64, deadline: Deadline) -> Result<JobReply> {
+        self.await_one(space, fence, deadline, Event::wait_interruptible)
+            .map_err(|error| if error == EINTR { ERESTARTSYS } else { error })
     }
 
-    /// Waits for a job to end and fetches its result. Only its end can end the caller's wait,
-    /// or the caller's own.
+    /// Waits for a job to end and fetches its result. Apart from that, the wait only ends when the
+    /// caller is being killed.
     ///
     /// # Errors
     ///
     /// - `ENOENT` if there is no such fence, or its result has been fetched.
     /// - `EINTR` if the caller is being killed. The job then ends with the space.
     /// - `EIO` or `ENODEV` if the device is given up.
-    pub(crate) fn finish(&self, device: &Device, fence: u64) -> Result<JobReply> {
-        self.fetch(device, fence, None, Event::wait_killable)
+    pub(crate) fn finish(&self, space: &Space, fence: u64) -> Result<JobReply> {
+        self.await_one(space, fence, Deadline::Never, Event::wait_killable)
+    }
+
+    /// Waits for one of several jobs to end, and fetches its result. Returns its fence and the
+    /// result. No fences means all jobs of the file.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOENT` if a fence does not exist or its result has been fetched. At first this holds for
+    ///   any of the fences, during the wait only for all of them.
+    /// - `ETIME` if the time ran out, `ERESTARTSYS` if a signal arrived.
+    /// - `EIO` or `ENODEV` if the device is given up.
+    pub(crate) fn wait_any(
+        &self,
+        space: &Space,
+        fences: &[u64],
+        deadline: Deadline,
+    ) -> Result<(u64, JobReply)> {
+        let ends = &self.ends;
+        if !self.table.lock().has_all(fences) {
+            return Err(ENOENT);
+        }
+        loop {
+            // Before looking at the table, so that no later end is missed.
+            let seen = ends.seen();
+            let ended = self.table.lock().take_ended(fences, space)?;
+            if let Some((fence, job)) = ended {
+                ends.one_less();
+                return Ok((fence, result(space, &job.chain)?));
+            }
+            match ends.wait(seen, deadline.left()) {
+                Waited::Interrupted => return Err(ERESTARTSYS),
+                Waited::TimedOut if deadline.left() == 0 => return Err(ETIME),
+                Waited::Done | Waited::TimedOut => {}
+            }
+        }
+    }
+
+    /// Tells the device to end a job early; does not wait for that. Does nothing if the job has
+    /// ended, or the device has already been told.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOENT` if there is no such fence, or its result has been fetched.
+    /// - `ENOMEM` if there is no memory for the request.
+    /// - `EIO` or `ENODEV` if the device is given up, which has ended the job.
+    pub(crate) fn cancel(&self, device: &Device, fence: u64) -> Result {
+        let core = &device.core;
+        let watch = Some(core.watch.clone() as Arc<dyn Handler>);
+        let mut message = Message::<Cancel>::with_handler(0, 1, 0, watch, GFP_KERNEL)?;
+        {
+            let mut table = self.table.lock();
+            let job = table.jobs.get_mut(&fence).ok_or(ENOENT)?;
+            if job.is_cancelled || job.chain.is_complete() {
+                return Ok(());
+            }
+            message.push(&CancelEntry {
+                job: job.name.into(),
+            })?;
+            // If the device has not taken the job yet, it remembers the name. It remembers enough
+            // names for a driver that uses each only once.
+            job.is_cancelled = true;
+        }
+        core.link.submit(message)?;
+        Ok(())
+    }
+
+    /// Makes the device end all jobs early that have not ended, and waits for that. Called when the
+    /// file is closed.
+    ///
+    /// If there is no memory for that, or the device is given up, the jobs end with the space.
+    pub(crate) fn cancel_all(&self, device: &Device) {
+        let queues = device.core.link.queues();
+        for _ in 0..CANCEL_TIMES {
+            self.cancel_once(device);
+            let running = {
+                let table = self.table.lock();
+                let mut chains = table.jobs.values().map(|job| &job.chain);
+                chains.find(|chain| !chain.is_complete()).cloned()
+            };
+            let Some(chain) = running else { return };
+            let sleep = || chain.done().wait_timeout(CANCEL_AGAIN);
+            // Checked again in any case.
+            let _ = queues.wait_with(Queue::Submit.raw(), &chain, sleep);
+        }
+    }
+
+    fn cancel_once(&self, device: &Device) {
+        let mut next = 0;
+        while let Ok(mut message) = Message::<Cancel>::new(0, CANCEL_ENTRIES, 0) {
+            let mut is_full = false;
+            for (&fence, job) in self.table.lock().jobs.iter_mut() {
+                if fence < next || job.is_cancelled || job.chain.is_complete() {
+                    continue;
+                }
+                let entry = CancelEntry {
+                    job: job.name.into(),
+                };
+                is_full = message.push(&entry).is_err();
+                if is_full {
+                    break;
+                }
+                job.is_cancelled = true;
+                next = fence.saturating_add(1);
+            }
+            let is_last = !is_full || message.count() == 0;
+            if message.count() > 0 && device.core.link.submit(message).is_err() {
+                return;
+            }
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    fn await_one(
+        &self,
+        space: &Space,
+        fence: u64,
+        deadline: Deadline,
+        sleep: fn(&Event, usize) -> Waited,
+    ) -> Result<JobReply> {
+        let chain = self.table.lock().chain_of(fence).ok_or(ENOENT)?;
+        while !chain.is_complete() {
+            let left = deadline.left();
+            if left == 0 {
+                return Err(ETIME);
+            }
+            // A device that no longer responds is given up, which completes the chain: see
+            // `Watchdog::has_job`.
+            let queues = space.device.core.link.queues();
+            let sleep = || sleep(chain.done(), left);
+            match queues.wait_with(Queue::Submit.raw(), &chain, sleep)? {
+                Some(Waited::Interrupted) => return Err(EINTR),
+                None | Some(Waited::Done | Waited::TimedOut) => {}
+            }
+        }
+        let job = self.table.lock().remove(fence).ok_or(ENOENT)?;
+        self.ends.one_less();
+        result(space, &job.chain)
     }
 }
 
-impl Fences {
-    fn fetch(
-        &self,
-        device: &Device,
-        fence: u64,
-        jiffies: Option<usize>,
-        wait: fn(&Event, usize) -> Waited,
-    ) -> Result<JobReply> {
-        let chain = self.table.lock().jobs.get(&fence).cloned().ok_or(ENOENT)?;
-        if !chain.is_complete() {
-            Self::wait_for(device, &chain, jiffies, wait)?;
+/// The result of a job of a space, whose chain has completed.
+///
+/// # Errors
+///
+/// `EIO` or `ENODEV` if the device was given up before it returned the job.
+fn result(space: &Space, chain: &Chain) -> Result<JobReply> {
+    let link = &space.device.core.link;
+    match Ending::of(space, chain) {
+        Ending::Told(reply) => reply.read(0).ok_or_else(|| link.violated_in(chain.life())),
+        Ending::Slept => {
+            let mut reply = JobReply::new_zeroed();
+            reply.status = Status::Cancelled.raw().into();
+            Ok(reply)
         }
-        {
-            let mut table = self.table.lock();
-            if table.jobs.remove(&fence).is_none() {
-                return Err(ENOENT);
-            }
-            table.count -= 1;
-        }
-        let link = &device.core.link;
-        let reply = chain.reply().ok_or_else(|| link.queues().error())?;
-        match JobReply::read_from_prefix(reply) {
-            Ok((reply, _)) => Ok(reply),
-            Err(_) => Err(link.violated()),
-        }
+        Ending::Lost => Err(link.queues().error()),
     }
+}
 
-    /// Waits until a chain completes. A job may take as long as it likes, but the device
-    /// may not: now and then it is asked for a sign of life, without which it is given up
-    /// and the chain fails.
-    fn wait_for(
-        device: &Device,
-        chain: &Chain,
-        mut jiffies: Option<usize>,
-        wait: fn(&Event, usize) -> Waited,
-    ) -> Result {
-        let step = msecs_to_jiffies(CHECK_INTERVAL);
-        while jiffies != Some(0) {
-            let now = jiffies.map_or(step, |left| left.min(step));
-            let sleep = || wait(chain.done(), now);
-            let queues = device.core.link.queues();
-            match queues.wait_with(Queue::Submit.raw(), chain, sleep)? {
-                None | Some(Waited::Done) => return Ok(()),
-                Some(Waited::Interrupted) => return Err(EINTR),
-                Some(Waited::TimedOut) => {
-                    if now == step {
-                        // If there is none, the wait ends by itself.
-                        let _ = device.device_statistics();
-                        // An interrupt may have been forgotten.
-                        for queue in [Queue::Fault, Queue::Submit] {
-                            queues.look(queue.raw());
-                        }
-                    }
-                    jiffies = jiffies.map(|left| left - now);
-                }
-            }
+/// Why a job whose chain has completed has ended.
+enum Ending<'c> {
+    /// The device has returned it with a result.
+    Told(Written<'c>),
+    /// The device was reset because the system went to sleep, which cancels the job.
+    Slept,
+    /// The device was given up.
+    Lost,
+}
+
+impl<'c> Ending<'c> {
+    fn of(space: &Space, chain: &'c Chain) -> Self {
+        match chain.reply() {
+            Some(reply) => Self::Told(reply),
+            None if space.has_slept_through(chain.life()) => Self::Slept,
+            None => Self::Lost,
         }
-        Err(ETIME)
     }
 }
 
 impl Table {
-    fn submit(&mut self, device: &Device, space: &Space, descriptor: &JobDescriptor) -> Result {
+    fn chain_of(&self, fence: u64) -> Option<Arc<Chain>> {
+        Some(self.jobs.get(&fence)?.chain.clone())
+    }
+
+    fn remove(&mut self, fence: u64) -> Option<Job> {
+        let job = self.jobs.remove(&fence)?;
+        self.count = self.count.saturating_sub(1);
+        Some(job)
+    }
+
+    fn has_all(&self, fences: &[u64]) -> bool {
+        fences.iter().all(|fence| self.jobs.get(fence).is_some())
+    }
+
+    /// Takes the first of these jobs that has ended, or of all jobs if none is named.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOENT` if none of them exists any more.
+    /// - `EIO` or `ENODEV` if it ended because the device is given up. The job stays in the table,
+    ///   because the caller would not learn which one it is.
+    fn take_ended(&mut self, fences: &[u64], space: &Space) -> Result<Option<(u64, Job)>> {
+        let mut are_there = false;
+        let mut has_ended = |job: &Job| {
+            are_there = true;
+            job.chain.is_complete()
+        };
+        let found = if fences.is_empty() {
+            let mut all = self.jobs.iter();
+            all.find(|(_, job)| has_ended(job)).map(|(fence, _)| *fence)
+        } else {
+            let mut named = fences.iter().copied();
+            named.find(|fence| self.jobs.get(fence).is_some_and(&mut has_ended))
+        };
+        match found {
+            Some(fence) => {
+                let is_lost = |chain: Arc<Chain>| matches!(Ending::of(space, &chain), Ending::Lost);
+                if self.chain_of(fence).is_some_and(is_lost) {
+                    return Err(space.device.core.link.queues().error());
+                }
+                Ok(self.remove(fence).map(|job| (fence, job)))
+            }
+            None if are_there => Ok(None),
+            None => Err(ENOENT),
+        }
+    }
+
+    fn submit(
+        &mut self,
+        device: &Device,
+        space: &Space,
+        descriptor: &JobDescriptor,
+        told: &Arc<Told>,
+    ) -> Result {
         let core = &device.core;
         if self.count >= core.limits.max_jobs {
             return Err(EAGAIN);
         }
+        let name = space.jobs.next_name();
+        // {drv-reserved}
         let request = JobRequest {
-            job: core.jobs.next().into(),
+            job: name.into(),
             space: space.id().into(),
             reserved: 0.into(),
             descriptor: *descriptor,
         };
-        let handler: Arc<dyn Handler> = space.jobs.clone();
+        let handler: Arc<dyn Handler> = told.clone();
         let mut draft = Draft::new(
             size_of::<JobRequest>(),
+            // {drv-reply-room}
             size_of::<JobReply>(),
             Some(handler),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         draft
             .request()
-            .extend_from_slice(request.as_bytes(), GFP_KERNEL)?;
+            .extend_from_slice(request.as_bytes(), GFP_KERNEL_ACCOUNT)?;
         let room = core.link.queues().try_room(Queue::Submit.raw())?;
-        let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+        if room.life() != space.life() {
+            return Err(EIO);
+        }
+        let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         space.jobs.take_place()?;
-        // From here on nothing fails.
-        self.jobs
-            .insert(node.into_node(self.next, room.post(draft)));
-        self.next += 1;
-        self.count += 1;
+        // Nothing fails from here on.
+        let job = Job {
+            chain: room.post(draft),
+            name,
+            is_cancelled: false,
+        };
+        self.jobs.insert(node.into_node(self.next, job));
+        self.next = self.next.saturating_add(1);
+        self.count = self.count.saturating_add(1);
         Ok(())
     }
 }

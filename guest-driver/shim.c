@@ -1,145 +1,127 @@
 // SPDX-License-Identifier: GPL-2.0
 /* See shim.h. */
 #include <linux/completion.h>
+#include <linux/cred.h>
 #include <linux/gfp.h>
 #include <linux/highmem.h>
+#include <linux/hmm.h>
+#include <linux/hugetlb.h>
 #include <linux/ioport.h>
-#include <linux/ksm.h>
 #include <linux/memcontrol.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/nsproxy.h>
 #include <linux/pagemap.h>
 #include <linux/pgtable.h>
-#include <linux/scatterlist.h>
+#include <linux/rmap.h>
 #include <linux/sched.h>
+#include <linux/sched/coredump.h>
+#include <linux/sched/exec_state.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/rcupdate.h>
 #include <linux/semaphore.h>
-#include <linux/virtio.h>
-#include <linux/virtio_config.h>
-#include <linux/vmalloc.h>
+#include <linux/task_work.h>
+#include <linux/time_namespace.h>
+#include <linux/timekeeping.h>
+#include <linux/timer.h>
+#include <linux/uaccess.h>
+#include <linux/user_namespace.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/workqueue.h>
 
 #include "shim.h"
 
-struct device *virtio_hmm_device(struct virtio_device *vdev)
+u32 virtio_hmm_user(void)
 {
-	return &vdev->dev;
+	struct user_namespace *ns = current_user_ns();
+	kuid_t user = current_uid();
+
+	while (ns != &init_user_ns && ns->parent != &init_user_ns)
+		ns = ns->parent;
+	/*
+	 * The owner of a user namespace can become any user in it, so the owner counts. Root may be
+	 * any user anyway.
+	 */
+	if (ns != &init_user_ns && !uid_eq(ns->owner, GLOBAL_ROOT_UID))
+		user = ns->owner;
+	return __kuid_val(user);
 }
 
-void *virtio_hmm_priv(struct virtqueue *vq)
+/*
+ * Whether the caller may read the data of a process, like
+ * ptrace_may_access(PTRACE_MODE_READ_FSCREDS), which is not exported to modules. Does not ask the
+ * security modules.
+ */
+static bool may_look_into(struct task_struct *task)
 {
-	return vq->vdev->priv;
-}
+	const struct cred *mine = current_cred(), *theirs;
+	const struct task_exec_state *state;
+	bool may;
 
-void virtio_hmm_set_priv(struct virtio_device *vdev, void *priv)
-{
-	vdev->priv = priv;
-}
-
-unsigned int virtio_hmm_queue_index(struct virtqueue *vq)
-{
-	return vq->index;
-}
-
-u32 virtio_hmm_read_config(struct virtio_device *vdev, unsigned int offset)
-{
-	return virtio_cread32(vdev, offset);
-}
-
-bool virtio_hmm_has_version_1(struct virtio_device *vdev)
-{
-	return virtio_has_feature(vdev, VIRTIO_F_VERSION_1);
-}
-
-bool virtio_hmm_get_shm_region(struct virtio_device *vdev, u8 id, u64 *start,
-			       u64 *bytes)
-{
-	struct virtio_shm_region region;
-
-	if (!virtio_get_shm_region(vdev, &region, id))
+	if (same_thread_group(task, current))
+		return true;
+	guard(rcu)();
+	theirs = __task_cred(task);
+	may = uid_eq(mine->fsuid, theirs->euid) && uid_eq(mine->fsuid, theirs->suid) &&
+	      uid_eq(mine->fsuid, theirs->uid) && gid_eq(mine->fsgid, theirs->egid) &&
+	      gid_eq(mine->fsgid, theirs->sgid) && gid_eq(mine->fsgid, theirs->gid);
+	if (!may && !ns_capable(theirs->user_ns, CAP_SYS_PTRACE))
 		return false;
-	*start = region.addr;
-	*bytes = region.len;
-	return true;
+	/* A process that drops privileges changes dumpable first: commit_creds(). */
+	smp_rmb();
+	state = rcu_dereference(task->exec_state);
+	return READ_ONCE(state->dumpable) == TASK_DUMPABLE_OWNER ||
+	       ns_capable(state->user_ns, CAP_SYS_PTRACE);
 }
 
-int virtio_hmm_find_queues(struct virtio_device *vdev, unsigned int count,
-			   struct virtqueue **queues, const char *const *names,
-			   void (*callback)(struct virtqueue *vq))
+/*
+ * The address space, with a reference, of the process with this number in the caller's PID
+ * namespace, if the caller may look into it; else an error.
+ */
+struct mm_struct *virtio_hmm_mm_of(pid_t number)
 {
-	struct virtqueue_info info[8] = {};
-	unsigned int i;
+	struct pid *pid = find_get_pid(number);
+	struct task_struct *task = get_pid_task(pid, PIDTYPE_TGID);
+	struct mm_struct *mm;
+	int error;
 
-	if (count > ARRAY_SIZE(info))
-		return -EINVAL;
-	for (i = 0; i < count; i++) {
-		info[i].name = names[i];
-		info[i].callback = callback;
+	put_pid(pid);
+	if (!task)
+		return ERR_PTR(-ESRCH);
+	/* As mm_access(): an exec between the check and the use would change the process. */
+	error = down_read_killable(&task->signal->exec_update_lock);
+	if (error) {
+		mm = ERR_PTR(error);
+	} else {
+		if (may_look_into(task))
+			mm = get_task_mm(task) ?: ERR_PTR(-ESRCH);
+		else
+			mm = ERR_PTR(-EACCES);
+		up_read(&task->signal->exec_update_lock);
 	}
-	return virtio_find_vqs(vdev, count, queues, info, NULL);
+	put_task_struct(task);
+	return mm;
 }
 
-void virtio_hmm_delete_queues(struct virtio_device *vdev)
+/* From now on, what the calling thread allocates is charged to the process's control group. */
+void *virtio_hmm_begin_charging(struct mm_struct *mm, void **group)
 {
-	vdev->config->del_vqs(vdev);
+	*group = get_mem_cgroup_from_mm(mm);
+	return set_active_memcg(*group);
 }
 
-void virtio_hmm_device_ready(struct virtio_device *vdev)
+void virtio_hmm_end_charging(void *before, void *group)
 {
-	virtio_device_ready(vdev);
+	set_active_memcg(before);
+	mem_cgroup_put(group);
 }
 
-/* Describes linear or vmalloc memory; returns the pieces, 0 if there are too many. */
-static unsigned int fill(struct scatterlist *sg, unsigned int max, void *buffer,
-			 size_t len)
+bool virtio_hmm_is_being_killed(void)
 {
-	unsigned int count = 0;
-
-	if (!max)
-		return 0;
-	sg_init_table(sg, max);
-	while (len) {
-		size_t piece = len;
-
-		if (count == max)
-			return 0;
-		if (is_vmalloc_addr(buffer)) {
-			piece = min_t(size_t, len, PAGE_SIZE - offset_in_page(buffer));
-			sg_set_page(&sg[count], vmalloc_to_page(buffer), piece,
-				    offset_in_page(buffer));
-		} else {
-			sg_set_buf(&sg[count], buffer, piece);
-		}
-		buffer += piece;
-		len -= piece;
-		count++;
-	}
-	sg_mark_end(&sg[count - 1]);
-	return count;
-}
-
-int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
-		   size_t in_len, void *token)
-{
-	struct scatterlist sg[VIRTIO_HMM_MAX_PIECES];
-	unsigned int used = 0, outs = 0, ins = 0, count;
-	struct scatterlist *sgs[2];
-
-	if (out_len) {
-		count = fill(sg, ARRAY_SIZE(sg), out, out_len);
-		if (!count)
-			return -E2BIG;
-		sgs[outs++] = sg;
-		used = count;
-	}
-	if (in_len) {
-		count = fill(sg + used, ARRAY_SIZE(sg) - used, in, in_len);
-		if (!count)
-			return -E2BIG;
-		sgs[outs + ins++] = sg + used;
-	}
-	return virtqueue_add_sgs(vq, sgs, outs, ins, token, GFP_ATOMIC);
+	return fatal_signal_pending(current);
 }
 
 bool virtio_hmm_need_resched(void)
@@ -162,6 +144,20 @@ struct workqueue_struct *virtio_hmm_alloc_workqueue(const char *name)
 	return alloc_workqueue("%s", WQ_UNBOUND, 0, name);
 }
 
+unsigned long virtio_hmm_task_size(void)
+{
+	return TASK_SIZE;
+}
+
+s64 virtio_hmm_monotonic_now(void)
+{
+	struct timespec64 now;
+
+	ktime_get_ts64(&now);
+	timens_add_monotonic(&now);
+	return timespec64_to_ns(&now);
+}
+
 void virtio_hmm_set_seq(struct mmu_interval_notifier *notifier, unsigned long seq)
 {
 	mmu_interval_set_seq(notifier, seq);
@@ -178,39 +174,124 @@ bool virtio_hmm_blockable(const struct mmu_notifier_range *range)
 	return mmu_notifier_range_blockable(range);
 }
 
+static atomic_t works_added = ATOMIC_INIT(0);
+
 /*
- * Whether the range has, as a whole, a large page that is not present: in device memory, or on
- * the move. The caller must hold what keeps the page tables of its areas.
+ * Makes the caller run a function on its way back to user mode, with a reference to the module.
+ * Fails for a thread that never returns to user mode, and for one that reclaims memory.
  */
-bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
-				unsigned long end)
+bool virtio_hmm_add_task_work(struct callback_head *head,
+			      void (*run)(struct callback_head *head))
 {
-	unsigned long address, next;
-
-	for (address = round_up(start, PMD_SIZE);
-	     address >= start && address < end && end - address >= PMD_SIZE; address = next) {
-		pgd_t *pgd = pgd_offset(mm, address);
-		p4d_t *p4d;
-		pud_t *pud;
-		pmd_t pmd;
-
-		next = pgd_addr_end(address, end);
-		if (pgd_none(*pgd) || pgd_bad(*pgd))
-			continue;
-		p4d = p4d_offset(pgd, address);
-		next = p4d_addr_end(address, end);
-		if (p4d_none(*p4d) || p4d_bad(*p4d))
-			continue;
-		pud = pud_offset(p4d, address);
-		next = pud_addr_end(address, end);
-		if (pud_none(*pud) || !pud_present(*pud) || pud_leaf(*pud))
-			continue;
-		next = address + PMD_SIZE;
-		pmd = pmdp_get_lockless(pmd_offset(pud, address));
-		if (!pmd_none(pmd) && !pmd_present(pmd))
-			return true;
+	if (current->flags & (PF_KTHREAD | PF_USER_WORKER | PF_EXITING | PF_MEMALLOC))
+		return false;
+	if (!try_module_get(THIS_MODULE))
+		return false;
+	init_task_work(head, run);
+	atomic_set(&works_added, 1);
+	if (task_work_add(current, head, TWA_RESUME)) {
+		module_put(THIS_MODULE);
+		return false;
 	}
-	return false;
+	return true;
+}
+
+bool virtio_hmm_is_ending(void)
+{
+	return current->flags & PF_EXITING;
+}
+
+void virtio_hmm_put_module(void)
+{
+	module_put(THIS_MODULE);
+}
+
+/* Waits until no task still runs a function from virtio_hmm_add_task_work(). */
+void virtio_hmm_wait_for_tasks(void)
+{
+	if (atomic_read(&works_added))
+		synchronize_rcu_tasks();
+}
+
+/* Whether userfaultfd(2) may be tracking writes to an area. */
+bool virtio_hmm_is_write_tracked(struct vm_area_struct *vma)
+{
+	return userfaultfd_wp(vma);
+}
+
+struct waker {
+	struct timer_list timer;
+	struct task_struct *task;
+};
+
+static void waker_rings(struct timer_list *timer)
+{
+	struct waker *waker = timer_container_of(waker, timer, timer);
+
+	send_sig(SIGKILL, waker->task, 1);
+}
+
+/*
+ * As hmm_range_fault_unlocked_timeout(), but a kernel thread returns with -EINTR after a while. If
+ * a program has to provide the page, it may take long or never come. The kernel waits until the
+ * caller is killed, and kernel threads are not killed.
+ */
+int virtio_hmm_range_fault(struct hmm_range *range, unsigned long timeout,
+			   unsigned long slice)
+{
+	struct waker waker = { .task = current };
+	int result;
+
+	if (!(current->flags & PF_KTHREAD))
+		return hmm_range_fault_unlocked_timeout(range, timeout);
+	allow_signal(SIGKILL);
+	timer_setup_on_stack(&waker.timer, waker_rings, 0);
+	mod_timer(&waker.timer, jiffies + slice);
+	result = hmm_range_fault_unlocked_timeout(range, timeout);
+	timer_delete_sync(&waker.timer);
+	timer_destroy_on_stack(&waker.timer);
+	/* Also discards the signal if it is pending. */
+	disallow_signal(SIGKILL);
+	return result;
+}
+
+/* Whether a process with this address space is left. References held by observers do not count. */
+bool virtio_hmm_has_process(struct mm_struct *mm)
+{
+#ifdef CONFIG_MEMCG
+	return rcu_access_pointer(mm->owner);
+#else
+	return atomic_read(&mm->mm_users) > 1;
+#endif
+}
+
+/*
+ * The address space, with a reference, of the process at this position in the list of all
+ * processes, if it has one. Returns false beyond the end of the list. When a process ends, the
+ * positions of others change.
+ */
+bool virtio_hmm_process_mm(unsigned int number, struct mm_struct **mm)
+{
+	struct task_struct *task;
+	bool found = false;
+
+	*mm = NULL;
+	rcu_read_lock();
+	for_each_process(task) {
+		if (number--)
+			continue;
+		found = true;
+		*mm = get_task_mm(task);
+		break;
+	}
+	rcu_read_unlock();
+	return found;
+}
+
+/* The conditions of migrate_vma_setup(). */
+bool virtio_hmm_is_migratable(struct vm_area_struct *vma)
+{
+	return !is_vm_hugetlb_page(vma) && !(vma->vm_flags & VM_SPECIAL) && !vma_is_dax(vma);
 }
 
 void virtio_hmm_mark_dirty(unsigned long pfn)
@@ -218,9 +299,9 @@ void virtio_hmm_mark_dirty(unsigned long pfn)
 	struct folio *folio = page_folio(pfn_to_page(pfn));
 
 	/*
-	 * Some file systems sleep when a folio becomes dirty. Their folios are dirty
-	 * already as long as a process may write to them: they are protected before
-	 * they are cleaned. All others only set the flag here.
+	 * Some file systems sleep when a folio becomes dirty. Their folios are already dirty as
+	 * long as a process may write to them, because they are write-protected before they are
+	 * cleaned. For all other folios this only sets the flag.
 	 */
 	if (!folio_test_dirty(folio))
 		folio_mark_dirty(folio);
@@ -236,6 +317,42 @@ bool virtio_hmm_is_coherent_page(unsigned long pfn)
 	return is_device_coherent_page(pfn_to_page(pfn));
 }
 
+/*
+ * Where the kernel can read and write a page. NULL if it is in device memory without addresses for
+ * CPUs, or if the kernel has taken it out of its own map for the sake of memfd_secret(2).
+ */
+static void *address_of(unsigned long pfn)
+{
+	struct page *page = pfn_to_page(pfn);
+	void *address;
+	u8 byte;
+
+	if (is_zone_device_page(page) && !is_device_coherent_page(page))
+		return NULL;
+	address = page_address(page);
+	return copy_from_kernel_nofault(&byte, address, sizeof(byte)) ? NULL : address;
+}
+
+/* Copies what a page holds, if the kernel can; says whether it did. */
+bool virtio_hmm_read_page(unsigned long pfn, void *into)
+{
+	void *address = address_of(pfn);
+
+	if (address)
+		memcpy(into, address, PAGE_SIZE);
+	return address;
+}
+
+/* The same the other way round. */
+bool virtio_hmm_write_page(unsigned long pfn, const void *from)
+{
+	void *address = address_of(pfn);
+
+	if (address)
+		memcpy(address, from, PAGE_SIZE);
+	return address;
+}
+
 struct page *virtio_hmm_pfn_to_page(unsigned long pfn)
 {
 	return pfn_to_page(pfn);
@@ -244,25 +361,6 @@ struct page *virtio_hmm_pfn_to_page(unsigned long pfn)
 unsigned long virtio_hmm_page_to_pfn(struct page *page)
 {
 	return page_to_pfn(page);
-}
-
-bool virtio_hmm_may_move(unsigned long pfn)
-{
-	struct folio *folio = page_folio(pfn_to_page(pfn));
-
-	/*
-	 * A page that KSM has merged would move for all who share it, and ksmd would
-	 * then compare others with it: by CPU, in memory that no CPU can read.
-	 */
-	if (folio_test_ksm(folio))
-		return false;
-	/*
-	 * A page that has moved away already, but that somebody still holds, has given
-	 * its charge to its successor. Another one would have none, and whoever puts it
-	 * on an LRU list would look for its lruvec for ever (folio_lruvec_lock()).
-	 */
-	return mem_cgroup_disabled() || !folio_is_zone_device(folio) ||
-	       folio_memcg_charged(folio);
 }
 
 unsigned long virtio_hmm_folio_pfn(struct folio *folio)
@@ -283,51 +381,6 @@ int virtio_hmm_folio_mapcount(struct folio *folio)
 bool virtio_hmm_is_large(unsigned long pfn)
 {
 	return PageHead(pfn_to_page(pfn));
-}
-
-/* How many entries a large folio that has none was said to have lost; corrects that. */
-static int forget_taken(struct folio *folio)
-{
-	/* What an entry of a whole folio counts for in _nr_pages_mapped: mm/internal.h. */
-	const int entirely_mapped = 0x800000;
-	int taken;
-
-	if (!folio_test_large(folio))
-		return 0;
-	taken = -folio_entire_mapcount(folio);
-	if (taken <= 0)
-		return 0;
-	atomic_add(taken, &folio->_entire_mapcount);
-	atomic_add(taken, &folio->_large_mapcount);
-	if (!IS_ENABLED(CONFIG_NO_PAGE_MAPCOUNT))
-		atomic_add(taken * entirely_mapped, &folio->_nr_pages_mapped);
-	return taken;
-}
-
-/* More than processes can lose a page in the time that a move takes to end. */
-#define SPARE_REFERENCES 1024
-
-void virtio_hmm_brace(struct page *page)
-{
-	/* While it is on the move: that of the fault and that of the move. */
-	const int held = 2;
-	struct folio *folio = page_folio(page);
-
-	/*
-	 * Not as many as were taken: the exchange of the memory sets the count for a moment to
-	 * zero, and then to what it was before.
-	 */
-	if (forget_taken(folio))
-		folio_ref_add(folio, max(held - folio_ref_count(folio), 0));
-	folio_ref_add(folio, SPARE_REFERENCES);
-}
-
-void virtio_hmm_unbrace(struct page *page)
-{
-	struct folio *folio = page_folio(page);
-
-	folio_ref_add(folio, forget_taken(folio));
-	folio_ref_sub(folio, SPARE_REFERENCES);
 }
 
 struct folio *virtio_hmm_page_folio(struct page *page)
@@ -363,11 +416,6 @@ void virtio_hmm_put_page(struct page *page)
 	put_page(page);
 }
 
-int virtio_hmm_poison(unsigned long pfn, bool referenced)
-{
-	return memory_failure(pfn, referenced ? MF_COUNT_INCREASED : 0);
-}
-
 struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 				     struct vm_area_struct *vma,
 				     unsigned long address)
@@ -375,7 +423,7 @@ struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 	gfp_t gfp = GFP_HIGHUSER_MOVABLE;
 	struct folio *folio;
 
-	/* A large folio has a substitute; only who insists waits for compaction. */
+	/* A large folio has a substitute. Wait for compaction only if the caller insists. */
 	if (order && insist)
 		gfp = GFP_TRANSHUGE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
 	else if (order)
@@ -388,14 +436,6 @@ struct page *virtio_hmm_alloc_locked(unsigned int order, bool insist,
 		return NULL;
 	folio_lock(folio);
 	return folio_page(folio, 0);
-}
-
-void virtio_hmm_efface_folio(struct page *page, unsigned int order)
-{
-	unsigned int i;
-
-	for (i = 0; i < 1U << order; i++)
-		memset_page(page + i, 0, 0xff, PAGE_SIZE);
 }
 
 void virtio_hmm_init_device_folio(struct page *page, struct dev_pagemap *pagemap,
@@ -428,7 +468,7 @@ int virtio_hmm_memremap(struct dev_pagemap *pagemap, const struct resource *regi
 	pagemap->range.end = region->end;
 	pagemap->nr_range = 1;
 	pagemap->owner = owner;
-	/* Nobody but the processes uses an address of it: there is nothing to return. */
+	/* Only processes use its addresses, so there is none to return. */
 	return PTR_ERR_OR_ZERO(memremap_pages(pagemap, numa_mem_id()));
 }
 

@@ -2,9 +2,9 @@
 
 //! The raw C interface: what the kernel crate binds, and what it does not.
 //!
-//! Only `virtio`, `wait` and the modules of `mm` may use it. It knows nothing of
-//! what any of it is for. The names that both would define are those of the kernel
-//! crate, so a `struct page` here is the kernel crate's.
+//! Only `virtio`, `wait`, the modules of `mm` and those of `quirks` may use it. It does not know
+//! what any of it is for. Names that both would define are those of the kernel crate, so a
+//! `struct page` here is the kernel crate's.
 
 #![allow(clippy::all)]
 #![allow(
@@ -22,6 +22,8 @@
 use kernel::ffi;
 use pin_init::MaybeZeroable;
 
+// One page for each item of the bindings would be 40,000 pages.
+#[doc(no_inline)]
 pub(crate) use kernel::bindings::*;
 
 include!(concat!(env!("VIRTIO_HMM_OBJ"), "/bindings_generated.rs"));

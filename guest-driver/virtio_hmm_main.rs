@@ -4,7 +4,7 @@
 //!
 //! See README.md for the layers.
 
-// What the driver shares with the device and with programs. Its macros come first.
+// Definitions shared with the device and with programs. The macros must come first.
 #[path = "../spec/src/wire/mod.rs"]
 #[macro_use]
 #[allow(dead_code)]
@@ -13,49 +13,50 @@ pub mod wire;
 #[allow(dead_code)]
 pub mod uapi;
 
-mod command;
-mod counters;
+mod chardev;
+mod clients;
 mod device;
-mod dmirror;
 mod driver;
+mod ends;
+mod eventfd;
 mod fault;
-mod file;
-mod ioctl;
 mod job;
-mod mapped;
-mod mapping;
+mod late;
+mod lifecycle;
 mod migrate;
 mod mm;
-mod node;
-mod pages;
-mod pipeline;
+mod poll;
 mod process;
-mod queue;
-mod residency;
+mod quirks;
 mod space;
 mod sys;
-mod touch;
-mod transfer;
 mod virtio;
 mod wait;
-mod wish;
+mod watchdog;
 
 use kernel::{driver::Registration, prelude::*};
 
 /// The module: a registered driver.
 #[pin_data]
 struct Module {
+    _late: late::File,
     #[pin]
     _driver: Registration<virtio::Adapter<driver::HmmDriver>>,
+    // After the driver: dropped when there are no devices any more.
+    _remains: mm::turn::Remains,
 }
 
 impl kernel::InPlaceModule for Module {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         // SAFETY: A module is initialised once, and no device is probed before the driver
         // is registered below.
-        unsafe { node::init() };
+        unsafe { chardev::node::init() };
+        // SAFETY: A module is initialised once, and no code that can be late runs before this.
+        unsafe { late::init() };
         try_pin_init!(Self {
+            _late: late::File::new()?,
             _driver <- Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
+            _remains: mm::turn::Remains,
         })
     }
 }
@@ -70,6 +71,14 @@ module! {
         dmirror: bool {
             default: false,
             description: "Make /dev/hmm_dmirrorN, for the kernel's own tests of HMM",
+        },
+        user_share: u32 {
+            default: 75,
+            description: "What one user may hold of a device, in percent of what others leave",
+        },
+        process_share: u32 {
+            default: 90,
+            description: "What one process may hold of its user's jobs, in percent of what others leave",
         },
     },
 }

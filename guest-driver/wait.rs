@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting with a limit, and a workqueue of one's own: what the kernel crate's
-//! completion and workqueue do not offer yet.
+//! Waits with a timeout, and workqueues of the module: what the kernel crate's completion and
+//! workqueue do not offer yet.
 //!
-//! Knows nothing of devices.
+//! Does not know devices.
 
 use crate::sys as bindings;
 use core::ops::Deref;
@@ -12,14 +12,20 @@ use kernel::{
     new_spinlock_irq,
     prelude::*,
     sync::{Arc, SpinLockIrq},
-    time::msecs_to_jiffies,
+    time::{msecs_to_jiffies, Delta, Jiffies},
     types::Opaque,
     workqueue::Queue,
 };
 
-/// How a wait that a signal may end has ended.
+/// A span of time in jiffies: zero for a negative one, and at most seven weeks.
+pub(crate) fn jiffies(time: Delta) -> Jiffies {
+    let milliseconds = time.as_millis_ceil().clamp(0, u32::MAX.into());
+    msecs_to_jiffies(milliseconds as u32)
+}
+
+/// How an interruptible wait has ended.
 pub(crate) enum Waited {
-    /// What was waited for has happened.
+    /// The event has happened.
     Done,
     /// The time ran out.
     TimedOut,
@@ -28,7 +34,7 @@ pub(crate) enum Waited {
 }
 
 impl Waited {
-    /// What the kernel's waits return: the time that is left, or an error.
+    /// From what the kernel's waits return: the time left, or an error.
     fn new(left: isize) -> Self {
         match left {
             1.. => Self::Done,
@@ -38,13 +44,46 @@ impl Waited {
     }
 }
 
-/// Whether somebody else is to run on this processor.
+/// How long a process is willing to wait.
+#[derive(Clone, Copy)]
+pub(crate) enum Deadline {
+    /// For ever.
+    Never,
+    /// Until the caller's `CLOCK_MONOTONIC` reaches this value, in nanoseconds.
+    At(i64),
+}
+
+impl Deadline {
+    /// From a program's argument: a negative value means for ever.
+    pub(crate) fn new(nanoseconds: i64) -> Self {
+        if nanoseconds < 0 {
+            Self::Never
+        } else {
+            Self::At(nanoseconds)
+        }
+    }
+
+    /// How many jiffies to sleep until then, zero if it has passed. Must be called again after the
+    /// sleep, which may be shorter than the time left, or end a little early.
+    pub(crate) fn left(self) -> usize {
+        let Self::At(end) = self else {
+            // Seven weeks, as below.
+            return msecs_to_jiffies(u32::MAX);
+        };
+        // SAFETY: The function may be called by any process.
+        let now = unsafe { bindings::virtio_hmm_monotonic_now() };
+        let left = u64::try_from(end.saturating_sub(now)).unwrap_or(0);
+        msecs_to_jiffies(u32::try_from(left.div_ceil(1_000_000)).unwrap_or(u32::MAX))
+    }
+}
+
+/// Whether another task is to run on this processor.
 pub(crate) fn is_processor_wanted() -> bool {
     // SAFETY: Always safe to call.
     unsafe { bindings::virtio_hmm_need_resched() }
 }
 
-/// An event that happens once, and stays.
+/// An event that happens once and stays set.
 #[pin_data]
 pub(crate) struct Event {
     #[pin]
@@ -67,31 +106,30 @@ impl Event {
         })
     }
 
-    /// Lets it not have happened. Must not be called before it has, nor while anybody waits.
+    /// Resets the event. It must be set and have no waiters.
     pub(crate) fn reset(&self) {
-        // SAFETY: By construction the completion is initialised. To call this too early
-        // would lead to an event that is missed or happens twice, but to nothing unsafe.
+        // SAFETY: By construction the completion is initialised. Calling this too early leads to an
+        // event that is missed or happens twice, but to nothing unsafe.
         unsafe { bindings::virtio_hmm_reinit_completion(self.raw.get()) };
     }
 
-    /// Lets it happen; wakes all who wait. May be called in interrupt context.
+    /// Sets the event and wakes all waiters. May be called in interrupt context.
     pub(crate) fn set(&self) {
         // SAFETY: By construction the completion is initialised.
         unsafe { bindings::complete_all(self.raw.get()) };
     }
 
-    /// Waits until it happens.
+    /// Waits until the event is set.
     pub(crate) fn wait(&self) {
         // SAFETY: By construction the completion is initialised.
         unsafe { bindings::wait_for_completion(self.raw.get()) };
     }
 
-    /// Waits at most `milliseconds`; says whether it has happened.
-    pub(crate) fn wait_timeout(&self, milliseconds: u32) -> bool {
+    /// Waits at most that long; returns whether the event is set.
+    pub(crate) fn wait_timeout(&self, timeout: Delta) -> bool {
         // SAFETY: By construction the completion is initialised.
-        let left = unsafe {
-            bindings::wait_for_completion_timeout(self.raw.get(), msecs_to_jiffies(milliseconds))
-        };
+        let left =
+            unsafe { bindings::wait_for_completion_timeout(self.raw.get(), jiffies(timeout)) };
         left != 0
     }
 
@@ -112,7 +150,7 @@ impl Event {
     }
 }
 
-/// A counter of free places that can be waited for.
+/// A counter of free slots that threads can wait for.
 #[pin_data]
 pub(crate) struct Places {
     #[pin]
@@ -125,7 +163,7 @@ unsafe impl Send for Places {}
 unsafe impl Sync for Places {}
 
 impl Places {
-    /// `count` free places.
+    /// `count` free slots.
     pub(crate) fn new(count: u16) -> impl PinInit<Self> {
         pin_init!(Self {
             raw <- Opaque::ffi_init(move |slot: *mut bindings::semaphore| {
@@ -135,23 +173,21 @@ impl Places {
         })
     }
 
-    /// Takes a place, waiting at most `milliseconds`; says whether it did.
-    pub(crate) fn take_timeout(&self, milliseconds: u32) -> bool {
+    /// Takes a slot, waiting at most that long; returns whether it did.
+    pub(crate) fn take_timeout(&self, timeout: Delta) -> bool {
         // SAFETY: By construction the semaphore is initialised. `down_timeout` takes
         // a `long`, which holds the jiffies of any `u32` of milliseconds.
-        let taken = unsafe {
-            bindings::down_timeout(self.raw.get(), msecs_to_jiffies(milliseconds) as isize)
-        };
+        let taken = unsafe { bindings::down_timeout(self.raw.get(), jiffies(timeout) as isize) };
         to_result(taken).is_ok()
     }
 
-    /// Takes a place if one is free; says whether it did.
+    /// Takes a slot if one is free; returns whether it did.
     pub(crate) fn try_take(&self) -> bool {
         // SAFETY: By construction the semaphore is initialised.
         unsafe { bindings::down_trylock(self.raw.get()) == 0 }
     }
 
-    /// Gives a place back. May be called in interrupt context.
+    /// Frees a slot. May be called in interrupt context.
     pub(crate) fn give(&self) {
         // SAFETY: By construction the semaphore is initialised.
         unsafe { bindings::up(self.raw.get()) };
@@ -167,7 +203,7 @@ pub(crate) struct Workqueue {
     link: Arc<WorkLink>,
 }
 
-/// Leads to a [`Workqueue`] as long as there is one.
+/// Gives access to a [`Workqueue`] as long as it exists.
 #[pin_data]
 pub(crate) struct WorkLink {
     #[pin]
@@ -197,14 +233,14 @@ impl Workqueue {
             // INVARIANT: `raw` was just created and is in `link`.
             Ok(link) => Ok(Self { link }),
             Err(error) => {
-                // SAFETY: Nobody else knows of the workqueue.
+                // SAFETY: Nothing else has the workqueue.
                 unsafe { bindings::destroy_workqueue(raw) };
                 Err(error)
             }
         }
     }
 
-    /// What others may hold to hand in work.
+    /// A link that other parts may hold to queue work.
     pub(crate) fn link(&self) -> Arc<WorkLink> {
         self.link.clone()
     }
@@ -214,22 +250,21 @@ impl Drop for Workqueue {
     fn drop(&mut self) {
         let raw = self.link.queue.lock().take();
         if let Some(RawQueue(raw)) = raw {
-            // SAFETY: By the invariants the workqueue lives. It was just taken out of
-            // the link, so nobody hands in any more work; what has been handed in is
-            // finished first.
+            // SAFETY: By the invariants the workqueue exists. It was just taken out of the link, so
+            // no more work can be queued; queued work is finished first.
             unsafe { bindings::destroy_workqueue(raw) };
         }
     }
 }
 
 impl WorkLink {
-    /// Calls `hand_in` with the workqueue if it still exists. May be called in
-    /// interrupt context; `hand_in` runs with interrupts disabled.
+    /// Calls `hand_in` with the workqueue if it still exists. May be called in interrupt context;
+    /// `hand_in` runs with interrupts disabled.
     pub(crate) fn with<R>(&self, hand_in: impl FnOnce(&Queue) -> R) -> Option<R> {
         let queue = self.queue.lock();
         let RawQueue(raw) = queue.deref().as_ref()?;
-        // SAFETY: By the invariants of `Workqueue` the workqueue lives as long as it
-        // is in the link, that is while the lock is held.
+        // SAFETY: By the invariants of `Workqueue` the workqueue exists as long as it is in the
+        // link, which is as long as the lock is held.
         Some(hand_in(unsafe { Queue::from_raw(*raw) }))
     }
 }

@@ -1,268 +1,363 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Range faults: making pages of a process present, and learning where they are.
+//! Range faults: make pages of a process present, and find out where they are.
 //!
-//! The protocol is in the types. A [`Snapshot`] is what the kernel has found, which
-//! may be out of date by now; nothing can be read of it. [`Snapshot::commit`] locks the
-//! mirrored state and checks that nothing has changed; as long as the [`Committed`]
-//! exists nothing will, since a change must take that lock first. Only it gives away
-//! its [`HmmPage`]s.
+//! A [`HmmRange`] says what to look at. The types enforce the protocol of Documentation/mm/hmm.rst.
+//! A [`Snapshot`] is what the kernel has found. It may be out of date, so nothing can be read from
+//! it. [`Snapshot::commit`] locks the mirrored state and checks that nothing has changed
+//! (`mmu_interval_read_retry()`). Nothing changes as long as the [`Committed`] exists, because a
+//! change must take that lock first. Only the [`Committed`] gives access to its [`HmmPage`]s.
 //!
-//! C header: `include/linux/hmm.h`.
+//! Does not know what is mirrored, nor what the caller does with the pages.
+//!
+//! # Locking
+//!
+//! [`HmmRange::fault`] and [`HmmRange::snapshot`] take the mmap lock for reading and release it, so
+//! the caller holds neither it nor the lock of the mirrored state. A [`Committed`] holds the lock
+//! of the mirrored state. [`HmmRange::snapshot_locked`] is called with the mmap lock held.
+//!
+//! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
 
 use super::{
-    interval::{Interval, Mirror, StateGuard},
-    LockedVma, Owner, PAGE_SHIFT,
+    mmu_notifier::{MirrorOps, MmuIntervalNotifier, StateGuard},
+    Contents, LockedVma, PgmapOwner,
 };
-use crate::sys as bindings;
-use core::{marker::PhantomData, ops::Range};
-use kernel::{error::to_result, mm::MmWithUser, prelude::*, time::msecs_to_jiffies};
+use crate::{sys as bindings, wait::jiffies};
+use core::{
+    marker::PhantomData,
+    ops::{Deref, Range},
+};
+use kernel::{error::to_result, mm::MmWithUser, page::PAGE_SHIFT, prelude::*, time::Delta};
 
-/// What is asked of pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
-    /// That they can be read.
+/// How long a kernel thread waits for a page at a time; see [`HmmRange::fault`]. Also how long
+/// [`HmmRange::with_snapshot`] waits for changes at a time.
+const SLICE: Delta = Delta::from_millis(250);
+
+/// The access that a range fault requests; more is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum HmmRequest {
+    /// The pages can be read: `HMM_PFN_REQ_FAULT`.
     Read,
-    /// That they can be written.
+    /// The pages can be written: `HMM_PFN_REQ_FAULT` and `HMM_PFN_REQ_WRITE`.
     Write,
 }
 
-/// Room for what is found about pages.
-pub(crate) struct Pages(KVec<usize>);
+/// A buffer for what is found about pages: the array `hmm_range::hmm_pfns`.
+pub(crate) struct HmmPfns(KVec<usize>);
 
-impl Pages {
-    /// Empty room for the pages of a range.
-    fn of(&mut self, range: &Range<usize>) -> Result<&mut [usize]> {
-        let pages = self.0.get_mut(..range.len() >> PAGE_SHIFT).ok_or(EINVAL)?;
-        // Some flags would be passed on from one range fault to the next.
-        pages.fill(0);
-        Ok(pages)
-    }
-}
-
-impl Pages {
-    /// Room for `count` pages.
+impl HmmPfns {
+    /// A buffer for `count` pages.
     pub(crate) fn new(count: usize) -> Result<Self> {
         Ok(Self(KVec::from_elem(0, count, GFP_KERNEL)?))
     }
-}
 
-/// What the kernel has found about a range, maybe some time ago.
-pub(crate) struct Snapshot<'a, T: Mirror> {
-    interval: &'a Interval<T>,
-    seq: usize,
-    pages: &'a [usize],
-}
-
-/// The range has changed since it was looked at.
-pub(crate) struct Changed;
-
-/// What is true of a range now, and stays true as long as this exists.
-pub(crate) struct Committed<'a, T: Mirror> {
-    state: StateGuard<'a, T>,
-    pages: &'a [usize],
-}
-
-/// What was found at some moment.
-pub(crate) struct Found<'a>(&'a [usize]);
-
-impl Found<'_> {
-    /// The page with this index within the range.
-    pub(crate) fn page(&self, index: usize) -> Option<HmmPage<'_>> {
-        page(self.0, index)
+    /// The cleared part of the buffer for the pages of a range.
+    fn of(&mut self, range: &Range<usize>) -> Result<&mut [usize]> {
+        let pfns = self.0.get_mut(..range.len() >> PAGE_SHIFT).ok_or(EINVAL)?;
+        // Some flags would carry over from one range fault to the next.
+        pfns.fill(0);
+        Ok(pfns)
     }
 }
 
-fn page(pages: &[usize], index: usize) -> Option<HmmPage<'_>> {
-    pages.get(index).map(|&raw| HmmPage {
-        raw,
-        _committed: PhantomData,
-    })
+/// A range of addresses to look at: a `struct hmm_range` before it has a sequence.
+pub(crate) struct HmmRange<'a, T: MirrorOps> {
+    notifier: &'a MmuIntervalNotifier<T>,
+    addresses: Range<usize>,
+    dev_private_owner: PgmapOwner,
 }
 
-/// What is true of one page.
+/// What the kernel found about a range, maybe some time ago.
+pub(crate) struct Snapshot<'a, T: MirrorOps> {
+    notifier: &'a MmuIntervalNotifier<T>,
+    seq: usize,
+    pfns: &'a [usize],
+}
+
+/// The range has changed since the kernel looked at it.
+pub(crate) struct Changed;
+
+/// What is true of a range now, and as long as this exists.
+pub(crate) struct Committed<'a, T: MirrorOps> {
+    notifier: &'a MmuIntervalNotifier<T>,
+    state: StateGuard<'a, T>,
+    pfns: &'a [usize],
+}
+
+/// What was found with the mmap lock held, as it still is during `'m`. Pages may have moved since
+/// then, or have been unmapped from the process.
+pub(crate) struct LockedSnapshot<'m> {
+    pfns: &'m [usize],
+    _locked: PhantomData<LockedVma<'m>>,
+}
+
+impl LockedSnapshot<'_> {
+    /// What was found of the page with this index within the range.
+    pub(crate) fn pfn(&self, index: usize) -> Option<HmmPfn> {
+        self.pfns.get(index).map(|&raw| HmmPfn(raw))
+    }
+}
+
+/// What a process's page table said about a page: an element of `hmm_range::hmm_pfns`. It may be
+/// out of date: the frame may belong to another page by now, or be free.
+#[derive(Clone, Copy)]
+pub(crate) struct HmmPfn(usize);
+
+/// What is true of one page, which stays mapped in its process during `'c`.
+///
+/// # Invariants
+///
+/// If the entry has a frame number, that frame has a `struct page`, and during `'c` its folio is
+/// neither freed nor truncated: unmapping it from the process takes the lock that a [`Committed`]
+/// holds.
 #[derive(Clone, Copy)]
 pub(crate) struct HmmPage<'c> {
-    raw: usize,
+    entry: HmmPfn,
     _committed: PhantomData<&'c ()>,
 }
 
-impl<T: Mirror> Interval<T> {
-    /// Makes all pages of `range` present, as `want` says. Pages of device memory whose owner
-    /// is `owner` stay where they are, and such as they are.
+impl Deref for HmmPage<'_> {
+    type Target = HmmPfn;
+
+    fn deref(&self) -> &HmmPfn {
+        &self.entry
+    }
+}
+
+impl<'a, T: MirrorOps> HmmRange<'a, T> {
+    /// The pages at `addresses` of the address space that `notifier` covers. Pages of private
+    /// device memory whose owner is `dev_private_owner` are found where they are; others are
+    /// migrated to system memory by a fault, and are not found by a snapshot.
+    pub(crate) fn new(
+        notifier: &'a MmuIntervalNotifier<T>,
+        addresses: Range<usize>,
+        dev_private_owner: PgmapOwner,
+    ) -> Self {
+        Self {
+            notifier,
+            addresses,
+            dev_private_owner,
+        }
+    }
+
+    /// Makes all pages of the range present with the access that is requested.
     ///
-    /// The kernel does so page table by page table: if one page of a range lacks, it makes
-    /// those behind it present as well. Hence the range should be no longer than what is
-    /// wanted.
+    /// The kernel works page table by page table: if one page of a range is missing, it makes those
+    /// behind it present as well. Hence the range should not be longer than needed.
     ///
-    /// Takes the mmap lock. `patience`, in milliseconds, bounds how long changes by
-    /// others are waited for.
+    /// Takes the mmap lock. `timeout` bounds the wait for changes by other threads.
     ///
     /// # Errors
     ///
-    /// - `EINVAL` if `mm` is not the one that the interval covers, or if there is not
-    ///   enough room.
-    /// - `EFAULT` or `EPERM` if a page cannot be accessed as wanted.
+    /// - `EINVAL` if `mm` is not the one that the notifier covers, or if the buffer is too small.
+    /// - `EFAULT` or `EPERM` if a page cannot be accessed as requested.
     /// - `EHWPOISON` if a page is poisoned, `ENOMEM` if there is no memory for it.
-    /// - `EBUSY` if changes went on for longer than `patience`.
-    /// - `EINTR` if the caller is being killed.
+    /// - `EBUSY` if changes went on for longer than `timeout`.
+    /// - `EINTR` if the caller is being killed. A kernel thread also gets it after waiting for a
+    ///   while: the page may come from a slow disk, or from a program that never provides it. The
+    ///   caller is to check whether the page is still needed, and may then try again.
     pub(crate) fn fault(
         &self,
         mm: &MmWithUser,
-        range: Range<usize>,
-        owner: Owner,
-        patience: u32,
-        pages: &mut Pages,
-        want: Want,
+        timeout: Delta,
+        pfns: &mut HmmPfns,
+        request: HmmRequest,
     ) -> Result {
-        let request = match want {
-            Want::Read => REQUEST_FAULT,
-            Want::Write => REQUEST_FAULT | REQUEST_WRITE,
+        let flags = match request {
+            HmmRequest::Read => REQ_FAULT,
+            HmmRequest::Write => REQ_FAULT | REQ_WRITE,
         };
-        self.range_fault(mm, range, owner, patience, pages, request)?;
+        self.range_fault(mm, timeout, pfns, flags)?;
         Ok(())
     }
 
-    /// Looks where the pages of `range` are, without touching any. Pages of device memory
-    /// whose owner is another one than `owner` are not told.
+    /// Finds out where the pages of the range are, without faulting any in.
     ///
-    /// Takes the mmap lock. `patience`, in milliseconds, bounds how long changes by
-    /// others are waited for.
+    /// Takes the mmap lock. `timeout` bounds the wait for changes by other threads.
     ///
     /// # Errors
     ///
-    /// - `EINVAL` if `mm` is not the one that the interval covers, or if there is not
-    ///   enough room.
-    /// - `EFAULT` if the process was killed for its memory, and pages have been taken out of it.
-    /// - `EBUSY` if changes went on for longer than `patience`.
+    /// - `EINVAL` if `mm` is not the one that the notifier covers, or if the buffer is too small.
+    /// - `EFAULT` if the process was killed for its memory and pages have been reaped.
+    /// - `EBUSY` if changes went on for longer than `timeout`.
     /// - `EINTR` if the caller is being killed.
-    pub(crate) fn snapshot<'a>(
-        &'a self,
+    pub(crate) fn snapshot<'p>(
+        &self,
         mm: &MmWithUser,
-        range: Range<usize>,
-        owner: Owner,
-        patience: u32,
-        pages: &'a mut Pages,
-    ) -> Result<Snapshot<'a, T>> {
-        let (seq, pages) = self.range_fault(mm, range, owner, patience, pages, 0)?;
+        timeout: Delta,
+        pfns: &'p mut HmmPfns,
+    ) -> Result<Snapshot<'p, T>>
+    where
+        'a: 'p,
+    {
+        let (seq, pfns) = self.range_fault(mm, timeout, pfns, 0)?;
         Ok(Snapshot {
-            interval: self,
+            notifier: self.notifier,
             seq,
-            pages,
+            pfns,
         })
     }
 
-    /// Looks where the pages of `range` are, which lies in `vma`, at the moment. As long as the
-    /// mmap lock is held, they may move or be taken away from the process, but no other process
-    /// comes to share them.
+    /// Calls `visit` with what is true of the pages of the range, and stays true until it returns,
+    /// for which it must not sleep. As [`Self::snapshot`], again and again until nothing has
+    /// changed.
     ///
     /// # Errors
     ///
-    /// - `EINVAL` if the area is not of the address space that the interval covers, or if there
-    ///   is not enough room.
-    /// - `EBUSY` if pages are on the move.
-    pub(crate) fn look<'a>(
+    /// - `EINTR` if a signal arrived.
+    /// - As [`Self::snapshot`], but for `EBUSY`.
+    #[allow(dead_code)] // The sample alone needs it.
+    pub(crate) fn with_snapshot<R>(
         &self,
-        vma: LockedVma<'_>,
-        range: Range<usize>,
-        owner: Owner,
-        pages: &'a mut Pages,
-    ) -> Result<Found<'a>> {
-        if vma.clip(&range) != range || !self.is_for(vma.address_space()) {
+        mm: &MmWithUser,
+        pfns: &mut HmmPfns,
+        visit: impl FnOnce(&mut Committed<'_, T>) -> R,
+    ) -> Result<R> {
+        let _turn = self.notifier.want_turn();
+        loop {
+            match self.snapshot(mm, SLICE, pfns) {
+                Ok(snapshot) => {
+                    if let Ok(mut committed) = snapshot.commit() {
+                        return Ok(visit(&mut committed));
+                    }
+                }
+                Err(error) if error == EBUSY => {}
+                Err(error) => return Err(error),
+            }
+            if current!().signal_pending() {
+                return Err(EINTR);
+            }
+        }
+    }
+
+    /// Finds out where the pages of the range, which lies in `vma`, are at the moment. The result
+    /// is valid as long as the mmap lock is held. Meanwhile pages may move or be unmapped from the
+    /// process, but no other process comes to share them.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL` if the VMA does not belong to the address space that the notifier covers, or if
+    ///   the buffer is too small.
+    /// - `EBUSY` if pages are being migrated.
+    pub(crate) fn snapshot_locked<'m>(
+        &self,
+        vma: LockedVma<'m>,
+        pfns: &'m mut HmmPfns,
+    ) -> Result<LockedSnapshot<'m>> {
+        let is_within = vma.clip(&self.addresses) == self.addresses;
+        if !is_within || !self.notifier.is_for(vma.address_space()) {
             return Err(EINVAL);
         }
-        let pages = pages.of(&range)?;
-        let mut raw = self.request(&range, owner, pages, 0);
-        // SAFETY: The notifier is inserted.
-        raw.notifier_seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
+        let pfns = pfns.of(&self.addresses)?;
+        let mut raw = self.to_raw(pfns, 0);
+        raw.notifier_seq = self.notifier.read_begin();
         // SAFETY:
         // - The notifier is inserted and covers every address.
-        // - It is that of the area's address space, whose mmap lock is held by the invariants
+        // - It is that of the VMA's address space, whose mmap lock is held by the invariants
         //   of `LockedVma`.
         // - `hmm_pfns` has an element for each page of the range.
         to_result(unsafe { bindings::hmm_range_fault(&mut raw) })?;
-        Ok(Found(pages))
+        Ok(LockedSnapshot {
+            pfns,
+            _locked: PhantomData,
+        })
     }
 
-    /// A request to look at a range, without a sequence. `pages` has an element for each page.
-    fn request(
-        &self,
-        range: &Range<usize>,
-        owner: Owner,
-        pages: &mut [usize],
-        flags: usize,
-    ) -> bindings::hmm_range {
+    /// The C structure, without a sequence. `pfns` has an element for each page.
+    fn to_raw(&self, pfns: &mut [usize], default_flags: usize) -> bindings::hmm_range {
         bindings::hmm_range {
-            notifier: self.as_raw(),
+            notifier: self.notifier.as_raw(),
             notifier_seq: 0,
-            start: range.start,
-            end: range.end,
-            hmm_pfns: pages.as_mut_ptr(),
-            default_flags: flags,
+            start: self.addresses.start,
+            end: self.addresses.end,
+            hmm_pfns: pfns.as_mut_ptr(),
+            default_flags,
             pfn_flags_mask: 0,
-            dev_private_owner: owner.as_ptr(),
+            dev_private_owner: self.dev_private_owner.as_ptr(),
         }
     }
 
-    /// The sequence, and what has been found.
+    /// Returns the sequence, and what was found.
     fn range_fault<'p>(
         &self,
         mm: &MmWithUser,
-        range: Range<usize>,
-        owner: Owner,
-        patience: u32,
-        pages: &'p mut Pages,
-        request: usize,
+        timeout: Delta,
+        pfns: &'p mut HmmPfns,
+        flags: usize,
     ) -> Result<(usize, &'p [usize])> {
-        if !self.covers(mm) {
+        if !self.notifier.covers(mm) {
             return Err(EINVAL);
         }
-        let pages = pages.of(&range)?;
-        let mut raw = self.request(&range, owner, pages, request);
+        let pfns = pfns.of(&self.addresses)?;
+        let mut raw = self.to_raw(pfns, flags);
+        // A thread of a program may also wait for a page, as long as that takes; a worker waits for
+        // one `SLICE`.
+        let waits_for_pages = flags != 0 && current!().mm().is_some();
+        let _look = (!waits_for_pages).then(|| self.notifier.looking());
         // SAFETY:
         // - The notifier is inserted and covers every address.
         // - `mm` is its address space and has users; we do not hold its lock.
         // - `hmm_pfns` has an element for each page of the range.
         to_result(unsafe {
-            bindings::hmm_range_fault_unlocked_timeout(&mut raw, msecs_to_jiffies(patience))
+            let timeout = jiffies(timeout);
+            if flags == 0 {
+                // It waits for no page.
+                bindings::hmm_range_fault_unlocked_timeout(&mut raw, timeout)
+            } else {
+                bindings::virtio_hmm_range_fault(&mut raw, timeout, jiffies(SLICE))
+            }
         })?;
-        Ok((raw.notifier_seq, pages))
+        Ok((raw.notifier_seq, pfns))
     }
 }
 
-impl<'a, T: Mirror> Snapshot<'a, T> {
+impl<'a, T: MirrorOps> Snapshot<'a, T> {
     /// Locks the mirrored state, if nothing has changed since.
     pub(crate) fn commit(self) -> Result<Committed<'a, T>, Changed> {
-        let state = self.interval.lock();
-        if self.interval.has_changed(&state, self.seq) {
+        let state = self.notifier.lock();
+        if self.notifier.read_retry(&state, self.seq) {
             return Err(Changed);
         }
         Ok(Committed {
+            notifier: self.notifier,
             state,
-            pages: self.pages,
+            pfns: self.pfns,
         })
     }
 }
 
-impl<'a, T: Mirror> Committed<'a, T> {
+impl<'a, T: MirrorOps> Committed<'a, T> {
     /// The page with this index within the range.
     pub(crate) fn page(&self, index: usize) -> Option<HmmPage<'_>> {
-        page(self.pages, index)
+        // INVARIANT: Nothing has changed since the kernel found this, and nothing will as long as
+        // `self` holds the lock.
+        self.pfns.get(index).map(|&raw| HmmPage {
+            entry: HmmPfn(raw),
+            _committed: PhantomData,
+        })
     }
 
     /// How many pages there are.
     pub(crate) fn len(&self) -> usize {
-        self.pages.len()
+        self.pfns.len()
     }
 
     /// The mirrored state.
     pub(crate) fn state(&mut self) -> &mut T::State {
         &mut self.state
     }
+
+    /// The address space. Page tables of the range stay as long as this value exists. Before the
+    /// kernel removes its VMAs, or the entries for their tables, it notifies of a change, and that
+    /// needs the lock that this value holds.
+    pub(crate) fn mm(&self) -> *mut bindings::mm_struct {
+        // SAFETY: By its invariants the notifier is inserted; its `mm` does not change.
+        unsafe { (*self.notifier.as_raw()).mm }
+    }
 }
 
-const REQUEST_FAULT: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_FAULT;
-const REQUEST_WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_WRITE;
+const REQ_FAULT: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_FAULT;
+const REQ_WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_REQ_WRITE;
 const VALID: usize = bindings::hmm_pfn_flags_HMM_PFN_VALID;
 const WRITE: usize = bindings::hmm_pfn_flags_HMM_PFN_WRITE;
 const ERROR: usize = bindings::hmm_pfn_flags_HMM_PFN_ERROR;
@@ -270,15 +365,15 @@ const FLAGS: usize = bindings::hmm_pfn_flags_HMM_PFN_FLAGS;
 const ORDER_SHIFT: u32 = bindings::hmm_pfn_flags_HMM_PFN_ORDER_SHIFT as u32;
 const ORDER_MASK: usize = 0x1f;
 
-impl HmmPage<'_> {
-    /// The page's frame number, if it is there and can be read.
+impl HmmPfn {
+    /// The page's frame number, if it is present and can be read.
     pub(crate) fn pfn(self) -> Option<usize> {
-        (self.raw & VALID != 0).then_some(self.raw & !FLAGS)
+        (self.0 & VALID != 0).then_some(self.0 & !FLAGS)
     }
 
-    /// Whether the process may write to it as it is.
+    /// Whether the process may write to it without a fault.
     pub(crate) fn is_writable(self) -> bool {
-        self.raw & (VALID | WRITE) == VALID | WRITE
+        self.0 & (VALID | WRITE) == VALID | WRITE
     }
 
     /// Whether it is the page of zeros that all processes share.
@@ -288,33 +383,63 @@ impl HmmPage<'_> {
         self.pfn().is_some_and(is_zero)
     }
 
+    /// Whether the kernel found something that can never be mirrored.
+    pub(crate) fn is_error(self) -> bool {
+        self.0 & ERROR != 0
+    }
+
+    /// log2 of the pages that the process's page table maps with the same entry as this one.
+    pub(crate) fn order(self) -> u32 {
+        // Five bits always fit.
+        ((self.0 >> ORDER_SHIFT) & ORDER_MASK) as u32
+    }
+}
+
+impl HmmPage<'_> {
     /// Whether it is in device memory that CPUs can address.
-    pub(crate) fn is_coherent_device_memory(self) -> bool {
-        // SAFETY: While this value exists the page stays mapped in the process (see
-        // `mark_dirty`), so that its frame has a `struct page`.
+    pub(crate) fn is_device_coherent(self) -> bool {
+        // SAFETY: By the invariants the frame has a `struct page`.
         let is_coherent = |pfn| unsafe { bindings::virtio_hmm_is_coherent_page(pfn) };
         self.pfn().is_some_and(is_coherent)
     }
 
-    /// Whether there is something that can never be mirrored.
-    pub(crate) fn is_error(self) -> bool {
-        self.raw & ERROR != 0
+    /// Copies what the page holds. It may be written to meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOENT` if there is no page that could be read.
+    /// - `EOPNOTSUPP` if the kernel has no address for it.
+    #[allow(dead_code)] // The sample alone needs it.
+    pub(crate) fn read(self, into: &mut Contents) -> Result {
+        let pfn = self.pfn().ok_or(ENOENT)?;
+        // SAFETY: By the invariants the frame has a `struct page`, whose folio is not freed
+        // meanwhile. `into` has room for a page.
+        let done = unsafe { bindings::virtio_hmm_read_page(pfn, into.as_mut_ptr().cast()) };
+        done.then_some(()).ok_or(EOPNOTSUPP)
     }
 
-    /// log2 of the pages that the process's page table maps together with this one, in
-    /// one entry.
-    pub(crate) fn order(self) -> u32 {
-        // Five bits always fit.
-        ((self.raw >> ORDER_SHIFT) & ORDER_MASK) as u32
+    /// Writes to the page, and takes note of that.
+    ///
+    /// # Errors
+    ///
+    /// - `EPERM` if there is no page that the process may write to as it is.
+    /// - `EOPNOTSUPP` if the kernel has no address for it.
+    #[allow(dead_code)] // The sample alone needs it.
+    pub(crate) fn write(self, from: &Contents) -> Result {
+        let pfn = self.pfn().filter(|_| self.is_writable()).ok_or(EPERM)?;
+        // Before it is done: what is written to a page that is taken for clean may be lost.
+        self.mark_dirty();
+        // SAFETY: By the invariants the frame has a `struct page`, whose folio is not freed
+        // meanwhile; the process may write to it. `from` is a page.
+        let done = unsafe { bindings::virtio_hmm_write_page(pfn, from.as_ptr().cast()) };
+        done.then_some(()).ok_or(EOPNOTSUPP)
     }
 
-    /// Takes note that the page is written to by other means than the process's page
-    /// table.
+    /// Marks the page dirty: it is written by other means than the process's page table.
     pub(crate) fn mark_dirty(self) {
         if let Some(pfn) = self.pfn() {
-            // SAFETY: The page is mapped in the process: to unmap it the lock would be
-            // needed that the `Committed` holds. So it has a `struct page`, and its
-            // folio is neither freed nor truncated meanwhile.
+            // SAFETY: By the invariants the frame has a `struct page`, and its folio is neither
+            // freed nor truncated meanwhile.
             unsafe { bindings::virtio_hmm_mark_dirty(pfn) };
         }
     }

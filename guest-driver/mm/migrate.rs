@@ -1,215 +1,220 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Migration: exchanging the memory behind pages of processes.
+//! Migration: replace the memory behind pages of processes.
 //!
-//! A migration is a value that each step consumes. [`Collected`] holds pages that have
-//! been taken away from their processes: nobody uses them, and whoever touches one
-//! waits. The caller lends new memory to some of them ([`Collected::fill`]) and copies
-//! their contents. [`Collected::commit`] exchanges the memory; [`Committed`] tells of
-//! which pages this was possible. When it is dropped the processes have their pages
-//! back. A `Collected` that is dropped gives everything back as it was.
+//! A [`MigrateVma`] says what to migrate. From then on a migration is a value that each step
+//! consumes. [`Collected`] (`migrate_vma_setup()`) holds pages that have been taken away from their
+//! processes: no process uses them, and a thread that accesses one waits. The caller gives new
+//! memory to some of them ([`Collected::fill`]) and copies their contents. [`Collected::commit`]
+//! (`migrate_vma_pages()`) installs the new memory, and [`Committed`] reports for which pages this
+//! was possible. When it is dropped (`migrate_vma_finalize()`), the processes get their pages back.
+//! Dropping a `Collected` restores everything as it was.
 //!
-//! C header: `include/linux/migrate.h`.
+//! Does not know whose device memory it is ([`super::memremap`]), nor how contents are copied.
+//!
+//! # Locking
+//!
+//! A migration of addresses borrows the [`LockedVma`], so the mmap lock is held until it is over.
+//! Collected pages are locked. Between collecting and dropping, the caller must not fault on memory
+//! of the process, nor wait for a thread that does.
+//!
+//! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
-use super::{LockedVma, Owner, LARGE_ORDER, LARGE_PAGES, LARGE_SIZE, PAGE_SHIFT, PAGE_SIZE};
+mod folio;
+mod lost;
+mod pfns;
+
+pub(crate) use self::{
+    folio::{LockedFolio, SoleFolio},
+    lost::LostFolio,
+    pfns::{MigratePfns, Slot, Source},
+};
+
+use self::pfns::{entry_order, MIGRATE, PFN_SHIFT, VALID};
+use super::{pages_in, pages_of, Contents, LockedVma, PgmapOwner, SelfInvalidate, HPAGE_PMD_ORDER};
 use crate::sys as bindings;
-use core::{marker::PhantomData, ops::Range, ptr::NonNull};
+use core::{
+    ops::{AddAssign, Range},
+    ptr::NonNull,
+};
 use kernel::{error::to_result, prelude::*};
 
-const VALID: usize = bindings::MIGRATE_PFN_VALID as usize;
-const MIGRATE: usize = bindings::MIGRATE_PFN_MIGRATE as usize;
-const COMPOUND: usize = bindings::MIGRATE_PFN_COMPOUND as usize;
-const PFN_SHIFT: u32 = bindings::MIGRATE_PFN_SHIFT;
-
-/// A folio that only we know of.
-///
-/// # Invariants
-///
-/// `page` is the first page of a folio of this order, which is locked by us and of which
-/// we own a reference.
-pub(crate) struct LockedFolio {
-    page: NonNull<bindings::page>,
-    order: u32,
+/// Which pages to collect: an `enum migrate_vma_direction`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum MigrateVmaSelect {
+    /// `MIGRATE_VMA_SELECT_SYSTEM`: those in system memory, and empty entries.
+    System,
+    /// `MIGRATE_VMA_SELECT_DEVICE_PRIVATE`: those in private device memory of the owner.
+    DevicePrivate,
+    /// `MIGRATE_VMA_SELECT_DEVICE_COHERENT`: those in coherent device memory of the owner.
+    DeviceCoherent,
 }
 
-// SAFETY: A folio may be unlocked by another thread than the one that locked it.
-unsafe impl Send for LockedFolio {}
+/// What becomes of huge pages that are collected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compound {
+    /// They are collected as one: `MIGRATE_VMA_SELECT_COMPOUND`.
+    Keep,
+    /// They are split first.
+    Split,
+}
 
-impl LockedFolio {
-    /// A new folio of ordinary memory, near to what `vma` prefers for `address`.
-    ///
-    /// Without an area there is no smaller substitute for a large folio, so more is
-    /// done to get one.
-    pub(crate) fn system(order: u32, near: Option<(LockedVma<'_>, usize)>) -> Option<Self> {
-        let (vma, address) = near.map_or((core::ptr::null_mut(), 0), |(vma, address)| {
-            (vma.vma().as_ptr(), address)
-        });
-        // SAFETY: The area is valid and its mmap lock held, or it is null.
-        let page =
-            unsafe { bindings::virtio_hmm_alloc_locked(order, near.is_none(), vma, address) };
-        // INVARIANT: The folio is new and locked.
-        NonNull::new(page).map(|page| Self { page, order })
+/// Ends a migration that handles a fault: calls `finish`, which gives the pages back to their
+/// processes, and does what is necessary before and after.
+///
+/// # Safety
+///
+/// `page` must be that of the fault. The fault handler must hold it, with its folio locked, until
+/// long after this. The page must be under migration.
+pub(crate) type FinalizeHook = unsafe fn(page: NonNull<bindings::page>, finish: &mut dyn FnMut());
+
+/// What became of pages that were to move.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct MigrateStats {
+    /// How many pages have moved.
+    pub(crate) moved: u64,
+    /// For how many there was no memory; each may be a huge page.
+    pub(crate) no_memory: u64,
+}
+
+impl AddAssign for MigrateStats {
+    fn add_assign(&mut self, other: Self) {
+        self.moved = self.moved.saturating_add(other.moved);
+        self.no_memory = self.no_memory.saturating_add(other.no_memory);
+    }
+}
+
+/// What to take away from a process: a `struct migrate_vma` before it is set up.
+pub(super) struct MigrateVma<'a> {
+    vma: LockedVma<'a>,
+    addresses: Range<usize>,
+    select: MigrateVmaSelect,
+    compound: Compound,
+    pgmap_owner: PgmapOwner,
+    fault_page: Option<NonNull<bindings::page>>,
+    finalize: Option<FinalizeHook>,
+    invalidation: Option<&'a dyn SelfInvalidate>,
+}
+
+impl<'a> MigrateVma<'a> {
+    /// The pages at `addresses` of a VMA. `pgmap_owner` identifies the device memory. The notifier
+    /// invalidates mirrors.
+    pub(super) fn new(
+        vma: LockedVma<'a>,
+        addresses: Range<usize>,
+        (select, compound): (MigrateVmaSelect, Compound),
+        pgmap_owner: PgmapOwner,
+    ) -> Self {
+        Self {
+            vma,
+            addresses,
+            select,
+            compound,
+            pgmap_owner,
+            fault_page: None,
+            finalize: None,
+            invalidation: None,
+        }
     }
 
+    /// The migration handles a CPU fault on `page`. `finalize` ends it, if giving the pages back is
+    /// not enough.
+    ///
     /// # Safety
     ///
-    /// The caller must own the lock of the folio of this order that begins with `page`,
-    /// and a reference to it. Both go over to the value.
-    pub(super) unsafe fn from_raw(page: NonNull<bindings::page>, order: u32) -> Self {
-        // INVARIANT: The caller promises that it is so.
-        Self { page, order }
-    }
-
-    /// The number of its first frame.
-    pub(crate) fn pfn(&self) -> usize {
-        // SAFETY: By the invariants the page is valid.
-        unsafe { bindings::virtio_hmm_page_to_pfn(self.page.as_ptr()) }
-    }
-
-    /// log2 of its pages.
-    pub(crate) fn order(&self) -> u32 {
-        self.order
-    }
-
-    /// Fills it with ones. It must be ordinary memory.
-    pub(crate) fn efface(&mut self) {
-        // SAFETY: By the invariants the folio has this many pages and nobody uses it.
-        unsafe { bindings::virtio_hmm_efface_folio(self.page.as_ptr(), self.order) };
-    }
-
-    fn into_entry(self) -> usize {
-        let entry = self.pfn() << PFN_SHIFT | VALID | if self.order > 0 { COMPOUND } else { 0 };
-        // Lock and reference go with the entry.
-        core::mem::forget(self);
-        entry
-    }
-}
-
-impl Drop for LockedFolio {
-    fn drop(&mut self) {
-        // SAFETY: By the invariants the lock and a reference are ours.
-        unsafe { bindings::virtio_hmm_unlock_and_put(self.page.as_ptr()) };
-    }
-}
-
-/// Memory for one migration at a time, to be used again and again.
-pub(crate) struct Scratch {
-    src: KVVec<usize>,
-    dst: KVVec<usize>,
-}
-
-impl Scratch {
-    /// Memory for a migration of `pages` pages.
-    pub(crate) fn new(pages: usize) -> Result<Self> {
-        Ok(Self {
-            src: KVVec::from_elem(0, pages, GFP_KERNEL)?,
-            dst: KVVec::from_elem(0, pages, GFP_KERNEL)?,
-        })
-    }
-
-    /// How many pages it suffices for.
-    pub(crate) fn pages(&self) -> usize {
-        self.src.len()
-    }
-}
-
-/// Which pages are to be collected.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Select {
-    /// Those in ordinary memory, and those that are not there yet.
-    System,
-    /// Those in private device memory of the owner.
-    Private,
-    /// Those in coherent device memory of the owner.
-    Coherent,
-}
-
-/// Whether large pages of a range are collected as such.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Size {
-    /// A large page stays whole.
-    Whole,
-    /// Large pages are split first.
-    Small,
-}
-
-/// What there is to move at one place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// Nothing yet: the page is all zeros.
-    Hole,
-    /// A folio that begins with this frame number.
-    Folio(usize),
-}
-
-/// A page, or a large page, that has been taken away from its processes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slot {
-    /// Its place within the range, in pages.
-    pub(crate) index: usize,
-    /// What there is.
-    pub(crate) source: Source,
-    /// log2 of its pages.
-    pub(crate) order: u32,
-}
-
-/// log2 of the pages that an entry of one of the arrays stands for.
-fn entry_order(entry: usize) -> u32 {
-    if entry & COMPOUND == 0 {
-        0
-    } else {
-        LARGE_ORDER
-    }
-}
-
-/// Pages whose contents are lost.
-///
-/// # Invariants
-///
-/// `page` is the first page of what was a folio of this order when this was made, and we own
-/// a reference to it, so that it does not become somebody else's.
-pub(crate) struct LostPages {
-    page: NonNull<bindings::page>,
-    order: u32,
-}
-
-// SAFETY: A reference to a page may be given back by any thread.
-unsafe impl Send for LostPages {}
-
-impl LostPages {
-    /// How many.
-    pub(crate) fn pages(&self) -> u64 {
-        1 << self.order
-    }
-
-    /// Takes the pages away from all processes that have them, which get a SIGBUS when
-    /// they touch them, as after a failure of the memory itself.
-    pub(crate) fn poison(self) {
-        // SAFETY: By the invariants the page is valid.
-        let pfn = unsafe { bindings::virtio_hmm_page_to_pfn(self.page.as_ptr()) };
-        for page in 0..1 << self.order {
-            // The reference goes over to the kernel with the first page. It splits a large
-            // page there, for which it must be the only reference, so that there can be none
-            // for the others.
-            //
-            // SAFETY: The function takes any frame number and may sleep, as we may; by the
-            // invariants the reference to the first page is ours.
-            unsafe { bindings::virtio_hmm_poison(pfn + page, page == 0) };
+    /// The handler of that fault must hold `page`, with its folio locked, until the migration is
+    /// over.
+    pub(super) unsafe fn for_fault(
+        self,
+        page: NonNull<bindings::page>,
+        finalize: Option<FinalizeHook>,
+    ) -> Self {
+        Self {
+            fault_page: Some(page),
+            finalize,
+            ..self
         }
-        core::mem::forget(self);
     }
-}
 
-impl Drop for LostPages {
-    fn drop(&mut self) {
-        // SAFETY: By the invariants the reference is ours.
-        unsafe { bindings::virtio_hmm_put_page(self.page.as_ptr()) };
+    /// With an `invalidation`, the caller invalidates its mirror by itself.
+    pub(super) fn with_invalidation(self, invalidation: Option<&'a dyn SelfInvalidate>) -> Self {
+        Self {
+            invalidation,
+            ..self
+        }
+    }
+
+    /// Takes the pages away from the process.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the addresses do not lie in the VMA, if it cannot be migrated (hugetlb, special
+    /// mappings, DAX), or if the arrays are too small.
+    pub(super) fn setup(self, mut pfns: MigratePfns) -> Result<Collected<'a>> {
+        let pages = pages_in(&self.addresses);
+        if pages > pfns.pages() {
+            return Err(EINVAL);
+        }
+        let select = match self.select {
+            MigrateVmaSelect::System => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM,
+            MigrateVmaSelect::DevicePrivate => {
+                bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE
+            }
+            MigrateVmaSelect::DeviceCoherent => {
+                bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_COHERENT
+            }
+        };
+        let compound = match self.compound {
+            Compound::Keep => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND,
+            Compound::Split => 0,
+        };
+        let fault_page = self.fault_page.map(NonNull::as_ptr);
+        let mut args = bindings::migrate_vma {
+            vma: self.vma.vma().as_ptr(),
+            dst: pfns.dst.as_mut_ptr(),
+            src: pfns.src.as_mut_ptr(),
+            cpages: 0,
+            npages: 0,
+            start: self.addresses.start,
+            end: self.addresses.end,
+            pgmap_owner: self.pgmap_owner.as_ptr(),
+            flags: (select | compound) as usize,
+            fault_page: fault_page.unwrap_or(core::ptr::null_mut()),
+        };
+        if let Some(invalidation) = self.invalidation {
+            invalidation.collecting(&self.addresses);
+        }
+        // SAFETY:
+        // - By the invariants of `LockedVma` the VMA is valid and its mmap lock held.
+        // - Both arrays are large enough for the range.
+        // - The folio of the fault page, if there is one, is locked; the kernel checks that.
+        let result = to_result(unsafe { bindings::migrate_vma_setup(&mut args) });
+        if let Some(invalidation) = self.invalidation {
+            invalidation.collected();
+        }
+        result?;
+        // The kernel may have stopped early.
+        let pages = args.npages.min(pages);
+        // INVARIANT: The kernel has just filled the arrays; `dst` is all zeros.
+        Ok(Collected {
+            origin: Origin::Addresses {
+                args,
+                finalize: self.finalize,
+                invalidation: self.invalidation,
+            },
+            pfns,
+            pages,
+        })
     }
 }
 
 enum Origin<'a> {
     /// A range of addresses.
-    Addresses(bindings::migrate_vma, PhantomData<&'a ()>),
+    Addresses {
+        args: bindings::migrate_vma,
+        finalize: Option<FinalizeHook>,
+        invalidation: Option<&'a dyn SelfInvalidate>,
+    },
     /// A range of frames.
     Frames,
 }
@@ -218,93 +223,37 @@ enum Origin<'a> {
 ///
 /// # Invariants
 ///
-/// `src` and `dst`, up to `pages`, are what the kernel has made of them, but for entries
-/// of `dst` that `fill` has set: these stand for a locked folio with a reference.
+/// `src` and `dst`, up to `pages`, are as the kernel has filled them, except entries of `dst` that
+/// `fill` has set: each of these stands for a locked folio with a reference.
 pub(crate) struct Collected<'a> {
     origin: Origin<'a>,
-    scratch: Scratch,
+    pfns: MigratePfns,
     pages: usize,
 }
 
 impl<'a> Collected<'a> {
-    /// Takes the pages of `range` away from the process.
-    ///
-    /// `owner` identifies the device memory. `fault` is the page of a fault that is being
-    /// handled, whose folio the kernel has locked.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if the range does not lie in `vma`, if the area cannot be migrated
-    /// (hugetlb, special mappings, DAX), or if there is not enough room.
-    pub(super) fn addresses(
-        vma: LockedVma<'a>,
-        range: Range<usize>,
-        (select, size): (Select, Size),
-        owner: Owner,
-        fault: Option<NonNull<bindings::page>>,
-        mut scratch: Scratch,
-    ) -> Result<Self> {
-        let pages = range.len() >> PAGE_SHIFT;
-        if pages > scratch.pages() {
-            return Err(EINVAL);
-        }
-        let select = match select {
-            Select::System => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM,
-            Select::Private => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
-            Select::Coherent => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_DEVICE_COHERENT,
-        };
-        let compound = match size {
-            Size::Whole => bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND,
-            Size::Small => 0,
-        };
-        let mut args = bindings::migrate_vma {
-            vma: vma.vma().as_ptr(),
-            dst: scratch.dst.as_mut_ptr(),
-            src: scratch.src.as_mut_ptr(),
-            cpages: 0,
-            npages: 0,
-            start: range.start,
-            end: range.end,
-            pgmap_owner: owner.as_ptr(),
-            flags: (select | compound) as usize,
-            fault_page: fault.map_or(core::ptr::null_mut(), NonNull::as_ptr),
-        };
-        // SAFETY:
-        // - By the invariants of `LockedVma` the area is valid and its mmap lock held.
-        // - Both arrays have room for the range.
-        // - The caller names a fault page that is locked; the kernel checks it.
-        to_result(unsafe { bindings::migrate_vma_setup(&mut args) })?;
-        // The kernel may have stopped early.
-        let pages = args.npages.min(pages);
-        // INVARIANT: The kernel has just filled the arrays; `dst` is all zeros.
-        Ok(Self {
-            origin: Origin::Addresses(args, PhantomData),
-            scratch,
-            pages,
-        })
-    }
-
-    /// Takes the pages that are in `pages` frames from `first` on away from whatever
-    /// processes they belong to.
+    /// Takes the pages in `pages` frames from `first` on away from all processes that have them.
     ///
     /// # Safety
     ///
     /// The frames must be device memory of a page map that is alive.
-    pub(super) unsafe fn frames(first: usize, pages: usize, mut scratch: Scratch) -> Result<Self> {
-        if pages > scratch.pages() {
+    pub(super) unsafe fn of_frames(
+        first: usize,
+        pages: usize,
+        mut pfns: MigratePfns,
+    ) -> Result<Self> {
+        if pages > pfns.pages() {
             return Err(EINVAL);
         }
-        for dst in scratch.dst.iter_mut().take(pages) {
+        for dst in pfns.dst.iter_mut().take(pages) {
             *dst = 0;
         }
-        // SAFETY: `src` has room, and the caller promises that the frames can be migrated.
-        to_result(unsafe {
-            bindings::migrate_device_range(scratch.src.as_mut_ptr(), first, pages)
-        })?;
+        // SAFETY: `src` is large enough, and the caller promises that the frames can be migrated.
+        to_result(unsafe { bindings::migrate_device_range(pfns.src.as_mut_ptr(), first, pages) })?;
         // INVARIANT: The kernel has just filled `src`; `dst` is all zeros.
         Ok(Self {
             origin: Origin::Frames,
-            scratch,
+            pfns,
             pages,
         })
     }
@@ -314,10 +263,9 @@ impl<'a> Collected<'a> {
         self.pages
     }
 
-    /// What can be moved at a place. The pages of a large page are one slot, at its
-    /// first place.
+    /// What can be moved at an index. The pages of a huge page are one slot, at its first index.
     pub(crate) fn slot(&self, index: usize) -> Option<Slot> {
-        let src = *self.scratch.src.get(..self.pages)?.get(index)?;
+        let src = *self.pfns.src.get(..self.pages)?.get(index)?;
         if src & MIGRATE == 0 {
             return None;
         }
@@ -325,62 +273,75 @@ impl<'a> Collected<'a> {
         let source = if src & VALID == 0 {
             Source::Hole
         } else {
-            // SAFETY: The kernel has locked the page for us.
-            if unsafe { !bindings::virtio_hmm_may_move(src >> PFN_SHIFT) } {
-                return None;
-            }
             Source::Folio(src >> PFN_SHIFT)
         };
-        (index + (1 << order) <= self.pages).then_some(Slot {
+        let slot = Slot {
             index,
             source,
             order,
-        })
+        };
+        (slot.indices().end <= self.pages).then_some(slot)
     }
 
-    /// The first slot at or behind a place.
+    /// Copies what one of the pages of a slot holds, if there is something already: a hole is all
+    /// zeros.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL` if there is no such slot, or if it has no such page.
+    /// - `EOPNOTSUPP` if the kernel has no address for it.
+    #[allow(dead_code)] // The sample alone needs it.
+    pub(crate) fn read(&self, slot: Slot, page: usize, into: &mut Contents) -> Result {
+        if self.slot(slot.index) != Some(slot) || page >= slot.pages() {
+            return Err(EINVAL);
+        }
+        let Source::Folio(first) = slot.source else {
+            into.fill(0);
+            return Ok(());
+        };
+        let pfn = first.saturating_add(page);
+        // SAFETY: By the invariants the kernel has collected the folio, which has this page, and
+        // holds a reference to it. `into` has room for a page.
+        let done = unsafe { bindings::virtio_hmm_read_page(pfn, into.as_mut_ptr().cast()) };
+        done.then_some(()).ok_or(EOPNOTSUPP)
+    }
+
+    /// The first slot at or after an index.
     pub(crate) fn next_slot(&self, index: usize) -> Option<Slot> {
         (index..self.pages).find_map(|index| self.slot(index))
     }
 
-    /// Whether a slot must be filled by one folio of its own size. Without addresses the
-    /// kernel cannot split a large page.
+    /// Whether a slot must be filled with one folio of its own size: the kernel needs addresses to
+    /// split a huge page.
     pub(crate) fn is_indivisible(&self) -> bool {
         matches!(self.origin, Origin::Frames)
     }
 
-    /// Whether new memory has been lent to the page at a place.
+    /// Whether the page at an index has been given new memory.
     pub(crate) fn is_filled(&self, index: usize) -> bool {
-        self.scratch.dst.get(index).is_some_and(|&dst| dst != 0)
+        self.pfns.dst.get(index).is_some_and(|&dst| dst != 0)
     }
 
-    /// The new memory that has been lent to the page at a place and maybe to those that
-    /// follow: its first frame and log2 of its pages.
+    /// The new memory of the page at an index, which may also serve the pages after it: its first
+    /// frame and log2 of its pages.
     pub(crate) fn new_memory(&self, index: usize) -> Option<(usize, u32)> {
-        let dst = *self.scratch.dst.get(index).filter(|dst| **dst != 0)?;
+        let dst = *self.pfns.dst.get(index).filter(|dst| **dst != 0)?;
         Some((dst >> PFN_SHIFT, entry_order(dst)))
     }
 
-    /// Fills the new memory of a slot, which must be one folio of ordinary memory, with
-    /// ones, and tells which it is.
-    ///
-    /// Not with zeros: when the kernel splits a large page, it replaces pages of zeros by
-    /// the page of zeros that all share, and they would be no more there to be poisoned.
-    pub(crate) fn efface_new(&mut self, slot: Slot) -> Option<LostPages> {
-        let mut folio = self.take(slot.index)?;
-        folio.efface();
-        // SAFETY: By the invariants the folio is valid and referenced.
-        unsafe { bindings::virtio_hmm_get_page(folio.page.as_ptr()) };
-        // INVARIANT: The reference was just taken.
-        let lost = LostPages {
-            page: folio.page,
-            order: folio.order(),
+    /// The folio of a slot, as one whose contents are lost. It stays where it is. `None` if there
+    /// is none.
+    pub(crate) fn lost(&mut self, slot: Slot) -> Option<LostFolio> {
+        self.empty_slot(slot);
+        let Source::Folio(first) = slot.source else {
+            return None;
         };
-        self.put(slot.index, folio).ok()?;
-        Some(lost)
+        // SAFETY: The kernel has collected the folio, which begins with this frame, and holds a
+        // reference to it.
+        Some(unsafe { LostFolio::new(first, slot.pages()) })
     }
 
-    /// Lends new memory to a slot.
+    /// Gives new memory to a slot.
     pub(crate) fn fill(&mut self, slot: Slot, folio: LockedFolio) -> Result {
         if folio.order() != slot.order {
             return Err(EINVAL);
@@ -388,69 +349,71 @@ impl<'a> Collected<'a> {
         self.put(slot.index, folio)
     }
 
-    /// Lends new memory to a large slot, page by page; `next` is called with the index of
-    /// each page within the slot.
+    /// Gives new memory to a large slot, page by page; `next` is called with the index of each page
+    /// within the slot.
     ///
-    /// Only for a page that no other process has. The kernel (7.3) splits it when the memory is
-    /// exchanged, with its entry in this process's page table only. Another process would be
-    /// given the first small page where its entry says that there is a large one, and the page
-    /// behind would be spoilt (`migrate_vma_split_unmapped_folio`). Others are collected as
-    /// small pages from the start.
+    /// Only for a page that no other process has. The kernel (7.3) splits it when it installs the
+    /// memory, with its entry in this process's page table only. Another process would get the
+    /// first small page where its entry says that there is a large one, and the page behind would
+    /// be corrupted (`migrate_vma_split_unmapped_folio`). Shared huge pages are collected as small
+    /// pages from the start.
     ///
-    /// Does nothing and returns `false` if `next` fails for one of them: the kernel
-    /// splits a large page as a whole.
+    /// Does nothing and returns `false` if `next` fails for one of the pages: the kernel splits a
+    /// huge page as a whole.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if `sole` is not the proof for the slot's folio, or if `next` returns huge pages;
+    /// `EEXIST` if a part of it has new memory already.
     pub(crate) fn fill_split(
         &mut self,
         slot: Slot,
+        sole: &SoleFolio<'_>,
         mut next: impl FnMut(usize) -> Option<LockedFolio>,
     ) -> Result<bool> {
-        if slot.order != LARGE_ORDER || self.is_indivisible() {
+        if slot.order != HPAGE_PMD_ORDER
+            || self.slot(slot.index) != Some(slot)
+            || slot.source != Source::Folio(sole.pfn)
+            || self.is_indivisible()
+        {
             return Err(EINVAL);
         }
-        for page in 0..LARGE_PAGES {
-            let Some(folio) = next(page) else {
-                for page in 0..page {
-                    self.empty(slot.index + page);
-                }
+        for index in slot.indices() {
+            let Some(folio) = next(index.saturating_sub(slot.index)) else {
+                (slot.index..index).for_each(|index| self.empty(index));
                 return Ok(false);
             };
             if folio.order() != 0 {
                 return Err(EINVAL);
             }
-            self.put(slot.index + page, folio)?;
+            self.put(index, folio)?;
         }
         Ok(true)
     }
 
     fn put(&mut self, index: usize, folio: LockedFolio) -> Result {
-        let dst = self.scratch.dst.get_mut(..self.pages).ok_or(EINVAL)?;
+        let dst = self.pfns.dst.get_mut(..self.pages).ok_or(EINVAL)?;
         let entry = dst.get_mut(index).ok_or(EINVAL)?;
         if *entry != 0 {
             return Err(EEXIST);
         }
-        // INVARIANT: Lock and reference of the folio go over to the entry.
+        // INVARIANT: Lock and reference of the folio pass to the entry.
         *entry = folio.into_entry();
         Ok(())
     }
 
-    /// Takes the new memory of a page back; it stays where it is.
+    /// Releases the new memory of a page, which then stays where it is.
     pub(crate) fn empty(&mut self, index: usize) {
         drop(self.take(index));
     }
 
-    /// Takes the new memory of a slot back, all of it.
+    /// Releases all new memory of a slot.
     pub(crate) fn empty_slot(&mut self, slot: Slot) {
-        for page in 0..1 << slot.order {
-            self.empty(slot.index + page);
-        }
+        slot.indices().for_each(|index| self.empty(index));
     }
 
     fn take(&mut self, index: usize) -> Option<LockedFolio> {
-        let entry = self
-            .scratch
-            .dst
-            .get_mut(index)
-            .filter(|entry| **entry != 0)?;
+        let entry = self.pfns.dst.get_mut(index).filter(|entry| **entry != 0)?;
         let order = entry_order(*entry);
         // SAFETY: By the invariants the entry stands for a folio, so its frame has a page.
         let page = unsafe { bindings::virtio_hmm_pfn_to_page(*entry >> PFN_SHIFT) };
@@ -460,28 +423,57 @@ impl<'a> Collected<'a> {
         NonNull::new(page).map(|page| unsafe { LockedFolio::from_raw(page, order) })
     }
 
-    /// Exchanges the memory. The contents must have been copied.
-    pub(crate) fn commit(self) -> Committed<'a> {
-        // `Committed` does what is left to do instead.
+    /// Moves all that can be moved: `alloc_and_copy` gives new memory to a slot and copies what is
+    /// in there; it says whether there was any. Slots for which it fails stay where they are.
+    #[allow(dead_code)] // The sample alone needs it.
+    pub(crate) fn migrate(
+        mut self,
+        mut alloc_and_copy: impl FnMut(&mut Self, Slot) -> Result<bool>,
+    ) -> MigrateStats {
+        let mut stats = MigrateStats::default();
+        let mut next = 0;
+        while let Some(slot) = self.next_slot(next) {
+            next = slot.indices().end;
+            match alloc_and_copy(&mut self, slot) {
+                Ok(true) => {}
+                Ok(false) => stats.no_memory = stats.no_memory.saturating_add(1),
+                Err(_) => self.empty_slot(slot),
+            }
+        }
+        let committed = self.commit();
+        let orders = (0..committed.pages()).filter_map(|index| committed.moved_order(index));
+        for order in orders {
+            stats.moved = stats.moved.saturating_add(pages_of(order) as u64);
+        }
+        stats
+    }
+
+    /// Installs the new memory. The contents must have been copied. Nothing moves if there is an
+    /// `invalidation` that has not begun.
+    pub(crate) fn commit(mut self) -> Committed<'a> {
+        if !self.may_move() {
+            self.empty_all();
+        }
+        // From here on `Committed` does the rest, instead of `drop`.
         let this = core::mem::ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped, so that the field is read only once.
         let origin = unsafe { core::ptr::read(&this.origin) };
-        // SAFETY: As above.
-        let scratch = unsafe { core::ptr::read(&this.scratch) };
+        // SAFETY: `this` is not dropped, so this field is also read only once.
+        let pfns = unsafe { core::ptr::read(&this.pfns) };
         let mut committed = Committed {
             origin,
-            scratch,
+            pfns,
             pages: this.pages,
         };
         match &mut committed.origin {
             // SAFETY: The arguments are those that `migrate_vma_setup` has completed, and
             // by the invariants the arrays are as it wants them.
-            Origin::Addresses(args, _) => unsafe { bindings::migrate_vma_pages(args) },
+            Origin::Addresses { args, .. } => unsafe { bindings::migrate_vma_pages(args) },
             // SAFETY: By the invariants the arrays are as the kernel wants them.
             Origin::Frames => unsafe {
                 bindings::migrate_device_pages(
-                    committed.scratch.src.as_mut_ptr(),
-                    committed.scratch.dst.as_mut_ptr(),
+                    committed.pfns.src.as_mut_ptr(),
+                    committed.pfns.dst.as_mut_ptr(),
                     committed.pages,
                 )
             },
@@ -490,38 +482,54 @@ impl<'a> Collected<'a> {
     }
 }
 
-impl Drop for Collected<'_> {
-    fn drop(&mut self) {
-        // The kernel would take a `dst` that is left for a success.
+impl Collected<'_> {
+    fn may_move(&self) -> bool {
+        match &self.origin {
+            Origin::Addresses {
+                args, invalidation, ..
+            } => invalidation
+                .is_none_or(|invalidation| invalidation.may_move(&(args.start..args.end))),
+            Origin::Frames => true,
+        }
+    }
+
+    fn empty_all(&mut self) {
         for index in 0..self.pages {
             self.empty(index);
         }
-        finalize(&mut self.origin, &mut self.scratch, self.pages);
     }
 }
 
-/// Pages whose memory has been exchanged, as far as possible.
+impl Drop for Collected<'_> {
+    fn drop(&mut self) {
+        // The kernel would treat a remaining `dst` as a success.
+        self.empty_all();
+        finalize(&mut self.origin, &mut self.pfns, self.pages);
+    }
+}
+
+/// Pages whose memory has been replaced, as far as possible.
 pub(crate) struct Committed<'a> {
     origin: Origin<'a>,
-    scratch: Scratch,
+    pfns: MigratePfns,
     pages: usize,
 }
 
 impl Committed<'_> {
-    /// Gives the pages back to their processes, and the memory for the next migration to the
-    /// caller.
-    pub(crate) fn finish(self) -> Scratch {
+    /// Gives the pages back to their processes, and returns the arrays for the next
+    /// migration.
+    pub(crate) fn finish(self) -> MigratePfns {
         // This does what `drop` would do.
         let mut this = core::mem::ManuallyDrop::new(self);
         let Self {
             origin,
-            scratch,
+            pfns,
             pages,
         } = &mut *this;
-        finalize(origin, scratch, *pages);
+        finalize(origin, pfns, *pages);
         // SAFETY: `this` is not dropped, so that the field is read only once; nothing else of
         // it owns anything.
-        unsafe { core::ptr::read(scratch) }
+        unsafe { core::ptr::read(pfns) }
     }
 
     /// How many pages the range has.
@@ -529,91 +537,51 @@ impl Committed<'_> {
         self.pages
     }
 
-    /// log2 of the pages that have got new memory together at a place; `None` if none
-    /// has, or if they begin elsewhere.
+    /// log2 of the pages that one new folio has replaced at an index; `None` if none was replaced,
+    /// or if the folio begins at another index.
     pub(crate) fn moved_order(&self, index: usize) -> Option<u32> {
-        let src = self.scratch.src.get(..self.pages)?.get(index)?;
-        let dst = self.scratch.dst.get(index)?;
+        let src = self.pfns.src.get(..self.pages)?.get(index)?;
+        let dst = self.pfns.dst.get(index)?;
         (src & MIGRATE != 0 && dst & VALID != 0).then_some(entry_order(*dst))
     }
 }
 
 impl Drop for Committed<'_> {
     fn drop(&mut self) {
-        finalize(&mut self.origin, &mut self.scratch, self.pages);
+        finalize(&mut self.origin, &mut self.pfns, self.pages);
     }
 }
 
 /// Gives the pages back to their processes.
-fn finalize(origin: &mut Origin<'_>, scratch: &mut Scratch, pages: usize) {
+fn finalize(origin: &mut Origin<'_>, pfns: &mut MigratePfns, pages: usize) {
     match origin {
-        Origin::Addresses(args, _) => {
-            let compound = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND as usize;
-            let is_large = args.flags & compound != 0;
-            let touched = NonNull::new(args.fault_page).filter(|_| is_large);
-            // SAFETY: The page is that of a fault, which holds it, and its folio locked, until
-            // long after this.
-            let braced = touched.map(|page| unsafe { Braced::new(page) });
-            // SAFETY: The arguments are those that `migrate_vma_setup` has completed; this is
-            // called once, by the drop of the last value of the migration.
-            unsafe { bindings::migrate_vma_finalize(args) };
-            drop(braced);
+        Origin::Addresses {
+            args,
+            finalize: hook,
+            ..
+        } => {
+            let page = NonNull::new(args.fault_page);
+            let mut args = Some(args);
+            let mut finish = || {
+                if let Some(args) = args.take() {
+                    // SAFETY: The arguments are those that `migrate_vma_setup` has completed; this
+                    // is called once, by the drop of the last value of the migration.
+                    unsafe { bindings::migrate_vma_finalize(args) };
+                }
+            };
+            if let Some((page, hook)) = page.zip(*hook) {
+                // SAFETY: The page is that of a fault, whose handler holds it, with its folio
+                // locked, until long after this. It is under migration until the migration ends,
+                // which happens here.
+                unsafe { hook(page, &mut finish) };
+            }
+            // Unless the hook has done so.
+            finish();
         }
-        // SAFETY: The arrays are those of `migrate_device_range`; called once, as above.
+        // SAFETY: The arrays are those of `migrate_device_range`; this is called once, by the drop
+        // of the last value of the migration.
         Origin::Frames => unsafe {
-            bindings::migrate_device_finalize(
-                scratch.src.as_mut_ptr(),
-                scratch.dst.as_mut_ptr(),
-                pages,
-            )
+            bindings::migrate_device_finalize(pfns.src.as_mut_ptr(), pfns.dst.as_mut_ptr(), pages)
         },
     }
-}
-
-/// Makes good for references of a large page that the kernel (7.3) has given back for nothing:
-/// if another process loses its entry of the page while that is on the move, it is taken for one
-/// of a page that is there; see [`super::interval::Interval::keep_still`].
-///
-/// What was lost before is made good for at once. What is lost until this is dropped is then: a
-/// page that has moved has no entries, so that what its counts lack is what was lost, and until
-/// then it has references to spare. A page that stays gets entries back meanwhile, which hide as
-/// many that were lost in these microseconds.
-///
-/// # Invariants
-///
-/// `page` is held, and its folio locked, by the handler of a fault; the spare references are ours.
-struct Braced {
-    page: NonNull<bindings::page>,
-}
-
-impl Braced {
-    /// # Safety
-    ///
-    /// The page must be one that the handler of a fault holds, with its folio locked, until
-    /// this is dropped. It must be on the move.
-    unsafe fn new(page: NonNull<bindings::page>) -> Self {
-        // SAFETY: The caller promises that the page is held and locked.
-        unsafe { bindings::virtio_hmm_brace(page.as_ptr()) };
-        // INVARIANT: The caller promises the one, and the call above has taken the other.
-        Self { page }
-    }
-}
-
-impl Drop for Braced {
-    fn drop(&mut self) {
-        // SAFETY: By the invariants the page is held and locked, and the references are ours.
-        unsafe { bindings::virtio_hmm_unbrace(self.page.as_ptr()) };
-    }
-}
-
-/// The large page around an address.
-pub(crate) fn large_range(address: usize) -> Range<usize> {
-    let start = address & !(LARGE_SIZE - 1);
-    start..start + LARGE_SIZE
-}
-
-/// The page around an address.
-pub(crate) fn page_range(address: usize) -> Range<usize> {
-    let start = address & !(PAGE_SIZE - 1);
-    start..start + PAGE_SIZE
 }

@@ -2,14 +2,14 @@
 
 //! Memory for one request and its reply, on its way to the device and back.
 //!
-//! Once a [`Chain`] is posted the ring holds a reference of its own, so that the memory
-//! outlives whoever waits for it; its contents can be read again when the device has
-//! returned it, or has been reset.
+//! Once a [`Chain`] is posted the ring holds a reference of its own, so the memory outlives a
+//! thread that waits for it. Its contents can be read again when the device has returned it, or has
+//! been reset.
 //!
-//! Knows nothing of rings, nor of what requests mean.
+//! Knows neither rings nor the meaning of requests.
 
 use crate::wait::Event;
-use core::pin::Pin;
+use core::{marker::PhantomData, pin::Pin};
 use kernel::{
     alloc::Flags,
     prelude::*,
@@ -18,20 +18,20 @@ use kernel::{
         Arc, UniqueArc,
     },
 };
+use zerocopy::FromBytes;
 
-/// Told when the device has returned a chain.
+/// Notified when the device has returned a chain.
 pub(crate) trait Handler: Send + Sync {
-    /// Called once for each chain that was posted, in interrupt context or with the
-    /// device given up.
+    /// Called once for each chain that was posted, in interrupt context or when the device is given
+    /// up.
     fn completed(&self, chain: Arc<Chain>);
 }
 
-/// Memory for one request and its reply, in the hands of who writes the request.
+/// Memory for one request and its reply while the request is being written.
 pub(crate) struct Draft(Pin<UniqueArc<Chain>>);
 
 impl Draft {
-    /// Memory for a request of up to `capacity` bytes, which is empty as yet, and a
-    /// reply of `room` bytes.
+    /// Memory for a request of up to `capacity` bytes, empty at first, and a reply of `room` bytes.
     pub(crate) fn new(
         capacity: usize,
         room: usize,
@@ -45,7 +45,9 @@ impl Draft {
             try_pin_init!(Chain {
                 out,
                 inn,
+                number: Atomic::new(0),
                 written: Atomic::new(Chain::PENDING),
+                life: Atomic::new(0),
                 done: Arc::pin_init(Event::new(), flags)?,
                 handler,
             }),
@@ -54,12 +56,12 @@ impl Draft {
         .map(Self)
     }
 
-    /// A chain that was posted, to be used once more. Its request is as it was. Waits until
-    /// it completes.
+    /// Reuses a chain that was posted. Its request is unchanged. Waits until the chain completes.
     ///
-    /// Returns `None` if somebody else still holds the chain; the ring does not.
+    /// Returns `None` if the chain has another owner; the ring is none.
     pub(crate) fn again(chain: Arc<Chain>) -> Option<Self> {
-        // Even if it is known to have completed: only then has the ring let go of it.
+        // Even if it is known to have completed: `done` is only set after the ring has dropped its
+        // reference.
         chain.done.wait();
         let chain = Arc::into_unique_or_drop(chain)?;
         // INVARIANT: The chain is not posted: it has completed, and by `post` a draft
@@ -69,7 +71,7 @@ impl Draft {
         Some(Self(chain))
     }
 
-    /// What the ring posts.
+    /// Returns the chain for the ring to post.
     pub(super) fn seal(self) -> Arc<Chain> {
         Arc::from(self.0)
     }
@@ -87,17 +89,56 @@ impl Draft {
 ///
 /// - From when the chain is posted until it completes, `out` and `inn` are not
 ///   resized, so that the addresses of their contents do not change.
-/// - From when the chain is posted until `written` is not [`Chain::PENDING`], the
-///   contents of `inn` belong to the device, and nobody makes a reference to them.
+/// - From when the chain is posted until `written` is not [`Chain::PENDING`], the contents of `inn`
+///   belong to the device. No reference to them is ever made, not even after it has returned them:
+///   nothing prevents a device from writing there later.
 #[pin_data]
 pub(crate) struct Chain {
     out: KVVec<u8>,
     inn: KVVec<u8>,
+    /// The number of chains that were added to its ring before it.
+    number: Atomic<u64>,
     /// Bytes of `inn` that the device has written, or one of the two values below.
     written: Atomic<usize>,
-    /// Happens when the ring has let go of the chain, which this must outlive for that.
+    /// The life of the device that it was posted in.
+    life: Atomic<u32>,
+    /// Set when the ring has dropped the chain. Separate, because it must outlive the chain for
+    /// that.
     done: Arc<Event>,
     handler: Option<Arc<dyn Handler>>,
+}
+
+/// What a device has written. It is only read by copying, and each copy is checked afterwards: a
+/// device that violates the protocol may write there at any time.
+///
+/// # Invariants
+///
+/// `len` bytes from `start` on are valid for reads during `'c`.
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'c> {
+    start: *const u8,
+    len: usize,
+    _chain: PhantomData<&'c Chain>,
+}
+
+impl Written<'_> {
+    /// The number of bytes.
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+
+    /// A copy of the value at an offset, in bytes. `None` if it exceeds what was written, or if it
+    /// is not aligned as a `T` must be.
+    pub(crate) fn read<T: FromBytes>(self, offset: usize) -> Option<T> {
+        if offset.checked_add(size_of::<T>())? > self.len {
+            return None;
+        }
+        let place = self.start.wrapping_add(offset).cast::<T>();
+        // SAFETY: By the invariants and the check above these bytes are valid for reads, and the
+        // place is aligned. Any bytes are a `T`. The access is volatile because the device may
+        // write them at the same time.
+        place.is_aligned().then(|| unsafe { place.read_volatile() })
+    }
 }
 
 impl Chain {
@@ -106,7 +147,7 @@ impl Chain {
     /// The device has been given up.
     const FAILED: usize = usize::MAX - 1;
 
-    /// Happens when the chain completes.
+    /// Set when the chain completes.
     pub(crate) fn done(&self) -> &Event {
         &self.done
     }
@@ -118,14 +159,38 @@ impl Chain {
 
     /// What the device has written, or `None` if it has been given up or has not
     /// returned the chain.
-    pub(crate) fn reply(&self) -> Option<&[u8]> {
+    pub(crate) fn reply(&self) -> Option<Written<'_>> {
         let written = self.written.load(Acquire);
-        if written == Self::PENDING {
+        if written == Self::PENDING || written == Self::FAILED {
             return None;
         }
-        // By the invariants the contents are no longer the device's. It may claim to
-        // have written more than there is room for.
-        (written != Self::FAILED).then(|| self.inn.get(..written).unwrap_or(&self.inn))
+        // INVARIANT: The device may claim to have written more than the buffer holds. This is at
+        // most the size of the buffer, which is valid as long as the chain. {drv-check-device}
+        Some(Written {
+            start: self.inn.as_ptr(),
+            len: written.min(self.inn.len()),
+            _chain: PhantomData,
+        })
+    }
+
+    /// The life of the device that it was posted in; zero if it was not posted.
+    pub(crate) fn life(&self) -> u32 {
+        self.life.load(Relaxed)
+    }
+
+    /// Records the life that it is posted in.
+    pub(super) fn set_life(&self, life: u32) {
+        self.life.store(life, Relaxed);
+    }
+
+    /// The number of chains that were added to its ring before it; zero if it was not posted.
+    pub(crate) fn number(&self) -> u64 {
+        self.number.load(Relaxed)
+    }
+
+    /// Records that number, before the device can return the chain.
+    pub(super) fn set_number(&self, number: u64) {
+        self.number.store(number, Relaxed);
     }
 
     /// The request, for the device to read.
@@ -133,12 +198,12 @@ impl Chain {
         &self.out
     }
 
-    /// Where the device may write its reply, and how much.
+    /// Where the device may write its reply, and the size in bytes.
     pub(super) fn room(&self) -> (*mut u8, usize) {
         (self.inn.as_ptr().cast_mut(), self.inn.len())
     }
 
-    /// Ends the loan: the device has written so much, or has been reset if `None`.
+    /// Completes the chain: the device has written this many bytes, or has been reset if `None`.
     pub(super) fn complete(self: Arc<Self>, written: Option<u32>) {
         let written = written.map_or(Self::FAILED, |written| written as usize);
         let done = self.done.clone();
@@ -148,7 +213,7 @@ impl Chain {
         } else {
             drop(self);
         }
-        // Last of all: whoever waits may use the chain again, if nobody else holds it.
+        // Last: a waiting thread may reuse the chain once it has no other owner.
         done.set();
     }
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long to look for an answer before it is slept for.
+//! How long to poll for a reply before sleeping.
 //!
-//! An interrupt and a wake-up cost more than most answers take, and more than anything else
-//! where a hypervisor delivers them. But who looks for nothing takes time away from others,
-//! maybe from the very device. So the window follows what answers took lately, as that of
-//! `halt_poll_ns` does in KVM (`Documentation/virt/kvm/halt-polling.rst`): it opens where a
-//! somewhat longer one would have been enough, and closes where the longest would not. Where
-//! processors are too few, so that whoever looks is stopped for somebody else, by the guest's
-//! scheduler or unseen by the host's, nobody looks for a while.
+//! An interrupt and a wake-up cost more than most replies take, and more than anything else where a
+//! hypervisor delivers them. But polling in vain takes CPU time away from others, maybe from the
+//! device itself. So the window adapts to how long recent replies took, like that of `halt_poll_ns`
+//! in KVM (`Documentation/virt/kvm/halt-polling.rst`): it grows when a somewhat longer one would
+//! have been enough, and shrinks when the longest would not. If processors are scarce, a polling
+//! thread is preempted, by the guest's scheduler or, unseen, by the host's. Then no thread polls
+//! for a while.
 //!
-//! Knows nothing of rings.
+//! Does not know rings.
 
 use core::cell::Cell;
 use kernel::{
@@ -19,30 +19,30 @@ use kernel::{
     time::{Delta, Instant, Monotonic},
 };
 
-/// What a window opens to, in microseconds: about what a device takes that looks at its ring
-/// already.
+/// The smallest open window, in microseconds: about the reply time of a device that already polls
+/// its ring.
 const LEAST: u32 = 16;
 
-/// How far, in microseconds: about what a device takes to copy a large page. Whatever takes
-/// longer is not made much longer by an interrupt and a wake-up.
+/// The largest window, in microseconds: about the time in which a device copies a huge page. An
+/// interrupt and a wake-up add little to anything that takes longer.
 const MOST: u32 = 600;
 
-/// Who looks again only after so many microseconds was stopped in between: one look takes far
-/// less, and an interrupt takes less, too.
+/// If more microseconds than this pass between two polls, the thread was preempted: one poll takes
+/// far less, and an interrupt takes less as well.
 const STOPPED: i64 = 150;
 
-/// How many waits then go without looking.
+/// The number of waits without polling after that.
 const REST: u32 = 16;
 
-/// How long is worth looking, for one kind of answers.
+/// How long to poll, for one kind of reply.
 pub(super) struct Window {
     microseconds: Atomic<u32>,
-    /// Waits that are to come without looking.
+    /// The number of waits still to go without polling.
     rest: Atomic<u32>,
 }
 
 impl Window {
-    /// One that is open a little.
+    /// A slightly open window.
     pub(super) const fn new() -> Self {
         Self {
             microseconds: Atomic::new(LEAST),
@@ -54,7 +54,7 @@ impl Window {
     pub(super) fn begin(&self) -> Wait<'_> {
         let rest = self.rest.load(Relaxed);
         let limit = if rest > 0 {
-            // If another one counts down as well, there is one wait more.
+            // If another thread decrements it as well, there is one more such wait.
             self.rest.store(rest - 1, Relaxed);
             0
         } else {
@@ -69,20 +69,20 @@ impl Window {
         }
     }
 
-    /// An answer took so many microseconds.
+    /// A reply took this many microseconds.
     fn learn(&self, took: u32) {
         let now = self.microseconds.load(Relaxed);
         let next = match took {
             _ if took <= now => return,
             _ if took > MOST => now / 2,
-            _ => (now * 2).clamp(LEAST, MOST),
+            _ => now.saturating_mul(2).clamp(LEAST, MOST),
         };
-        // Whoever else learns something meanwhile: one of both is as good.
+        // If another thread stores its value meanwhile, either one will do.
         self.microseconds.store(next, Relaxed);
     }
 }
 
-/// A wait for an answer; when it is dropped, the answer is there.
+/// A wait for a reply; dropped when the reply has arrived.
 pub(super) struct Wait<'a> {
     window: &'a Window,
     begun: Instant<Monotonic>,
@@ -91,7 +91,7 @@ pub(super) struct Wait<'a> {
 }
 
 impl Wait<'_> {
-    /// Whether to look once more, after a moment.
+    /// Whether to poll once more, after a moment.
     pub(super) fn goes_on(&self) -> bool {
         if self.limit.is_zero() {
             return false;

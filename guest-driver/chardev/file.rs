@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The nodes `/dev/hmmN` and their ioctls.
+//!
+//! Checks the arguments of programs, once, and translates to and from the rest of the driver. Knows
+//! neither queues nor the kernel's memory management.
+//!
+//! A program's memory is only read and written while nothing else is held, neither the device nor
+//! another process's memory: its pages may take long, or never come.
+//!
+//! Lock order: `Session::bound` is taken before any other lock of the driver.
+
+use crate::{
+    chardev::{
+        ioctl::{call, fill_bytes, process_range, zero},
+        node,
+        residency::{Looker, STEP},
+    },
+    clients::{Clients, Using},
+    ends::Ends,
+    eventfd::EventFd,
+    job::Fences,
+    migrate::{allocate::Holes, pipeline::Until, to_device::to_device, to_system::to_system},
+    poll::{Poll, Ready, Waiters},
+    process,
+    space::Space,
+    uapi::{
+        migrate_flags, submit_flags, Bind, Call, Cancel, Counters, Destination, DeviceState, Info,
+        Migrate, Residency, Submit, Wait, WaitAny, MAX_RESIDENCY_PAGES, MAX_SUBMIT, MAX_WAIT,
+        VERSION,
+    },
+    wait::Deadline,
+    wire::{config, job::JobDescriptor},
+};
+use core::pin::Pin;
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    current,
+    fs::File,
+    miscdevice::{MiscDevice, MiscDeviceRegistration},
+    new_mutex,
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{poll::PollTable, Arc, Mutex, UniqueArc},
+    uaccess::{UserPtr, UserSlice},
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// An open file.
+#[pin_data]
+pub(crate) struct Session {
+    clients: Arc<Clients>,
+    /// Threads that poll the file or wait for any of its jobs.
+    waiters: Arc<Waiters>,
+    #[pin]
+    bound: Mutex<Option<Arc<Bound>>>,
+}
+
+/// The state of a file that is bound to a process.
+#[pin_data]
+struct Bound {
+    space: Arc<Space>,
+    #[pin]
+    fences: Fences,
+}
+
+#[vtable]
+impl MiscDevice for Session {
+    type Ptr = Pin<KBox<Self>>;
+
+    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        let clients = node::clients(misc)?;
+        let waiters = Waiters::new()?;
+        let session = KBox::pin_init(
+            pin_init!(Self {
+                clients,
+                waiters,
+                bound <- new_mutex!(None, "Session::bound"),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        session.clients.opened();
+        Ok(session)
+    }
+
+    fn release(session: Self::Ptr, _file: &File) {
+        let bound = session.bound.lock().take();
+        if let Some(bound) = bound {
+            let cancel = || bound.fences.cancel_all(&session.clients.device);
+            session.clients.leave(&bound.space, cancel);
+        }
+        session.clients.closed();
+    }
+
+    fn ioctl(session: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        let session = &*session;
+        // Held only for this check.
+        drop(session.clients.enter()?);
+        match cmd {
+            Info::CODE => call(arg, |info| session.info(info)),
+            Bind::CODE => call(arg, |bind| session.bind(bind)),
+            Submit::CODE => call(arg, |submit| session.submit(submit)),
+            Wait::CODE => call(arg, |wait| session.wait(wait)),
+            Migrate::CODE => call(arg, |migrate| session.migrate(migrate)),
+            Residency::CODE => call(arg, |residency| session.residency(residency)),
+            Counters::CODE => call(arg, |counters| session.counters(counters)),
+            Cancel::CODE => call(arg, |cancel| session.cancel(cancel)),
+            WaitAny::CODE => call(arg, |wait| session.wait_any(wait)),
+            _ => Err(ENOTTY),
+        }
+    }
+}
+
+impl Poll for Session {
+    type Node = ();
+
+    fn poll(session: Pin<&Self>, file: &File, table: &PollTable<'_>) -> Ready {
+        session.waiters.register(file, table);
+        let mut ready = session.clients.watch(file, table);
+        if let Some(bound) = &*session.bound.lock() {
+            if !bound.space.is_current() {
+                ready = ready | Ready::ERROR;
+            }
+            if bound.fences.ends().is_any_left() {
+                ready = ready | Ready::FETCH;
+            }
+        }
+        ready
+    }
+}
+
+impl Session {
+    /// The binding of the file, if it is to the caller's process.
+    fn bound(&self) -> Result<Arc<Bound>> {
+        let bound = self.bound.lock().clone().ok_or(EPERM)?;
+        if bound.space.is_callers() {
+            Ok(bound)
+        } else {
+            Err(EPERM)
+        }
+    }
+
+    /// The same, if the device has the space.
+    fn served(&self) -> Result<Arc<Bound>> {
+        let bound = self.bound()?;
+        if bound.space.is_current() {
+            Ok(bound)
+        } else {
+            Err(self.clients.device.core.link.queues().error())
+        }
+    }
+
+    fn info(&self, info: &mut Info) -> Result {
+        let clients = self.clients.enter()?;
+        let core = &clients.device.core;
+        let limits = &core.limits;
+        *info = Info {
+            version: VERSION,
+            engines: limits.engines,
+            device_memory: limits.device_memory,
+            free_memory: core.frames.total().saturating_sub(core.frames.used()) << PAGE_SHIFT,
+            capabilities: limits.capabilities,
+            max_jobs: limits.max_jobs,
+            max_spaces: limits.max_spaces,
+            device_version: config::VERSION,
+            address_bits: limits.address_bits,
+            state: clients.state().raw(),
+            resets: core.counters.resets.get() as u32,
+        };
+        Ok(())
+    }
+
+    fn bind(&self, bind: &Bind) -> Result {
+        if bind.version != VERSION {
+            return Err(EPROTO);
+        }
+        zero(bind.flags)?;
+        let clients = self.clients.enter()?;
+        let life = clients.device.core.link.queues().life();
+        match clients.state() {
+            DeviceState::Running => {}
+            DeviceState::Suspended | DeviceState::Resetting => return Err(EAGAIN),
+            DeviceState::Gone => return Err(EIO),
+        }
+        let task = current!();
+        let mm = task.mm().ok_or(EPERM)?;
+        let mut bound = self.bound.lock();
+        // A space of an earlier life of the device is no longer usable.
+        if bound.as_ref().is_some_and(|bound| bound.space.is_current()) {
+            return Err(EBUSY);
+        }
+        let room = UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?;
+        let ends = Ends::new(self.waiters.clone())?;
+        let space = self.clients.bind(mm).map_err(|error| {
+            // If a life of the device ends during this call, the program can try the next one.
+            let is_over = clients.device.core.link.queues().life() != life
+                || clients.state() == DeviceState::Resetting;
+            if error == EIO && is_over {
+                EAGAIN
+            } else {
+                error
+            }
+        })?;
+        let fences = Fences::new(ends, bound.as_deref().map(|before| &before.fences));
+        let Ok(made) = room.pin_init_with(pin_init!(Bound {
+            space,
+            fences <- fences,
+        }));
+        let before = bound.replace(made.into());
+        drop(bound);
+        // The earlier space has been ended, or is about to be, and so have its jobs.
+        if let Some(before) = before {
+            self.clients.leave(&before.space, || ());
+        }
+        Ok(())
+    }
+
+    fn submit(&self, submit: &mut Submit) -> Result {
+        zero(submit.flags & !submit_flags::ALL)?;
+        let is_told = submit.flags & submit_flags::EVENTFD != 0;
+        if !is_told && submit.eventfd != 0 {
+            return Err(EINVAL);
+        }
+        if !(1..=MAX_SUBMIT).contains(&submit.count) {
+            return Err(EINVAL);
+        }
+        let bound = self.bound()?;
+        let eventfd = is_told.then(|| EventFd::of_descriptor(submit.eventfd));
+        let eventfd = eventfd.transpose()?;
+        let zeroed = JobDescriptor::new_zeroed();
+        let mut jobs = KVVec::from_elem(zeroed, submit.count as usize, GFP_KERNEL)?;
+        let address = UserPtr::from_addr(usize::try_from(submit.jobs)?);
+        UserSlice::new(address, size_of_val(&*jobs))
+            .reader()
+            .read_slice(jobs.as_mut_slice().as_mut_bytes())?;
+        let clients = self.clients.enter()?;
+        let fences = &bound.fences;
+        let submitted = fences.submit(&clients, &bound.space, &jobs, eventfd)?;
+        submit.first_fence = submitted.first_fence;
+        submit.submitted = submitted.count;
+        Ok(())
+    }
+
+    fn wait(&self, wait: &mut Wait) -> Result {
+        let _clients = self.clients.enter()?;
+        let bound = self.bound()?;
+        let deadline = Deadline::new(wait.deadline);
+        wait.result = bound.fences.wait(&bound.space, wait.fence, deadline)?;
+        Ok(())
+    }
+
+    fn wait_any(&self, wait: &mut WaitAny) -> Result {
+        zero(wait.flags)?;
+        if wait.count > MAX_WAIT {
+            return Err(EINVAL);
+        }
+        let bound = self.bound()?;
+        let mut fences = KVec::from_elem(0_u64, wait.count as usize, GFP_KERNEL)?;
+        if !fences.is_empty() {
+            let address = UserPtr::from_addr(usize::try_from(wait.fences)?);
+            UserSlice::new(address, size_of_val(&*fences))
+                .reader()
+                .read_slice(fences.as_mut_slice().as_mut_bytes())?;
+        }
+        let _clients = self.clients.enter()?;
+        let deadline = Deadline::new(wait.deadline);
+        (wait.fence, wait.result) = bound.fences.wait_any(&bound.space, &fences, deadline)?;
+        Ok(())
+    }
+
+    fn cancel(&self, cancel: &Cancel) -> Result {
+        zero(cancel.flags)?;
+        zero(cancel.reserved)?;
+        let clients = self.clients.enter()?;
+        self.bound()?.fences.cancel(&clients.device, cancel.fence)
+    }
+
+    fn migrate(&self, migrate: &mut Migrate) -> Result {
+        let holes = match migrate.flags {
+            0 => Holes::Stay,
+            migrate_flags::POPULATE => Holes::AreFilled,
+            _ => return Err(EINVAL),
+        };
+        let range = process_range(migrate.address, migrate.bytes)?;
+        let destination = Destination::from_raw(migrate.destination).ok_or(EINVAL)?;
+        let _clients = self.clients.enter()?;
+        let bound = self.served()?;
+        let mm = bound.space.mm().mmget_not_zero().ok_or(EPERM)?;
+        let pages = (range.len() >> PAGE_SHIFT) as u64;
+        let space = &bound.space;
+        let progress = match (destination, holes) {
+            (Destination::Device, _) => to_device(space, &mm, range, holes, Until::Signal)?,
+            (Destination::System, Holes::Stay) => to_system(space, &mm, range, Until::Signal)?,
+            (Destination::System, Holes::AreFilled) => return Err(EINVAL),
+        };
+        let tally = &progress.tally;
+        migrate.moved = tally.moved;
+        migrate.skipped = pages.saturating_sub(tally.moved);
+        migrate.no_memory = tally.no_memory;
+        migrate.reached = progress.reached as u64;
+        Ok(())
+    }
+
+    fn residency(&self, residency: &Residency) -> Result {
+        zero(residency.flags)?;
+        if !(1..=MAX_RESIDENCY_PAGES).contains(&residency.pages) {
+            return Err(EINVAL);
+        }
+        let range = process_range(residency.address, residency.pages << PAGE_SHIFT)?;
+        let space = {
+            let clients = self.clients.enter()?;
+            self.inspected(&clients, residency.pid)?
+        };
+        fill_bytes(&range, residency.states, STEP, |step, states| {
+            let clients = self.clients.enter()?;
+            let mm = space.mm().mmget_not_zero().ok_or(ESRCH)?;
+            Looker::new(&clients, &space, &mm)?.look(step, states)
+        })
+    }
+
+    /// The space of a process that the caller may inspect.
+    fn inspected(&self, clients: &Using<'_>, pid: i32) -> Result<Arc<Space>> {
+        match pid {
+            ..0 => Err(EINVAL),
+            0 => Ok(self.served()?.space.clone()),
+            pid => {
+                let spaces = &clients.spaces;
+                process::with_mm_of(pid, |mm| spaces.of(mm))?.ok_or(ESRCH)
+            }
+        }
+    }
+
+    fn counters(&self, counters: &mut Counters) -> Result {
+        let clients = self.clients.enter()?;
+        *counters = Counters {
+            driver: clients.statistics(),
+            device: clients.device_statistics()?,
+        };
+        Ok(())
+    }
+}
