@@ -1,4 +1,4 @@
-//! An open node: what may be asked of the device without binding to it.
+//! An open node, and the calls that need no binding.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,6 @@ use virtio_hmm_spec::uapi::{Counters, Info, MAX_DEVICES, MAX_RESIDENCY_PAGES};
 
 use crate::error::{Error, Result, SystemError};
 use crate::memory::{page_size, PageRange, PageState};
-use crate::space::Space;
 use crate::sys;
 
 /// An open `/dev/hmmN`.
@@ -30,13 +29,13 @@ impl Device {
         Ok(Self { file })
     }
 
-    /// The paths of all devices there are, in ascending order.
+    /// The paths of all devices, in ascending order.
     pub fn list() -> Vec<PathBuf> {
         let paths = (0..MAX_DEVICES).map(|number| PathBuf::from(format!("/dev/hmm{number}")));
         paths.filter(|path| path.exists()).collect()
     }
 
-    /// What the device is and how large.
+    /// The device's kind and sizes.
     ///
     /// # Errors
     ///
@@ -55,25 +54,13 @@ impl Device {
             .map_err(|errno| Error::system("reading the counters", errno))
     }
 
-    /// Binds to the calling process: from now on its addresses are the device's.
+    /// Where the pages of another process are, which must be bound to this device.
+    ///
+    /// The answer describes this moment; it may be different in the next.
     ///
     /// # Errors
     ///
-    /// `EPROTO` when the driver speaks another version, `ENOSPC` when as many
-    /// processes are bound as the device takes.
-    pub fn bind(self) -> Result<Space> {
-        sys::bind(self.file.as_fd())
-            .map_err(|errno| Error::system("binding this process to the device", errno))?;
-        Ok(Space::new(self))
-    }
-
-    /// Where the pages of another process are that is bound to this device.
-    ///
-    /// The answer is as of now; the next moment may be different.
-    ///
-    /// # Errors
-    ///
-    /// `ESRCH` when no such process is bound, `EACCES` without `CAP_SYS_PTRACE`.
+    /// `ESRCH` when no such process is bound, `EACCES` when the caller may not read its memory.
     pub fn residency_of(&self, pid: i32, range: PageRange) -> Result<Vec<PageState>> {
         let mut states = vec![0; range.pages()];
         let step = usize::try_from(MAX_RESIDENCY_PAGES).unwrap_or(usize::MAX);

@@ -26,27 +26,77 @@
 //! | [`Space::scope`] | at the end of the scope | the borrows, which outlive the scope |
 //! | [`Space::submit`] (unsafe) | no | the caller |
 //!
+//! # Waiting for several things at once
+//!
+//! [`Space::wait_any`] waits for the first of several jobs. A [`Space`] can also be polled among
+//! other files: it is readable when a job has ended whose result has not been fetched. An eventfd
+//! can be signalled at the end of selected jobs only ([`Space::submit_notifying`]). A job that is
+//! no longer needed can be cancelled ([`Job::cancel`]).
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use hmm::{work, Device};
+//! use rustix::event::epoll;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (some, others) = (vec![1_u64; 1 << 20], vec![2_u64; 1 << 20]);
+//! const JOBS: u64 = 1;
+//!
+//! let space = Device::open("/dev/hmm0")?.bind()?;
+//! let files = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+//! epoll::add(&files, &space, epoll::EventData::new_u64(JOBS), epoll::EventFlags::IN)?;
+//! // And sockets, timers, signals …
+//!
+//! space.scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut jobs = vec![
+//!         scope.submit(work::sum(&some))?,
+//!         scope.submit(work::sum(&others))?,
+//!     ];
+//!     let mut events = Vec::with_capacity(8);
+//!     while !jobs.is_empty() {
+//!         epoll::wait(&files, rustix::buffer::spare_capacity(&mut events), None)?;
+//!         for event in events.drain(..) {
+//!             if event.data.u64() == JOBS {
+//!                 // All that have ended, without sleeping.
+//!                 while let Some(ended) = scope.wait_any_timeout(&mut jobs, Duration::ZERO)? {
+//!                     println!("job {}: {}", ended.fence, ended.result?.value);
+//!                 }
+//!             }
+//!         }
+//!     }
+//!     Ok(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What is where
 //!
-//! [`Device`] is an open node, [`Space`] is one bound to this process, [`work`] makes
-//! typed jobs of slices and pointers, [`Job`] and [`Scope`] are work in flight,
-//! [`PageRange`] and [`PageState`] speak of pages. This library carries out the calls
-//! of [`spec::uapi`] and knows nothing of virtio, of queues or of how the driver keeps
-//! its promises. All unsafe system calls are in one private module.
+//! [`Device`] is an open node, and [`Space`] is one that is bound to this process. [`work`] makes
+//! typed jobs of slices and pointers, [`Job`] and [`Scope`] are work in flight, [`PageRange`] and
+//! [`PageState`] describe pages. This library carries out the calls of [`spec::uapi`]. It knows
+//! nothing of virtio or of queues, nor how the driver keeps its promises. All unsafe system calls
+//! are in one private module.
 
 mod device;
 mod error;
+mod failure;
 mod job;
 mod memory;
+mod outcome;
 mod scope;
 mod space;
+mod submit;
 mod sys;
 pub mod work;
 
 pub use device::Device;
-pub use error::{Error, JobFailure, Result, SystemError};
-pub use job::{Job, Outcome, Progress, Usage, Values};
+pub use error::{Error, Result, SystemError};
+pub use failure::{JobFailure, Usage, Values};
+pub use job::Job;
 pub use memory::{page_size, Migration, PageRange, PageState, Place};
+pub use outcome::{Ended, Outcome, Progress};
 pub use scope::{Scope, ScopedJob};
 pub use space::Space;
 
@@ -58,7 +108,7 @@ pub use virtio_hmm_spec::wire::fault::Reason;
 pub use virtio_hmm_spec::wire::operation::{Element, Operation};
 pub use virtio_hmm_spec::wire::statistics::Statistics;
 
-/// The example in the read-me file is compiled with the tests.
+/// The example in the README is compiled with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadMe;

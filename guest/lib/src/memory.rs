@@ -1,10 +1,10 @@
-//! Pages: which ones, where they are, what became of them.
+//! Pages: ranges of them, where they are, and the result of a migration.
 //!
-//! Arithmetic and names only; nothing here asks the driver.
+//! Only arithmetic and names: nothing here calls the driver.
 
 use std::ops::Range;
 
-use virtio_hmm_spec::uapi::{page_state, Migrate};
+use virtio_hmm_spec::uapi::page_state;
 
 /// The size of the guest's pages in bytes.
 pub fn page_size() -> usize {
@@ -21,8 +21,8 @@ pub struct PageRange {
 impl PageRange {
     /// The smallest range that holds all bytes of a slice.
     ///
-    /// Its first and last page may hold other things too, which is no harm: where a
-    /// page is never changes what it holds.
+    /// Its first and last page may also hold other data, which is harmless: moving a page does not
+    /// change its contents.
     pub fn covering<T>(slice: &[T]) -> Self {
         let start = slice.as_ptr().addr();
         Self::around(start..start + size_of_val(slice))
@@ -33,7 +33,7 @@ impl PageRange {
         let mask = page_size() - 1;
         let start = addresses.start & !mask;
         let bytes = addresses.end.saturating_sub(start);
-        // An empty range holds no page, wherever it begins.
+        // An empty range has no pages, wherever it begins.
         let pages = if addresses.is_empty() {
             0
         } else {
@@ -50,18 +50,18 @@ impl PageRange {
         self.address
     }
 
-    /// How many pages.
+    /// The number of pages.
     pub fn pages(&self) -> usize {
         self.pages
     }
 
-    /// How many bytes.
+    /// The number of bytes.
     pub fn bytes(&self) -> u64 {
         (self.pages * page_size()) as u64
     }
 }
 
-/// What became of the pages of a range that was to move, in units of pages.
+/// The result of moving a range, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Migration {
     /// Moved to the destination.
@@ -72,30 +72,20 @@ pub struct Migration {
     pub no_memory: u64,
 }
 
-impl From<Migrate> for Migration {
-    fn from(call: Migrate) -> Self {
-        Self {
-            moved: call.moved,
-            skipped: call.skipped,
-            no_memory: call.no_memory,
-        }
-    }
-}
-
 /// Where a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
-    /// Nowhere (yet).
+    /// Nowhere yet.
     None,
     /// In the guest's memory.
     System,
-    /// In the memory of the device that was asked.
+    /// In the memory of this device.
     Device,
     /// Where no device can reach it.
     Other,
 }
 
-/// What is known of a page.
+/// The state of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageState(u8);
 
@@ -105,7 +95,7 @@ impl PageState {
         Self(raw)
     }
 
-    /// Where it is.
+    /// The place of its contents.
     pub fn place(self) -> Place {
         match self.0 & page_state::PLACE {
             page_state::NONE => Place::None,
@@ -120,9 +110,9 @@ impl PageState {
         self.0 & page_state::WRITABLE != 0
     }
 
-    /// Whether it is part of a large page.
+    /// Whether it is part of a huge page.
     pub fn is_large(self) -> bool {
-        self.0 & page_state::LARGE != 0
+        self.0 & page_state::HUGE != 0
     }
 
     /// Whether the device has it mapped.

@@ -1,61 +1,86 @@
 //! This process's address space on a device.
 //!
-//! It decides how long memory must live for each way to submit, and knows neither what
-//! operations there are nor how calls are made.
+//! It decides how long memory must live for each way to submit. It knows neither the operations nor
+//! how calls are made.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use virtio_hmm_spec::uapi::{Destination, MAX_SUBMIT};
+use virtio_hmm_spec::uapi::{migrate_flags, Destination};
 use virtio_hmm_spec::wire::operation::Operation;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::job::{Decode, Job, Outcome};
-use crate::memory::{Migration, PageRange, PageState};
+use crate::job::{self, Job};
+use crate::memory::{page_size, Migration, PageRange, PageState};
+use crate::outcome::{Decode, Ended, Outcome};
 use crate::scope::Scope;
+use crate::submit;
 use crate::sys;
 use crate::work::Work;
 
 /// A device bound to the calling process.
 ///
-/// It may be shared between threads. Closing it, by dropping it, ends the jobs that are
-/// in flight and brings home the pages that live on the device. A process that is
-/// forked off cannot use its parent's space: its calls fail with `EPERM`.
+/// Threads may share it. Dropping it closes it, ends the jobs that are in flight and moves the
+/// pages on the device back to system memory. A forked process cannot use its parent's space: its
+/// calls fail with `EPERM`.
 #[derive(Debug)]
 pub struct Space {
     device: Device,
 }
 
-impl Space {
-    pub(crate) fn new(device: Device) -> Self {
-        Self { device }
+impl Device {
+    /// Binds the device to the calling process, whose addresses the device uses from now on.
+    ///
+    /// # Errors
+    ///
+    /// `EPROTO` when the driver has another version, `ENOSPC` when as many processes are bound as
+    /// the device takes.
+    pub fn bind(self) -> Result<Space> {
+        sys::bind(self.as_fd())
+            .map_err(|errno| Error::system("binding this process to the device", errno))?;
+        Ok(Space { device: self })
     }
+}
 
+impl Space {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Binds to the calling process again after the device was given up and restarted. What the
+    /// device held is lost.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` while the device has not been restarted, `EIO` when it will not be, `EBUSY` when
+    /// nothing was lost.
+    pub fn bind_again(&self) -> Result<()> {
+        sys::bind(self.device.as_fd())
+            .map_err(|errno| Error::system("binding this process to the device again", errno))
     }
 
     /// Runs a job and waits until it has ended.
     ///
     /// # Errors
     ///
-    /// [`Error::Job`] when it did not end well; `EAGAIN` when as many jobs are in flight
-    /// as the device takes, `ENODEV` or `EIO` when it is removed or broken.
+    /// [`Error::Job`] when it did not succeed; `EAGAIN` when as many jobs are in flight as the
+    /// device takes, `ENODEV` or `EIO` when it is removed or broken.
     pub fn run<T>(&self, work: Work<'_, T>) -> Result<Outcome<T>> {
         self.scope(|scope| scope.submit(work)?.wait())
     }
 
     /// Runs many jobs, in any order and at the same time, and waits until all have ended.
     ///
-    /// They are handed over in batches; if the device has no room for all of them, the
-    /// rest follow as room is made. The results are in the order of the works.
+    /// They are submitted in batches. If the device has no room for all of them, the rest follow as
+    /// jobs end. The results are in the order of the works.
     ///
     /// # Errors
     ///
-    /// Of each job, as [`Space::run`] has them.
+    /// For each job, those of [`Space::run`].
     pub fn run_all<'data, T>(
         &self,
         works: impl IntoIterator<Item = Work<'data, T>>,
@@ -69,9 +94,9 @@ impl Space {
         loop {
             // SAFETY: the works' borrows outlive this call, and it returns only after
             // every job in `running` has ended: `Job` waits even when it is dropped.
-            let submitted = match unsafe { self.submit_some(waiting) } {
+            let submitted = match unsafe { submit::some(&self.device, waiting, None) } {
                 Ok(first_fences) => first_fences,
-                // No room: that of the oldest job will do.
+                // No room: wait until the oldest job has ended.
                 Err(errno) if errno == Errno::AGAIN && !running.is_empty() => 0..0,
                 Err(errno) => {
                     let rest = decodes.map(|_| Err(Error::system("submitting jobs", errno)));
@@ -82,7 +107,7 @@ impl Space {
             };
             waiting = &waiting[submitted.clone().count()..];
             let jobs = submitted.zip(decodes.by_ref());
-            running.extend(jobs.map(|(fence, decode)| Job::new(self, fence, decode)));
+            running.extend(jobs.map(|(fence, decode)| Job::new(&self.device, fence, decode)));
             match running.pop_front() {
                 Some(job) => results.push(job.wait()),
                 None => return results,
@@ -90,7 +115,7 @@ impl Space {
         }
     }
 
-    /// Lets jobs run on borrowed memory while the program goes on.
+    /// Lets jobs run on borrowed memory while the program continues.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), hmm::Error> {
@@ -110,7 +135,7 @@ impl Space {
     /// # }
     /// ```
     ///
-    /// Returns when all jobs that were submitted in it have ended. What they borrow must
+    /// It returns when all jobs that were submitted in it have ended. What they borrow must
     /// therefore outlive the scope:
     ///
     /// ```compile_fail,E0597
@@ -125,32 +150,120 @@ impl Space {
         &'data self,
         body: impl for<'scope> FnOnce(&'scope Scope<'scope, 'data>) -> R,
     ) -> R {
-        Scope::enter(self, body)
+        Scope::enter(&self.device, body)
     }
 
     /// Submits a job on any addresses and returns at once.
     ///
     /// # Safety
     ///
-    /// Until the job has ended — [`Job::wait`] has returned its result or the `Job` has
-    /// been dropped, but not forgotten — the memory that it writes must stay valid and
-    /// be touched by nobody else, except through atomics of the same size for atomic
-    /// operations. Memory that it only reads may change or go away: the job then reads
-    /// what it finds or ends with a fault, and nothing else can happen.
+    /// The memory that the job writes must stay valid until the job has ended: until [`Job::wait`]
+    /// has returned its result or the `Job` has been dropped, but not forgotten. Until then nothing
+    /// else may access that memory, except through atomics of the same size for atomic operations.
+    /// Memory that the job only reads may change or go away: the job then reads what it finds or
+    /// ends with a fault, and nothing else can happen.
     ///
     /// # Errors
     ///
     /// `EAGAIN` when as many jobs are in flight as the device takes, `ENODEV` or `EIO`
     /// when it is removed or broken.
     pub unsafe fn submit(&self, operation: impl Into<Operation>) -> Result<Job<'_>> {
-        // SAFETY: the caller's promise is the one that is asked for.
-        let fence = unsafe { self.submit_one(operation.into()) }?;
-        Ok(Job::new(self, fence, Decode::RAW))
+        // SAFETY: the caller promises what `submit::one` asks for.
+        let fence = unsafe { submit::one(&self.device, operation.into(), None) }?;
+        Ok(Job::new(&self.device, fence, Decode::RAW))
     }
 
-    /// Submits up to [`MAX_SUBMIT`] jobs in one call and returns at once.
+    /// Like [`Space::submit`]. When the job ends, in whatever way, an eventfd is incremented.
     ///
-    /// The device may have room for fewer than asked: the first ones were submitted.
+    /// The descriptor may be closed as soon as this returns.
+    ///
+    /// # Safety
+    ///
+    /// As [`Space::submit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Space::submit`]; `EINVAL` when the descriptor is no eventfd.
+    pub unsafe fn submit_notifying(
+        &self,
+        operation: impl Into<Operation>,
+        eventfd: impl AsFd,
+    ) -> Result<Job<'_>> {
+        // SAFETY: the caller promises what `submit::one` asks for.
+        let fence = unsafe { submit::one(&self.device, operation.into(), Some(eventfd.as_fd())) }?;
+        Ok(Job::new(&self.device, fence, Decode::RAW))
+    }
+
+    /// Waits until one of these jobs has ended, and removes it from the list. `None` if there are
+    /// none.
+    ///
+    /// If several have ended, it takes the first one in the list. Only the first
+    /// [`MAX_WAIT`](crate::spec::uapi::MAX_WAIT) jobs of the list are considered.
+    ///
+    /// ```no_run
+    /// # use hmm::{Device, Job, Operation};
+    /// # fn run(space: &hmm::Space, operations: [Operation; 3]) -> Result<(), hmm::Error> {
+    /// let mut jobs = Vec::new();
+    /// for operation in operations {
+    ///     // SAFETY: what these operations write is theirs alone.
+    ///     jobs.push(unsafe { space.submit(operation) }?);
+    /// }
+    /// // The first answer will do.
+    /// if let Some(first) = space.wait_any(&mut jobs)? {
+    ///     println!("job {}: {:?}", first.fence, first.result);
+    /// }
+    /// for job in &jobs {
+    ///     job.cancel()?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A job that did not succeed is a result here, and no error. `ENODEV` or `EIO` when the device
+    /// is removed or broken; `ENOENT` when a job does not belong to this space.
+    pub fn wait_any<'space, T>(
+        &'space self,
+        jobs: &mut Vec<Job<'space, T>>,
+    ) -> Result<Option<Ended<T>>> {
+        self.wait_any_until(jobs, None)
+    }
+
+    /// Like [`Space::wait_any`], for at most `timeout`. `None` also if no job has ended by then.
+    /// Zero returns at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Space::wait_any`].
+    pub fn wait_any_timeout<'space, T>(
+        &'space self,
+        jobs: &mut Vec<Job<'space, T>>,
+        timeout: Duration,
+    ) -> Result<Option<Ended<T>>> {
+        self.wait_any_until(jobs, Instant::now().checked_add(timeout))
+    }
+
+    fn wait_any_until<'space, T>(
+        &'space self,
+        jobs: &mut Vec<Job<'space, T>>,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Ended<T>>> {
+        // Jobs of different files may have the same fence.
+        if jobs.iter().any(|job| !job.is_of(&self.device)) {
+            return Err(Error::system(
+                "waiting for one of several jobs",
+                Errno::NOENT,
+            ));
+        }
+        job::any(&self.device, jobs, Job::fence, deadline, |job, reply| {
+            job.fetched(&reply)
+        })
+    }
+
+    /// Submits up to [`MAX_SUBMIT`](crate::spec::uapi::MAX_SUBMIT) jobs in one call and returns at once.
+    ///
+    /// The device may have room for fewer than asked: then only the first ones were submitted.
     ///
     /// # Safety
     ///
@@ -158,74 +271,63 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// As [`Space::submit`], when not even one was submitted.
+    /// As [`Space::submit`], when none was submitted.
     pub unsafe fn submit_all(&self, operations: &[Operation]) -> Result<Vec<Job<'_>>> {
-        // SAFETY: the caller's promise is the one that is asked for.
-        let fences = unsafe { self.submit_some(operations) }
+        // SAFETY: the caller promises what `submit::some` asks for.
+        let fences = unsafe { submit::some(&self.device, operations, None) }
             .map_err(|errno| Error::system("submitting jobs", errno))?;
         Ok(fences
-            .map(|fence| Job::new(self, fence, Decode::RAW))
+            .map(|fence| Job::new(&self.device, fence, Decode::RAW))
             .collect())
-    }
-
-    /// Submits one job: its fence.
-    ///
-    /// # Safety
-    ///
-    /// As [`Space::submit`].
-    pub(crate) unsafe fn submit_one(&self, operation: Operation) -> Result<u64> {
-        // SAFETY: the caller's promise is the one that is asked for.
-        let fences = unsafe { self.submit_some(&[operation]) };
-        fences
-            .and_then(|mut fences| fences.next().ok_or(Errno::AGAIN))
-            .map_err(|errno| Error::system("submitting a job", errno))
-    }
-
-    /// Submits as many jobs as fit into one call and onto the device: their fences.
-    ///
-    /// # Safety
-    ///
-    /// As [`Space::submit`], for each job.
-    unsafe fn submit_some(
-        &self,
-        operations: &[Operation],
-    ) -> std::result::Result<std::ops::Range<u64>, Errno> {
-        if operations.is_empty() {
-            return Ok(0..0);
-        }
-        let jobs: Vec<_> = operations
-            .iter()
-            .take(MAX_SUBMIT as usize)
-            .map(Operation::encode)
-            .collect();
-        // SAFETY: the caller's promise is the one that is asked for.
-        let submitted = unsafe { sys::submit(self.device.as_fd(), &jobs) }?;
-        let first = submitted.first_fence;
-        Ok(first..first + u64::from(submitted.count))
     }
 
     /// Moves the pages of a range to the device or back.
     ///
-    /// Pages that cannot move stay where they are and are counted. What they hold does
-    /// not change, and every access goes on to work: a page on the device that the CPU
-    /// touches comes back by itself.
+    /// Pages that cannot move stay where they are and are counted. Their contents do not change,
+    /// and every access continues to work: a page on the device returns by itself when the CPU
+    /// touches it. Addresses without a page yet are skipped; [`Self::populate`] includes them.
     ///
     /// # Errors
     ///
     /// `ENOMEM` when the guest is out of memory, `ENODEV` or `EIO` when the device is
     /// removed or broken.
     pub fn migrate(&self, range: PageRange, destination: Destination) -> Result<Migration> {
-        if range.pages() == 0 {
-            return Ok(Migration::default());
+        self.move_pages(range, destination, 0)
+    }
+
+    /// Moves the pages of a range to the device, and makes zero pages there for addresses that have
+    /// none yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::migrate`].
+    pub fn populate(&self, range: PageRange) -> Result<Migration> {
+        self.move_pages(range, Destination::Device, migrate_flags::POPULATE)
+    }
+
+    /// Continues where signals end a call.
+    fn move_pages(
+        &self,
+        range: PageRange,
+        destination: Destination,
+        flags: u32,
+    ) -> Result<Migration> {
+        let mut all = Migration::default();
+        let end = range.address() + range.bytes();
+        let mut address = range.address();
+        while address < end {
+            let bytes = end - address;
+            let call = sys::migrate(self.device.as_fd(), address, bytes, destination, flags)
+                .map_err(|errno| Error::system("moving pages", errno))?;
+            all.moved += call.moved;
+            all.no_memory += call.no_memory;
+            // A call always makes progress, however many signals arrive.
+            address = call.reached.max(address + page_size() as u64);
         }
-        sys::migrate(
-            self.device.as_fd(),
-            range.address(),
-            range.bytes(),
-            destination,
-        )
-        .map(Migration::from)
-        .map_err(|errno| Error::system("moving pages", errno))
+        // Between two calls, a CPU may have taken pages back, which then moved again.
+        all.moved = all.moved.min(range.pages() as u64);
+        all.skipped = range.pages() as u64 - all.moved;
+        Ok(all)
     }
 
     /// Where the pages of a range of this process are now.
@@ -235,5 +337,12 @@ impl Space {
     /// `ENOMEM` when the guest is out of memory, `ENODEV` when the device is removed.
     pub fn residency(&self, range: PageRange) -> Result<Vec<PageState>> {
         self.device.residency_of(0, range)
+    }
+}
+
+/// The file for polling: it is readable when a job has ended whose result has not been fetched.
+impl AsFd for Space {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 }

@@ -1,26 +1,30 @@
 //! The ioctls of `/dev/hmmN`, each as one function.
 //!
-//! The only file that makes system calls. It repeats a call that a signal
-//! interrupted, and knows nothing of jobs' types, borrows or who waits for what.
+//! The only file that makes system calls. It repeats a call that a signal interrupted. It knows
+//! nothing of the types of jobs, of borrows or of waiting threads.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use std::os::fd::AsRawFd;
+
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Ioctl, IoctlOutput, Opcode};
+use rustix::time::{clock_gettime, ClockId};
 use virtio_hmm_spec::uapi::{
-    Bind, Call, Counters, Destination, Info, Migrate, Residency, Submit, Wait, VERSION,
+    submit_flags, Bind, Call, Cancel, Counters, Destination, Info, Migrate, Residency, Submit,
+    Wait, WaitAny, VERSION,
 };
 use virtio_hmm_spec::wire::job::{JobDescriptor, JobReply};
 use zerocopy::FromZeros;
 
-/// A call with the structure that it passes both ways.
+/// A call with the structure that it passes in and out.
 struct Request<'a, C>(&'a mut C);
 
-// SAFETY: `C::CODE` is `_IOWR` of `C` itself, so the kernel reads and writes exactly
-// the bytes of the `C` that `as_ptr` names, which is borrowed mutably for the call; all
-// structures of the interface are plain data, valid with any bytes. Memory that an
-// address *inside* the structure names is the business of the callers of `call`.
+// SAFETY: `C::CODE` is `_IOWR` of `C` itself, so the kernel reads and writes exactly the bytes of
+// the `C` that `as_ptr` names, which is borrowed mutably for the call; all structures of the
+// interface are plain data, valid with any bytes. For memory that an address *inside* the structure
+// names, the callers of `call` answer.
 unsafe impl<C: Call> Ioctl for Request<'_, C> {
     type Output = ();
 
@@ -46,8 +50,8 @@ unsafe impl<C: Call> Ioctl for Request<'_, C> {
 ///
 /// # Safety
 ///
-/// Memory that addresses inside the argument name must be valid for what the call
-/// does with it; what a submitted job does is part of that.
+/// Memory that addresses inside the argument name must be valid for what the call does with it,
+/// including what a submitted job does.
 unsafe fn call<C: Call>(file: BorrowedFd<'_>, argument: &mut C) -> Result<(), Errno> {
     // SAFETY: the implementation of `Ioctl` above describes the call's own argument;
     // the caller answers for memory named inside it.
@@ -90,30 +94,31 @@ pub(crate) fn counters(file: BorrowedFd<'_>) -> Result<Counters, Errno> {
     Ok(counters)
 }
 
-/// What [`submit`] did: the fence of the first job, and how many have one.
+/// The result of [`submit`]: the fence of the first job, and how many jobs have one.
 pub(crate) struct Submitted {
     pub(crate) first_fence: u64,
     pub(crate) count: u32,
 }
 
-/// [`Submit`].
+/// [`Submit`]; the eventfd, if there is one, is incremented at the end of each job.
 ///
 /// # Safety
 ///
-/// Until each submitted job has ended, the memory that it reads may change in no way
-/// that its result may not show, and memory that it writes must be the job's alone.
+/// Until each submitted job has ended, the memory that it reads may change only in ways that its
+/// result may show, and memory that it writes must be the job's alone.
 pub(crate) unsafe fn submit(
     file: BorrowedFd<'_>,
     jobs: &[JobDescriptor],
+    eventfd: Option<BorrowedFd<'_>>,
 ) -> Result<Submitted, Errno> {
     let count = u32::try_from(jobs.len()).map_err(|_| Errno::INVAL)?;
     let mut submit = Submit {
         jobs: address_of(jobs.as_ptr()),
         count,
-        flags: 0,
+        flags: eventfd.map_or(0, |_| submit_flags::EVENTFD),
         first_fence: 0,
         submitted: 0,
-        reserved: 0,
+        eventfd: eventfd.map_or(0, |file| file.as_raw_fd()),
     };
     uninterrupted(|| {
         // SAFETY: `jobs` is only read, holds `count` descriptors and lives until the
@@ -134,35 +139,66 @@ pub(crate) fn wait(
 ) -> Result<JobReply, Errno> {
     let mut wait = Wait {
         fence,
-        timeout: -1,
+        deadline: point_in_time(deadline),
         result: JobReply::new_zeroed(),
     };
-    uninterrupted(|| {
-        wait.timeout = match deadline {
-            None => -1,
-            Some(deadline) => nanoseconds(deadline.saturating_duration_since(Instant::now())),
-        };
-        // SAFETY: the structure names no other memory.
-        unsafe { call(file, &mut wait) }
-    })?;
+    // SAFETY: the structure names no other memory.
+    uninterrupted(|| unsafe { call(file, &mut wait) })?;
     Ok(wait.result)
 }
 
-/// [`Migrate`]: the structure with what has become of the pages.
+/// [`WaitAny`] of jobs with these fences, until `deadline` if there is one. Returns the fence of
+/// the job that has ended, and its result.
+pub(crate) fn wait_any(
+    file: BorrowedFd<'_>,
+    fences: &[u64],
+    deadline: Option<Instant>,
+) -> Result<(u64, JobReply), Errno> {
+    let mut wait = WaitAny {
+        fences: address_of(fences.as_ptr()),
+        count: u32::try_from(fences.len()).map_err(|_| Errno::INVAL)?,
+        flags: 0,
+        deadline: point_in_time(deadline),
+        fence: 0,
+        result: JobReply::new_zeroed(),
+    };
+    uninterrupted(|| {
+        // SAFETY: `fences` is only read, is as long as `count` says, and lives until the call
+        // returns.
+        unsafe { call(file, &mut wait) }
+    })?;
+    Ok((wait.fence, wait.result))
+}
+
+/// [`Cancel`].
+pub(crate) fn cancel(file: BorrowedFd<'_>, fence: u64) -> Result<(), Errno> {
+    let mut cancel = Cancel {
+        fence,
+        flags: 0,
+        reserved: 0,
+    };
+    // SAFETY: the structure names no other memory. That the job ends early changes nothing for its
+    // memory, which it uses until its end is fetched.
+    uninterrupted(|| unsafe { call(file, &mut cancel) })
+}
+
+/// [`Migrate`]; returns the structure with the results.
 pub(crate) fn migrate(
     file: BorrowedFd<'_>,
     address: u64,
     bytes: u64,
     destination: Destination,
+    flags: u32,
 ) -> Result<Migrate, Errno> {
     let mut migrate = Migrate {
         address,
         bytes,
         destination: destination.raw(),
-        flags: 0,
+        flags,
         moved: 0,
         skipped: 0,
         no_memory: 0,
+        reached: 0,
     };
     // SAFETY: moving pages changes no byte of the process's memory.
     uninterrupted(|| unsafe { call(file, &mut migrate) })?;
@@ -190,15 +226,29 @@ pub(crate) fn residency(
     })
 }
 
-/// A pointer as the interface passes it. The kernel and the device use it as they
-/// would any address of the process, hence the exposed provenance.
+/// A pointer as the interface passes it. The kernel and the device use it like any address of the
+/// process, hence the exposed provenance.
 pub(crate) fn address_of<T>(pointer: *const T) -> u64 {
     pointer.expose_provenance() as u64
 }
 
-/// A timeout as the interface passes it; so long a wait that it has no number is for ever.
-fn nanoseconds(timeout: Duration) -> i64 {
-    i64::try_from(timeout.as_nanos()).unwrap_or(-1)
+/// A deadline as the interface passes it: negative means none.
+fn point_in_time(deadline: Option<Instant>) -> i64 {
+    let Some(deadline) = deadline else {
+        return -1;
+    };
+    // An `Instant` has no number, only a distance from now.
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanoseconds = u32::try_from(now.tv_nsec).unwrap_or(0);
+    let left = deadline.saturating_duration_since(Instant::now());
+    after(Duration::new(seconds, nanoseconds), left)
+}
+
+/// The nanoseconds of the time `left` after `now`; a time too late for a number becomes none.
+fn after(now: Duration, left: Duration) -> i64 {
+    let sum = now.checked_add(left).map(|sum| sum.as_nanos());
+    sum.and_then(|sum| i64::try_from(sum).ok()).unwrap_or(-1)
 }
 
 #[cfg(test)]
@@ -206,10 +256,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timeout_too_long_for_a_number_is_for_ever() {
-        assert_eq!(nanoseconds(Duration::from_nanos(7)), 7);
-        assert_eq!(nanoseconds(Duration::ZERO), 0);
-        assert_eq!(nanoseconds(Duration::MAX), -1);
+    fn a_deadline_too_late_for_a_number_is_for_ever() {
+        let now = Duration::new(3, 5);
+        assert_eq!(after(now, Duration::from_nanos(7)), 3_000_000_012);
+        assert_eq!(after(now, Duration::ZERO), 3_000_000_005);
+        assert_eq!(after(now, Duration::MAX), -1);
+        assert_eq!(after(now, Duration::from_secs(1 << 40)), -1);
+        assert_eq!(point_in_time(None), -1);
+    }
+
+    #[test]
+    fn a_deadline_is_a_point_in_time() {
+        let now = Instant::now();
+        let one = point_in_time(Some(now + Duration::from_secs(60)));
+        let other = point_in_time(Some(now + Duration::from_secs(61)));
+        // The two clocks are read one after the other.
+        let between = other - one;
+        assert!((500_000_000..1_500_000_000).contains(&between), "{between}");
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! Operations on slices and pointers, typed.
 //!
-//! Each function makes a [`Work`] that borrows the memory it will use, so that the job
-//! may run as soon as it is submitted. The functions that follow pointers take any
-//! pointer: the device only reads there, and a pointer that leads nowhere ends the job
-//! with a [`Status::Fault`](crate::Status::Fault).
+//! Each function makes a [`Work`] that borrows the memory that it will use, so that the job may run
+//! as soon as it is submitted. The functions that follow pointers take any pointer: the device only
+//! reads there, and an invalid pointer ends the job with a [`Status::Fault`](crate::Status::Fault).
 //!
 //! Only arguments are built here; nothing is submitted.
 
@@ -14,7 +13,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use virtio_hmm_spec::wire::operation as op;
 use virtio_hmm_spec::wire::operation::{Element, Operation};
 
-use crate::job::{Decode, Values};
+use crate::failure::Values;
+use crate::outcome::Decode;
 use crate::sys::address_of;
 
 /// An operation, the memory that it borrows for `'data`, and the type of its result.
@@ -67,7 +67,7 @@ mod sealed {
 pub trait Number: sealed::Sealed + Copy + 'static {
     /// Its name on the wire.
     const ELEMENT: Element;
-    /// What many of them add up to.
+    /// The type of a sum of many.
     type Sum;
     /// The number with these bits, zero-extended.
     fn from_result(raw: u64) -> Self;
@@ -227,7 +227,7 @@ pub fn sum<T: Number>(source: &[T]) -> Work<'_, T::Sum> {
 pub struct Extreme<T> {
     /// The number.
     pub value: T,
-    /// The first place where it is.
+    /// The first index where it occurs.
     pub index: usize,
 }
 
@@ -364,7 +364,7 @@ pub fn gemm<'data>(
     Work::new(gemm, |_, _| ())
 }
 
-/// Sorts in ascending order. If the job fails, both slices hold anything.
+/// Sorts in ascending order. If the job fails, the contents of both slices are undefined.
 ///
 /// # Panics
 ///
@@ -442,8 +442,8 @@ pub fn scatter<'data, T: Number>(
     Work::new(scatter, |_, _| ())
 }
 
-/// Where a list's node keeps its parts: offsets in bytes, as
-/// [`offset_of!`](core::mem::offset_of) gives them.
+/// The layout of a list's node: offsets in bytes, as [`offset_of!`](core::mem::offset_of) gives
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListLayout {
     /// The pointer to the next node; null at the end.
@@ -452,7 +452,7 @@ pub struct ListLayout {
     pub value: usize,
 }
 
-/// What a walk along a list found.
+/// The result of a walk along a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListSummary {
     /// Nodes visited.
@@ -467,10 +467,10 @@ fn found(raw: u64) -> Option<u64> {
     Some(raw).filter(|&address| address != 0)
 }
 
-/// Walks a list from `head` on, adds up the values and looks for `key`.
+/// Walks a list from `head` on, adds up the values and searches for `key`.
 ///
-/// More than `limit` nodes end the job with [`Status::Bound`](crate::Status::Bound), so
-/// that a list that bites its tail ends too.
+/// More than `limit` nodes end the job with [`Status::Bound`](crate::Status::Bound), so a circular
+/// list ends too.
 pub fn list_walk<N>(
     head: *const N,
     layout: ListLayout,
@@ -491,7 +491,7 @@ pub fn list_walk<N>(
     })
 }
 
-/// Where a binary tree's node keeps its parts: offsets in bytes.
+/// The layout of a binary tree's node: offsets in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TreeLayout {
     /// The pointer to the left child, or null.
@@ -502,7 +502,7 @@ pub struct TreeLayout {
     pub value: usize,
 }
 
-/// What a search in a tree found.
+/// The result of a search in a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TreeHit {
     /// The address of the node that has the key.
@@ -558,7 +558,7 @@ pub fn tree_sum<N>(root: *const N, layout: TreeLayout, limit: u64) -> Work<'stat
     Work::new(sum, |[nodes, sum, ..], _| TreeSummary { nodes, sum })
 }
 
-/// What a breadth-first search found.
+/// The result of a breadth-first search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reach {
     /// Vertices reached, the start included.
@@ -598,8 +598,8 @@ pub fn bfs<'data>(
     Work::new(bfs, |[vertices, depth, ..], _| Reach { vertices, depth })
 }
 
-/// Adds `operand` `repeat` times, one atomic addition each. The result is what was there
-/// before the last one.
+/// Adds `operand` `repeat` times, one atomic addition each. The result is the value before the last
+/// one.
 pub fn atomic_add<A: Atomic>(target: &A, operand: A::Plain, repeat: u64) -> Work<'_, A::Plain> {
     let add = op::AtomicAdd {
         address: address_of(target),
@@ -610,7 +610,7 @@ pub fn atomic_add<A: Atomic>(target: &A, operand: A::Plain, repeat: u64) -> Work
     Work::new(add, |[previous, ..], _| A::Plain::from_result(previous))
 }
 
-/// Replaces the value; the result is what was there before.
+/// Replaces the value; the result is the value before.
 pub fn atomic_exchange<A: Atomic>(target: &A, value: A::Plain) -> Work<'_, A::Plain> {
     let exchange = op::AtomicExchange {
         address: address_of(target),
@@ -622,8 +622,8 @@ pub fn atomic_exchange<A: Atomic>(target: &A, value: A::Plain) -> Work<'_, A::Pl
     })
 }
 
-/// Replaces the value if it is `expected`. The result is what was there before: the
-/// replacement as `Ok`, anything else as `Err`.
+/// Replaces the value if it is `expected`. The result is the value before: `Ok` if it was replaced,
+/// `Err` if not.
 pub fn atomic_compare_exchange<A: Atomic>(
     target: &A,
     expected: A::Plain,

@@ -1,6 +1,6 @@
-//! What the device computes, computed by the CPU to compare with.
+//! The device's computations on the CPU, to compare with.
 //!
-//! Plain and obvious rather than fast; each function knows only its own numbers.
+//! Simple rather than fast. Each function knows only its own numbers.
 
 /// `C = A * B` for square row-major matrices, a block of rows and columns at a time.
 pub(crate) fn gemm(n: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
@@ -62,7 +62,7 @@ pub(crate) fn gemm_difference(
     let bound = gemm_bound(n);
     let near = |index: usize| {
         let distance = (f64::from(left[index]) - f64::from(right[index])).abs();
-        // Written so that NaN is never near.
+        // Written so that NaN always counts as a difference.
         distance <= rows[index / n] * columns[index % n] * bound
     };
     (0..n * n)
@@ -77,8 +77,7 @@ pub(crate) fn axpy(alpha: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// The dot product in double precision, and how far another order of additions may lie
-/// from it.
+/// The dot product in double precision, and how far another order of additions may be from it.
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> (f64, f64) {
     let mut sum = 0.0;
     let mut magnitudes = 0.0;
@@ -142,7 +141,7 @@ mod tests {
         let element = |index: usize| {
             let (row, column) = (index / n, index % n);
             let products = (0..n).map(|k| f64::from(a[row * n + k]) * f64::from(b[k * n + column]));
-            #[allow(clippy::cast_possible_truncation)] // Rounding is what is meant.
+            #[allow(clippy::cast_possible_truncation)] // The rounding is intended.
             let sum = products.sum::<f64>() as f32;
             sum
         };
@@ -151,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_blocked_product_equals_the_plain_one_within_the_bound() {
-        // Not a multiple of the block, so that ragged edges are met.
+        // Not a multiple of the block, so that incomplete blocks are tested.
         let n = 150;
         let (a, b) = (random(n * n, 1), random(n * n, 2));
         let mut c = vec![9.0; n * n];
@@ -179,7 +178,7 @@ mod tests {
         let reversed = |v: &[f32]| v.iter().rev().copied().collect::<Vec<_>>();
         let (backward, _) = dot(&reversed(&x), &reversed(&y));
         assert!((forward - backward).abs() <= tolerance);
-        // One product less is far outside.
+        // Leaving out one product is far outside the tolerance.
         assert!(tolerance < f64::from(x[0] * y[0]).abs() / 1000.0);
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{bail, Result};
+use hmm::spec::uapi::DeviceState;
 use hmm::spec::wire::config::capability;
 use hmm::Device;
 
@@ -18,6 +19,7 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
     let info = device.info()?;
     let checking = info.capabilities & capability::CHECK != 0;
     let coherent = info.capabilities & capability::COHERENT != 0;
+    let state = DeviceState::from_raw(info.state).map_or("unknown", DeviceState::name);
     if json {
         println!(
             "{}",
@@ -32,6 +34,8 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
                 "max_jobs": info.max_jobs,
                 "max_spaces": info.max_spaces,
                 "address_bits": info.address_bits,
+                "state": state,
+                "resets": info.resets,
             })
         );
         return Ok(());
@@ -58,6 +62,10 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
     println!(
         "  at a time       {} processes, {} jobs",
         info.max_spaces, info.max_jobs
+    );
+    println!(
+        "  state           {state}, started anew {} times",
+        info.resets
     );
     println!("  checking mode   {}", if checking { "on" } else { "off" });
     Ok(())

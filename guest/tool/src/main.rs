@@ -3,30 +3,24 @@
 //! It uses the device through the `hmm` library as any program would. Its exit status
 //! is zero only when everything that was asked for was done and every answer was right.
 
-mod arena;
 mod args;
 mod bench;
 mod cpu;
 mod info;
-mod memory;
 mod migrate;
-mod report;
 mod residency;
 mod stats;
-mod sys;
 mod workload;
 
 use std::process::ExitCode;
 
 use args::{Arguments, Command};
 use clap::Parser;
+use hmm_tool::cli::{exit_code, Common};
 
 fn main() -> ExitCode {
-    let Arguments {
-        device,
-        json,
-        command,
-    } = Arguments::parse();
+    let Arguments { common, command } = Arguments::parse();
+    let Common { device, json } = common;
     let outcome = match command {
         Command::Info => info::show(&device, json).map(|()| true),
         Command::Run(run) => workload::run(&device, &run, json),
@@ -34,14 +28,6 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::measure(&device, &options, json),
         Command::Residency { pid } => residency::show(&device, pid, json).map(|()| true),
         Command::Stats { watch } => stats::show(&device, watch, json).map(|()| true),
-        Command::Worker(worker) => workload::processes::work(&device, worker),
     };
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("hmm: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("hmm", outcome)
 }

@@ -1,7 +1,7 @@
-//! Memory that the workloads use: whole mappings, seen as slices of numbers.
+//! Memory that the workloads use: whole mappings, viewed as slices of numbers.
 //!
-//! A [`Mapping`] never changes while it exists; memory that is changed under the
-//! device's hands is the `churn` workload's own.
+//! A [`Mapping`] never changes while it exists. A workload that changes mappings while the device
+//! uses them has its own memory.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,72 +10,81 @@ use anyhow::{Context, Result};
 use hmm::PageRange;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::sys::Region;
+use crate::region::Region;
 
 /// A mapping of this process, unmapped when dropped.
-pub(crate) struct Mapping {
+pub struct Mapping {
     region: Region,
 }
 
 impl Mapping {
     /// Anonymous memory of zeros.
-    pub(crate) fn anonymous(bytes: usize) -> Result<Self> {
+    pub fn anonymous(bytes: usize) -> Result<Self> {
         let region =
             Region::anonymous(bytes).with_context(|| format!("mapping {} MiB", bytes >> 20))?;
         Ok(Self { region })
     }
 
+    /// Anonymous memory of zeros in huge pages, where the kernel has some.
+    pub fn large(bytes: usize) -> Result<Self> {
+        let mapping = Self::anonymous(bytes)?;
+        let asked = mapping.region.prefer_large();
+        asked.context("asking for huge pages")?;
+        Ok(mapping)
+    }
+
     /// A file, for reading.
-    pub(crate) fn file(path: &Path) -> Result<Self> {
+    pub fn file(path: &Path) -> Result<Self> {
         let map = || Region::file(&File::open(path)?);
         let region = map().with_context(|| format!("mapping {}", path.display()))?;
         Ok(Self { region })
     }
 
     /// Its bytes as numbers.
-    pub(crate) fn numbers<T: FromBytes + zerocopy::Immutable>(&self) -> &[T] {
+    pub fn numbers<T: FromBytes + zerocopy::Immutable>(&self) -> &[T] {
         let bytes = self.region.bytes();
         let whole = bytes.len() - bytes.len() % size_of::<T>();
-        // A mapping is aligned to a page and the length is whole, so this is all of it.
+        // A mapping is aligned to a page and the length is a whole number of elements, so this is
+        // all of it.
         <[T]>::ref_from_bytes(&bytes[..whole]).unwrap_or(&[])
     }
 
     /// Its bytes as numbers to change. Empty for a file.
-    pub(crate) fn numbers_mut<T: FromBytes + IntoBytes>(&mut self) -> &mut [T] {
+    pub fn numbers_mut<T: FromBytes + IntoBytes>(&mut self) -> &mut [T] {
         let bytes = self.region.bytes_mut();
         let whole = bytes.len() - bytes.len() % size_of::<T>();
         <[T]>::mut_from_bytes(&mut bytes[..whole]).unwrap_or(&mut [])
     }
 
     /// Its pages.
-    pub(crate) fn pages(&self) -> PageRange {
+    pub fn pages(&self) -> PageRange {
         PageRange::covering(self.region.bytes())
     }
 }
 
-/// The number at a place of a buffer that can be checked without a copy of it.
-pub(crate) fn pattern(seed: u64, index: usize) -> u64 {
-    // Multiplication by an odd number permutes, so no two places are alike.
+/// The number at an index of a buffer that can be checked without a copy.
+pub fn pattern(seed: u64, index: usize) -> u64 {
+    // Multiplication by an odd number permutes, so no two numbers are equal.
     (index as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Fills a buffer with the pattern.
-pub(crate) fn write_pattern(seed: u64, numbers: &mut [u64]) {
+pub fn write_pattern(seed: u64, numbers: &mut [u64]) {
     for (index, number) in numbers.iter_mut().enumerate() {
         *number = pattern(seed, index);
     }
 }
 
-/// The first place where a buffer does not hold the pattern.
-pub(crate) fn first_difference(seed: u64, numbers: &[u64]) -> Option<usize> {
-    let mut places = numbers.iter().enumerate();
-    places
+/// The first index where a buffer does not hold the pattern.
+pub fn first_difference(seed: u64, numbers: &[u64]) -> Option<usize> {
+    let mut numbers = numbers.iter().enumerate();
+    numbers
         .find(|&(index, &number)| number != pattern(seed, index))
         .map(|(index, _)| index)
 }
 
-/// Memory of the guest that programs can have, in bytes.
-pub(crate) fn available() -> Result<u64> {
+/// Memory of the guest that is available to programs, in bytes.
+pub fn available() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
     let line = text
         .lines()

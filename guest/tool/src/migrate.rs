@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 use hmm::{page_size, Destination, Device, Migration};
+use hmm_tool::memory::{first_difference, write_pattern, Mapping};
 
-use crate::memory::{first_difference, write_pattern, Mapping};
-
-/// The memory's contents; any would do.
+/// The seed of the memory's contents; any would do.
 const SEED: u64 = 0x5eed;
 
-/// One journey of the memory.
+/// One move of the memory.
 struct Leg {
     name: &'static str,
     pages: u64,
@@ -21,7 +20,7 @@ struct Leg {
 impl Leg {
     fn print(&self, json: bool) {
         let bytes = self.pages * page_size() as u64;
-        // A gigabyte in a second is a byte in a nanosecond.
+        // A gigabyte per second is a byte per nanosecond.
         #[allow(clippy::cast_precision_loss)] // A rate needs three digits.
         let rate = bytes as f64 / self.time.as_nanos() as f64;
         if json {
@@ -45,8 +44,8 @@ impl Leg {
     }
 }
 
-/// Moves memory to the device and back, by request and by touch: whether it came back
-/// unchanged and as a whole.
+/// Moves memory to the device and back, by request and by CPU faults. Returns whether all of it
+/// came back unchanged.
 pub(crate) fn measure(path: &Path, bytes: usize, json: bool) -> Result<bool> {
     let space = Device::open(path)?.bind()?;
     let bytes = bytes.next_multiple_of(page_size());
@@ -75,16 +74,16 @@ pub(crate) fn measure(path: &Path, bytes: usize, json: bool) -> Result<bool> {
         Ok(())
     };
     request("to the device", Destination::Device)?;
-    request("home by request", Destination::System)?;
+    request("to system by request", Destination::System)?;
     request("to the device again", Destination::Device)?;
 
     let start = Instant::now();
-    // One number of each page is enough to bring it home.
+    // Reading one number of each page is enough to move it back to system memory.
     let numbers = memory.numbers::<u64>();
     let touched = numbers.iter().step_by(page_size() / size_of::<u64>());
     std::hint::black_box(touched.fold(0, |sum: u64, number| sum.wrapping_add(*number)));
     Leg {
-        name: "home by touch of the CPU",
+        name: "to system by CPU faults",
         pages,
         time: start.elapsed(),
     }

@@ -1,39 +1,39 @@
-//! What a workload came to: one line for a person or one object for a program.
+//! The result of a workload: one line for a person or one object for a program.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-/// What a workload came to.
+/// The result of a workload.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Report {
+pub struct Report {
     /// The workload.
-    pub(crate) workload: &'static str,
-    /// How large it was.
-    pub(crate) size: usize,
+    pub workload: &'static str,
+    /// Its size.
+    pub size: usize,
     /// What `size` counts.
-    pub(crate) unit: &'static str,
+    pub unit: &'static str,
     /// Whether every answer was right.
-    pub(crate) right: bool,
-    /// What was not, the first few.
-    pub(crate) mistakes: Vec<String>,
+    pub right: bool,
+    /// The first few mistakes.
+    pub mistakes: Vec<String>,
     /// Faults that the device raised.
-    pub(crate) faults: u64,
+    pub faults: u64,
     /// Pages moved to the device.
-    pub(crate) pages_to_device: u64,
+    pub pages_to_device: u64,
     /// Pages moved back, for whatever reason.
-    pub(crate) pages_to_system: u64,
+    pub pages_to_system: u64,
     /// Time from submitting jobs to their end.
     #[serde(rename = "device_ns", serialize_with = "nanoseconds")]
-    pub(crate) device: Option<Duration>,
+    pub device: Option<Duration>,
     /// Time of the CPU for the same work.
     #[serde(rename = "cpu_ns", serialize_with = "nanoseconds")]
-    pub(crate) cpu: Option<Duration>,
-    /// The seed that repeats it.
-    pub(crate) seed: u64,
-    /// What else there is to say.
-    pub(crate) note: String,
+    pub cpu: Option<Duration>,
+    /// The seed that repeats the run.
+    pub seed: u64,
+    /// A remark.
+    pub note: String,
 }
 
 fn nanoseconds<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
@@ -43,7 +43,7 @@ fn nanoseconds<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S
 
 impl Report {
     /// Prints the report.
-    pub(crate) fn print(&self, json: bool) {
+    pub fn print(&self, json: bool) {
         if json {
             println!("{}", serde_json::json!(self));
         } else {
@@ -68,7 +68,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<13} {:>10} {:<9} {:<5} {:>6} faults {:>7} pages out {:>7} home   \
+            "{:<13} {:>10} {:<9} {:<5} {:>6} faults {:>7} to device {:>7} to system   \
              device {:>8}  cpu {:>8}  seed {}",
             self.workload,
             self.size,

@@ -6,21 +6,22 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use hmm::{Device, PageRange, PageState, Place};
+use hmm_tool::places::at;
 
 /// Characters in a bar.
 const BAR: usize = 32;
 
 /// A line of `/proc/PID/maps`.
 #[derive(Debug, PartialEq, Eq)]
-struct Area {
+struct Vma {
     addresses: std::ops::Range<usize>,
     rights: String,
     name: String,
 }
 
-/// How many pages are where.
+/// Counts of pages by place.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Census {
+struct PageCounts {
     pages: usize,
     system: usize,
     device: usize,
@@ -29,39 +30,39 @@ struct Census {
     large: usize,
 }
 
-/// Shows a line for each area of the process's memory that holds pages.
+/// Prints a line for each VMA of the process that has pages.
 pub(crate) fn show(path: &Path, pid: i32, json: bool) -> Result<()> {
     let device = Device::open(path)?;
     let maps = format!("/proc/{pid}/maps");
     let maps = fs::read_to_string(&maps).with_context(|| format!("reading {maps}"))?;
     let mut rows = Vec::new();
-    for area in maps.lines().filter_map(parse) {
-        // What nobody may touch holds nothing, and may be terabytes of reservation.
-        if area.rights.starts_with("---") {
+    for vma in maps.lines().filter_map(parse) {
+        // Memory without access has no pages, and may be a reservation of terabytes.
+        if vma.rights.starts_with("---") {
             continue;
         }
-        let range = PageRange::around(area.addresses.clone());
+        let range = PageRange::around(vma.addresses.clone());
         let states = device.residency_of(pid, range)?;
-        rows.push((area, Census::of(&states), bar(&states)));
+        rows.push((vma, PageCounts::of(&states), bar(&states)));
     }
     if json {
         rows.iter()
-            .for_each(|(area, census, _)| println!("{}", census.json(area)));
+            .for_each(|(vma, counts, _)| println!("{}", counts.json(vma)));
         return Ok(());
     }
     println!(
         "{:<29} {:<4} {:>8} {:>8} {:>8} {:>8}  {:<BAR$}  what",
         "addresses", "", "pages", "system", "device", "mapped", "S system, D device, * both"
     );
-    let mut total = Census::default();
-    for (area, census, bar) in &rows {
-        total.add(census);
-        if census.system + census.device + census.other > 0 {
+    let mut total = PageCounts::default();
+    for (vma, counts, bar) in &rows {
+        total.add(counts);
+        if counts.system + counts.device + counts.other > 0 {
             println!(
-                "{:<29} {:<4} {census}  {bar}  {}",
-                format!("{:x}-{:x}", area.addresses.start, area.addresses.end),
-                area.rights,
-                area.name,
+                "{:<29} {:<4} {counts}  {bar}  {}",
+                format!("{:x}-{:x}", vma.addresses.start, vma.addresses.end),
+                vma.rights,
+                vma.name,
             );
         }
     }
@@ -69,7 +70,7 @@ pub(crate) fn show(path: &Path, pid: i32, json: bool) -> Result<()> {
     Ok(())
 }
 
-impl fmt::Display for Census {
+impl fmt::Display for PageCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             pages,
@@ -83,28 +84,27 @@ impl fmt::Display for Census {
 }
 
 /// Parses `start-end rights offset device inode   name`.
-fn parse(line: &str) -> Option<Area> {
+fn parse(line: &str) -> Option<Vma> {
     let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
     let address = |text| usize::from_str_radix(text, 16).ok();
     let addresses = address(start)?..address(end)?;
     let rights = words.next()?.to_owned();
     let name = words.skip(3).collect::<Vec<_>>().join(" ");
-    Some(Area {
+    Some(Vma {
         addresses,
         rights,
         name,
     })
 }
 
-impl Census {
+impl PageCounts {
     fn of(states: &[PageState]) -> Self {
-        let at = |place| states.iter().filter(|state| state.place() == place).count();
         Self {
             pages: states.len(),
-            system: at(Place::System),
-            device: at(Place::Device),
-            other: at(Place::Other),
+            system: at(Place::System, states),
+            device: at(Place::Device, states),
+            other: at(Place::Other, states),
             mapped: states.iter().filter(|state| state.is_mapped()).count(),
             large: states.iter().filter(|state| state.is_large()).count(),
         }
@@ -119,12 +119,12 @@ impl Census {
         self.large += other.large;
     }
 
-    fn json(&self, area: &Area) -> serde_json::Value {
+    fn json(&self, vma: &Vma) -> serde_json::Value {
         serde_json::json!({
-            "start": area.addresses.start,
-            "end": area.addresses.end,
-            "rights": area.rights,
-            "name": area.name,
+            "start": vma.addresses.start,
+            "end": vma.addresses.end,
+            "rights": vma.rights,
+            "name": vma.name,
             "pages": self.pages,
             "system": self.system,
             "device": self.device,
@@ -135,11 +135,11 @@ impl Census {
     }
 }
 
-/// A picture of the pages, each character for an equal part of them.
+/// A bar for the pages, each character for an equal part of them.
 fn bar(states: &[PageState]) -> String {
     let part = |index: usize| {
         let from = index * states.len() / BAR;
-        // A part of less than a page shows the page that it is in.
+        // A part that is smaller than a page shows the page that it lies in.
         let to = ((index + 1) * states.len() / BAR)
             .max(from + 1)
             .min(states.len());
@@ -161,11 +161,11 @@ mod tests {
     use hmm::spec::uapi::page_state;
 
     #[test]
-    fn a_line_of_maps_is_an_area_whose_name_may_have_spaces() {
-        let area = parse("7f00a000-7f00c000 rw-p 00000000 00:01 42   /a file (deleted)").unwrap();
-        assert_eq!(area.addresses, 0x7f00_a000..0x7f00_c000);
+    fn a_line_of_maps_is_a_vma_whose_name_may_have_spaces() {
+        let vma = parse("7f00a000-7f00c000 rw-p 00000000 00:01 42   /a file (deleted)").unwrap();
+        assert_eq!(vma.addresses, 0x7f00_a000..0x7f00_c000);
         assert_eq!(
-            (area.rights.as_str(), area.name.as_str()),
+            (vma.rights.as_str(), vma.name.as_str()),
             ("rw-p", "/a file (deleted)")
         );
         assert_eq!(parse("1000-2000 r--p 0 00:00 0").unwrap().name, "");
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_areas() {
+    fn this_process_has_vmas() {
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         assert_eq!(maps.lines().filter_map(parse).count(), maps.lines().count());
     }

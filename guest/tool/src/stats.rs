@@ -12,7 +12,7 @@ use zerocopy::{Immutable, IntoBytes};
 /// A counter's name and value.
 type Counter = (&'static str, u64);
 
-/// Shows the counters, or forever what changes about them.
+/// Prints the counters, or for ever their changes.
 pub(crate) fn show(path: &Path, watch: Option<u64>, json: bool) -> Result<()> {
     let device = Device::open(path)?;
     let mut before = Groups::of(&device.counters()?);
@@ -42,7 +42,7 @@ impl Groups {
         }
     }
 
-    /// What differs from an earlier reading; numbers that shrank have wrapped.
+    /// The difference to an earlier reading; a counter that shrank has wrapped.
     fn since(&self, before: &Self) -> Self {
         let changes = |now: &[Counter], before: &[Counter]| {
             let pairs = now.iter().zip(before);
@@ -73,7 +73,7 @@ impl Groups {
         for (title, counters) in [("driver", &self.driver), ("device", &self.device)] {
             println!("{title}");
             for (name, value) in counters {
-                // A number that has shrunk is shown as what it has lost.
+                // A counter that has shrunk is shown as a negative number.
                 println!("  {:<32} {:>16}", name.replace('_', " "), i128_of(*value));
             }
         }

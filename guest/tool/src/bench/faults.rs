@@ -5,15 +5,15 @@ use std::time::Duration;
 use anyhow::Result;
 use hmm::{work, Space};
 use hmm_bench::{Bench, Better, Per, Turn, Unit};
+use hmm_tool::buffer::{Buffer, Pages, LARGE};
 
-use super::buffer::{Buffer, Pages, LARGE};
-use super::timed;
+use super::timing::timed;
 use super::traffic::Traffic;
 
 /// Pages that are touched one by one.
 const SINGLE: usize = 32;
 
-/// What is gone through: so many bytes, in so many parts, each by a job of its own.
+/// Streams through memory: the bytes, and the number of jobs that share them.
 const STREAMS: [(usize, usize); 2] = [(256 << 20, 1), (64 << 20, 8)];
 
 /// Measures single faults and streams of them.
@@ -33,7 +33,7 @@ fn single(bench: &mut Bench, space: &Space) {
         "one cold page",
         Per::Times(SINGLE as u64),
         || -> Result<Duration> {
-            // Far from each other, so that no fault brings in the next one's page.
+            // Far from each other, so that no fault also maps the next page.
             let mut buffer = Buffer::new(SINGLE * LARGE, Pages::Small)?;
             for page in buffer.bytes_mut().chunks_mut(LARGE) {
                 page[0] = 1;
@@ -68,7 +68,7 @@ fn stream(bench: &mut Bench, space: &Space, pages: Pages, (bytes, jobs): (usize,
         |turn| -> Result<_> {
             let memory = match (turn, buffer.take()) {
                 (Turn::Reference, Some(warm)) => warm,
-                // What the last round has warmed up goes before more is asked for.
+                // The memory of the last round is freed before more is allocated.
                 (_, last) => {
                     drop(last);
                     Buffer::filled(space, bytes, pages)?
@@ -100,10 +100,10 @@ fn stream(bench: &mut Bench, space: &Space, pages: Pages, (bytes, jobs): (usize,
     let seen = seen.get(1..).unwrap_or(&[]);
     // Far fewer than 53 bits.
     #[allow(clippy::cast_precision_loss)]
-    let large_pages = (bytes / LARGE) as f64;
+    let huge_pages = (bytes / LARGE) as f64;
     let mut show = |name: &str, (unit, better), figure: &dyn Fn(&Cold) -> f64| {
         let values = seen.iter().map(figure);
-        // A division by zero, where nothing happened, is no figure.
+        // A division by zero, if nothing happened, is left out.
         let values = values.filter(|value| value.is_finite()).collect();
         bench.gathered(&format!("  {name}, {size}, {what}"), (unit, better), values);
     };
@@ -118,7 +118,7 @@ fn stream(bench: &mut Bench, space: &Space, pages: Pages, (bytes, jobs): (usize,
         cold.faults() / cold.batches()
     });
     show("batches for 2 MiB", (count, less), &|cold| {
-        cold.batches() / large_pages
+        cold.batches() / huge_pages
     });
     show("requests for 1000 faults", (count, less), &|cold| {
         1e3 * cold.traffic.requests() / cold.faults()
@@ -129,7 +129,7 @@ fn stream(bench: &mut Bench, space: &Space, pages: Pages, (bytes, jobs): (usize,
     show("interrupts for 1000 faults", (count, less), &|cold| {
         1e3 * cold.interrupts() / cold.faults()
     });
-    // The end of a job is told by an interrupt too.
+    // The end of a job also raises an interrupt.
     #[allow(clippy::cast_precision_loss)]
     let ends = jobs as f64;
     show(
@@ -139,7 +139,7 @@ fn stream(bench: &mut Bench, space: &Space, pages: Pages, (bytes, jobs): (usize,
     );
 }
 
-/// A run over memory that was not mapped, and what the same took afterwards.
+/// A run over memory that was not mapped, and the time of the same run afterwards.
 struct Cold {
     traffic: Traffic,
     time: Duration,
@@ -147,7 +147,7 @@ struct Cold {
 }
 
 impl Cold {
-    /// What the faults cost, all together.
+    /// The cost of all faults together.
     fn lost(&self) -> Duration {
         self.time.saturating_sub(self.warm)
     }

@@ -1,19 +1,18 @@
-//! What the driver takes for memory that is mapped on the device.
+//! The memory that the driver uses for memory that is mapped on the device.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 use hmm::{work, Space};
 use hmm_bench::{Bench, Better, Unit};
-
-use super::buffer::{Buffer, Pages};
+use hmm_tool::buffer::{Buffer, Pages};
 
 /// Measures it for `mapped` bytes, page by page.
 pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize) {
     bench.group("memory of the driver");
     let what = (Unit::Mebibytes, Better::Lower);
-    // Nobody but the driver is at work; what others have taken or given back all the same is
-    // not told apart, and the median passes over it.
+    // Only the driver is at work. Allocations by other parts of the system are not told apart; the
+    // median passes over them.
     let name = format!("for {} MiB in 4 KiB pages on the device", mapped >> 20);
     bench.figure(&name, what, || -> Result<f64> {
         let buffer = Buffer::filled(space, mapped, Pages::Small)?;
@@ -23,16 +22,16 @@ pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize) {
     });
 }
 
-/// What is in use of the kernel's small allocations, in mebibytes.
+/// The size of the kernel's small allocations in use, in mebibytes.
 fn allocated() -> Result<f64> {
     let table = fs::read_to_string("/proc/slabinfo").context("reading /proc/slabinfo")?;
     in_use(&table).context("/proc/slabinfo has another form")
 }
 
-/// Of a table with a cache in each line: its name, objects in use, objects, bytes of each.
+/// Parses a line of a table of caches: its name, objects in use, objects, bytes of each.
 fn in_use(table: &str) -> Option<f64> {
     let mut bytes = 0.0;
-    // The version of the form, and a heading.
+    // The first two lines are the version and a heading.
     for line in table.lines().skip(2) {
         let mut numbers = line.split_ascii_whitespace().skip(1);
         let used: f64 = numbers.next()?.parse().ok()?;

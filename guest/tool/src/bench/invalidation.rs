@@ -1,4 +1,4 @@
-//! Memory that changes while the device has it mapped, against memory that it has not.
+//! Changes of memory that the device has mapped, compared with memory that it has not.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, Result};
 use hmm::{page_size, work, Space};
 use hmm_bench::{Bench, Better, Per, Turn, Unit};
+use hmm_tool::buffer::{Buffer, Pages, LARGE};
 
-use super::buffer::{Buffer, Pages, LARGE};
 use super::traffic::Traffic;
 
 /// Mappings of one page in a round.
 const SINGLE: usize = 32;
 
-/// Bytes that each of the jobs goes through that keep the engines busy.
+/// The bytes that each of the jobs reads that keep the engines busy.
 const BUSY: usize = 64 << 20;
 
-/// How many of these are in flight.
+/// How many of these jobs are in flight.
 const BUSY_JOBS: usize = 8;
 
-/// What the process does to its memory.
+/// The change that the process makes to its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Unmap,
@@ -35,7 +35,7 @@ impl Change {
         }
     }
 
-    /// Makes the change: how long it took.
+    /// Makes the change. Returns how long it took.
     fn make(self, mut memory: Vec<Buffer>) -> Result<Duration> {
         let start = Instant::now();
         match self {
@@ -53,7 +53,7 @@ impl Change {
     }
 }
 
-/// So many pieces of memory, which change one after the other.
+/// Several pieces of memory, which change one after the other.
 #[derive(Clone)]
 struct Lot {
     name: String,
@@ -63,7 +63,7 @@ struct Lot {
 }
 
 impl Lot {
-    /// Memory with a page in each place.
+    /// Memory with a page at each address.
     fn memory(&self) -> Result<Vec<Buffer>> {
         let new = |_| {
             let mut buffer = Buffer::new(self.bytes, self.pages)?;
@@ -91,7 +91,7 @@ fn map(space: &Space, memory: &[Buffer]) -> Result<()> {
         .try_for_each(|buffer| Ok(space.run(work::sum(buffer.words())).map(|_| ())?))
 }
 
-/// Little memory.
+/// A small amount of memory.
 fn page() -> Lot {
     Lot {
         name: "one page".into(),
@@ -101,7 +101,7 @@ fn page() -> Lot {
     }
 }
 
-/// Much of it.
+/// A large amount of memory.
 fn bulk(bytes: usize, pages: Pages) -> Lot {
     Lot {
         name: format!("{} MiB in {}", bytes >> 20, pages.name()),
@@ -111,7 +111,7 @@ fn bulk(bytes: usize, pages: Pages) -> Lot {
     }
 }
 
-/// Measures changes of little and of much: of `mapped` bytes.
+/// Measures changes of a small amount, and of `mapped` bytes.
 pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize) {
     bench.group("munmap and mprotect of what the device has mapped");
     let lots = [page(), bulk(mapped, Pages::Large)];
@@ -120,7 +120,7 @@ pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize) {
             one_device(bench, space, change, lot, "idle");
         }
     }
-    // It takes long to fill as much with small pages, and what changes does not matter.
+    // Filling as much memory with small pages takes long, and the kind of change does not matter.
     let small = bulk(mapped, Pages::Small);
     one_device(bench, space, Change::Unmap, &small, "idle");
     let busy = while_engines_run(space, || {
@@ -131,13 +131,13 @@ pub(super) fn measure(bench: &mut Bench, space: &Space, mapped: usize) {
         }
     });
     if let Err(error) = busy {
-        // What was measured was measured while they did not run.
+        // These measurements are invalid: the engines did not run.
         let what = (Unit::Count, Better::Lower);
         bench.figure("engines that run", what, || Err(format!("{error:#}")));
     }
 }
 
-/// Measures changes of what two devices have mapped, of `mapped` bytes at most.
+/// Measures changes of memory that two devices have mapped, of `mapped` bytes at most.
 pub(super) fn measure_two(bench: &mut Bench, spaces: (&Space, &Space), mapped: usize) {
     bench.group("munmap of what two devices have mapped");
     for lot in [page(), bulk(mapped, Pages::Large)] {
@@ -156,7 +156,7 @@ fn one_device(bench: &mut Bench, space: &Space, change: Change, lot: &Lot, engin
         }
         map(space, &memory)?;
         let (traffic, time) = Traffic::of(space, || change.make(memory))?;
-        let waited = traffic.grown(|all| all.driver.promise_nanoseconds);
+        let waited = traffic.grown(|all| all.driver.invalidate_nanoseconds);
         shares.push(100.0 * waited / (time.as_secs_f64() * 1e9));
         Ok(time)
     });
@@ -168,8 +168,7 @@ fn one_device(bench: &mut Bench, space: &Space, change: Change, lot: &Lot, engin
     );
 }
 
-/// The same memory is mapped on two devices, which are asked both before either is waited
-/// for.
+/// The same memory is mapped on two devices; the driver asks both before it waits for either.
 fn two_devices(bench: &mut Bench, (first, second): (&Space, &Space), lot: &Lot) {
     let reference = "mapped on one of them";
     let (mut for_two, mut for_one) = (Vec::new(), Vec::new());
@@ -185,8 +184,8 @@ fn two_devices(bench: &mut Bench, (first, second): (&Space, &Space), lot: &Lot) 
             }
             let both = || Traffic::of(second, || Change::Unmap.make(memory));
             let (one, (other, time)) = Traffic::of(first, both)?;
-            let waited = |traffic: &Traffic| traffic.grown(|all| all.driver.promise_nanoseconds);
-            // Few.
+            let waited = |traffic: &Traffic| traffic.grown(|all| all.driver.invalidate_nanoseconds);
+            // The count is small.
             #[allow(clippy::cast_precision_loss)]
             let wait = (waited(&one) + waited(&other)) / lot.count as f64;
             match turn {
@@ -196,17 +195,17 @@ fn two_devices(bench: &mut Bench, (first, second): (&Space, &Space), lot: &Lot) 
             Ok(time)
         },
     );
-    for (whose, mut waits) in [("both promises", for_two), ("one promise", for_one)] {
+    for (which, mut waits) in [("both promises", for_two), ("one promise", for_one)] {
         // The first round is not counted among the repetitions.
         bench.gathered(
-            &format!("  waiting for {whose}, {}", lot.name),
+            &format!("  waiting for {which}, {}", lot.name),
             (Unit::Nanoseconds, Better::Lower),
             waits.split_off(waits.len().min(1)),
         );
     }
 }
 
-/// Does something while all engines have jobs on other memory.
+/// Runs `body` while all engines have jobs on other memory.
 fn while_engines_run(space: &Space, body: impl FnOnce()) -> Result<()> {
     let memory = Buffer::filled(space, BUSY, Pages::Large)?;
     let over = AtomicBool::new(false);

@@ -10,9 +10,9 @@ use fastrand::Rng;
 use hmm::work::{self, ListLayout};
 use hmm::Space;
 use hmm_bench::{Bench, Per, Turn};
+use hmm_tool::buffer::{Buffer, Pages};
 
-use super::buffer::{Buffer, Pages};
-use super::timed;
+use super::timing::timed;
 
 /// Jobs in a round.
 const JOBS: usize = 64;
@@ -23,7 +23,7 @@ const NODES: usize = 200_000;
 /// Words from one node to the next: a cache line.
 const SPACING: usize = 8;
 
-/// Measures the way of a job through the driver and the device, and a walk.
+/// Measures how long a job takes through the driver and the device, and a walk.
 pub(super) fn measure(bench: &mut Bench, space: &Space) -> Result<()> {
     bench.group("jobs in the guest");
     latency(bench, space)?;
@@ -64,9 +64,9 @@ fn walk(bench: &mut Bench, space: &Space) -> Result<()> {
     let mut order: Vec<usize> = (0..NODES).collect();
     Rng::with_seed(1).shuffle(&mut order);
     let words = list.words_mut();
-    // A node is the address of the next one, then a value.
-    for (place, &node) in order.iter().enumerate() {
-        let next = order.get(place + 1).map_or(0, |&next| address(next));
+    // A node consists of the address of the next one and a value.
+    for (position, &node) in order.iter().enumerate() {
+        let next = order.get(position + 1).map_or(0, |&next| address(next));
         words[node * SPACING] = next as u64;
         words[node * SPACING + 1] = node as u64;
     }
@@ -87,13 +87,13 @@ fn walk(bench: &mut Bench, space: &Space) -> Result<()> {
             Turn::Reference => {
                 let (mut node, mut sum, mut found) = (address(order[0]) as u64, 0_u64, 0);
                 while node != 0 {
-                    let place = index(node);
-                    let value = words[place + 1];
+                    let at = index(node);
+                    let value = words[at + 1];
                     if value == u64::MAX && found == 0 {
                         found = node;
                     }
                     sum = sum.wrapping_add(value);
-                    node = words[place];
+                    node = words[at];
                 }
                 black_box((sum, found));
             }
@@ -103,7 +103,7 @@ fn walk(bench: &mut Bench, space: &Space) -> Result<()> {
     Ok(())
 }
 
-/// A thread that answers: what it costs to wake somebody and be woken.
+/// A thread that answers, to measure the cost of waking a thread and being woken.
 struct Echo {
     to: mpsc::Sender<()>,
     from: mpsc::Receiver<()>,
@@ -114,7 +114,7 @@ impl Echo {
         let (to, calls) = mpsc::channel::<()>();
         let (answer, from) = mpsc::channel();
         let body = move || {
-            // Ends when the other side has gone.
+            // Ends when the other side is gone.
             while calls.recv().is_ok() && answer.send(()).is_ok() {}
         };
         thread::Builder::new()

@@ -1,4 +1,4 @@
-//! Memory that moves by request, against a copy of the same bytes by the CPU.
+//! Memory that moves on request, compared with a copy of the same bytes by the CPU.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Result};
 use hmm::{Counters, Destination, Space};
 use hmm_bench::{Bench, Better, Per, Turn, Unit};
+use hmm_tool::buffer::{Buffer, Pages, LARGE};
 
-use super::buffer::{Buffer, Pages, LARGE};
-use super::move_all;
+use super::timing::move_all;
 use super::traffic::Traffic;
 
-/// Sizes, and how many such moves make a round.
+/// Sizes, and how many moves of this size make a round.
 ///
 /// From 512 KiB on they are those of the kernel's own benchmark.
 const SIZES: [(&str, usize, usize); 8] = [
@@ -25,13 +25,15 @@ const SIZES: [(&str, usize, usize); 8] = [
     ("16 MiB", 16 << 20, 2),
 ];
 
-/// Of these sizes and of the largest it is shown where the time goes.
+/// For these sizes and the largest one, the time of each stage is shown.
 const SHOWN: [usize; 2] = [4 << 10, 2 << 20];
 
-/// What the driver spends the time of a move on, and how much of it the device copies.
+/// The stages of the driver's time for a move, and how much of it the device copies.
 const STAGES: [(&str, Better, Stage); 6] = [
     ("collect", Better::Lower, |c| c.driver.collect_nanoseconds),
-    ("lend memory", Better::Lower, |c| c.driver.lend_nanoseconds),
+    ("lend memory", Better::Lower, |c| {
+        c.driver.allocate_nanoseconds
+    }),
     ("waiting for the copy", Better::Lower, |c| {
         c.driver.copy_nanoseconds
     }),
@@ -45,12 +47,12 @@ const STAGES: [(&str, Better, Stage); 6] = [
 /// A counter of nanoseconds.
 type Stage = fn(&Counters) -> u64;
 
-/// Where the copies begin. At the same place of a large page as what is copied, they
-/// would fight for the same places of every cache that goes by the low bits of addresses;
-/// an emulator's is one of them.
+/// The offset at which the copies begin. At the same offset of a huge page as their source, both
+/// would compete for the same sets of every cache that is indexed by the low bits of addresses; an
+/// emulator's cache is one.
 const SKEW: usize = 5 * 4096;
 
-/// Measures every size up to `largest`, which is moved as a whole, too.
+/// Measures every size up to `largest`, which is also moved as a whole.
 pub(super) fn measure(bench: &mut Bench, space: &Space, largest: usize) -> Result<()> {
     bench.group("migration");
     let free = space.device().info()?.free_memory;
@@ -77,7 +79,7 @@ pub(super) fn measure(bench: &mut Bench, space: &Space, largest: usize) -> Resul
     Ok(())
 }
 
-/// So many pieces of so many bytes each.
+/// Several pieces of memory of the same size.
 #[derive(Clone, Copy)]
 struct Lot {
     bytes: usize,
@@ -88,7 +90,7 @@ struct Lot {
 impl Lot {
     fn measure(self, bench: &mut Bench, space: &Space, size: &str, is_largest: bool) {
         let per = Per::Bytes((self.bytes * self.times) as u64);
-        for (name, there) in [
+        for (name, destination) in [
             ("to the device", Destination::Device),
             ("to system memory", Destination::System),
         ] {
@@ -97,7 +99,7 @@ impl Lot {
             let mut seen = Vec::new();
             bench.pair(&name, per, "memcpy", |turn| -> Result<Duration> {
                 let (source, target) = match memory.take() {
-                    // What came home in small pages cannot leave in large ones.
+                    // Memory that came back in small pages cannot leave in large ones.
                     Some((source, target)) if self.is_usable(&source, space)? => (source, target),
                     last => {
                         drop(last);
@@ -108,11 +110,12 @@ impl Lot {
                 match turn {
                     Turn::Measured => {
                         let go = |to| Traffic::of(space, || self.go(space, source, to));
-                        let (out, home) = (go(Destination::Device)?, go(Destination::System)?);
-                        let (traffic, time) = if there == Destination::Device {
-                            out
+                        let (to_device, to_system) =
+                            (go(Destination::Device)?, go(Destination::System)?);
+                        let (traffic, time) = if destination == Destination::Device {
+                            to_device
                         } else {
-                            home
+                            to_system
                         };
                         seen.push((traffic, time));
                         Ok(time)
@@ -159,7 +162,7 @@ impl Lot {
         }
     }
 
-    /// Moves piece by piece.
+    /// Moves the pieces one by one.
     fn go(self, space: &Space, memory: &Buffer, destination: Destination) -> Result<Duration> {
         let pieces = self.pieces();
         pieces
@@ -167,7 +170,7 @@ impl Lot {
             .sum()
     }
 
-    /// Apart from each other, so that none is a neighbour of the next.
+    /// The distance between pieces, so that none is a neighbour of the next.
     fn stride(self) -> usize {
         self.bytes.next_multiple_of(LARGE)
     }
@@ -177,7 +180,7 @@ impl Lot {
     }
 }
 
-/// Shows the share that each stage has of the time of a move.
+/// Shows the share of each stage in the time of a move.
 fn show_stages(bench: &mut Bench, name: &str, seen: &[(Traffic, Duration)]) {
     for (stage, better, counter) in STAGES {
         let share = |(traffic, time): &(Traffic, Duration)| {

@@ -1,16 +1,16 @@
-//! What driver and device did meanwhile, by their own counters.
+//! What driver and device did during a measurement, by their own counters.
 
 use anyhow::Result;
 use hmm::{Counters, Space};
 
-/// How much the counters have grown.
+/// The growth of the counters.
 pub(super) struct Traffic {
     before: Counters,
     after: Counters,
 }
 
 impl Traffic {
-    /// What happens while `work` is done, and what that returns.
+    /// Measures the counters around `work`. Returns their growth and the result of `work`.
     pub(super) fn of<T>(space: &Space, work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let before = space.device().counters()?;
         let done = work()?;
@@ -18,7 +18,7 @@ impl Traffic {
         Ok((Self { before, after }, done))
     }
 
-    /// How much a counter has grown.
+    /// The growth of one counter.
     pub(super) fn grown(&self, counter: impl Fn(&Counters) -> u64) -> f64 {
         // The counts of a few seconds: far fewer than 53 bits.
         #[allow(clippy::cast_precision_loss)]
@@ -26,7 +26,7 @@ impl Traffic {
         grown
     }
 
-    /// Requests of the driver, but for the one by which the counters were read.
+    /// Requests of the driver, without the one that read the counters.
     pub(super) fn requests(&self) -> f64 {
         let all =
             |counters: &Counters| counters.driver.control_requests + counters.driver.dma_requests;

@@ -1,13 +1,13 @@
-//! A random graph searched, breadth first.
+//! Searches a random graph, breadth first.
 
 use anyhow::Result;
 use fastrand::Rng;
 use hmm::work::{self, Reach};
+use hmm_tool::runner::WorkloadCtx;
 
-use super::Trial;
 use crate::cpu;
 
-/// Edges for each vertex, on average: enough that most, but not all, are reached.
+/// Edges for each vertex, on average: enough to reach most vertices, but not all.
 const DEGREE: usize = 4;
 
 /// A directed graph in compressed sparse rows.
@@ -39,10 +39,10 @@ impl Graph {
 }
 
 /// Distances from one vertex to all others.
-pub(super) fn bfs(trial: &mut Trial<'_>) -> Result<()> {
-    let graph = Graph::random(trial.size(), &mut trial.random);
+pub(super) fn bfs(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let graph = Graph::random(ctx.size(), &mut ctx.random);
     let vertices = graph.offsets.len() - 1;
-    let start = trial.random.u32(..u32::try_from(vertices)?);
+    let start = ctx.random.u32(..u32::try_from(vertices)?);
     let (mut levels, mut queue) = (vec![7; vertices], vec![0; vertices]);
     let search = work::bfs(
         &graph.offsets,
@@ -51,15 +51,15 @@ pub(super) fn bfs(trial: &mut Trial<'_>) -> Result<()> {
         &mut levels,
         &mut queue,
     );
-    let reach = trial.on_device(search)?;
-    let expected = trial.on_cpu(|| cpu::bfs(&graph.offsets, &graph.edges, start));
+    let reach = ctx.on_device(search)?;
+    let expected = ctx.on_cpu(|| cpu::bfs(&graph.offsets, &graph.edges, start));
     let difference = levels
         .iter()
         .zip(&expected)
         .position(|(device, cpu)| device != cpu);
-    trial.check_equal("first vertex with another distance", difference, None);
-    trial.check_equal("reach", reach, reach_of(&expected));
-    trial.report.note = format!("{} of {vertices} vertices reached", reach.vertices);
+    ctx.check_equal("first vertex with another distance", difference, None);
+    ctx.check_equal("reach", reach, reach_of(&expected));
+    ctx.report.note = format!("{} of {vertices} vertices reached", reach.vertices);
     Ok(())
 }
 

@@ -1,21 +1,20 @@
-//! Two matrices multiplied.
+//! Multiplies two matrices.
 
 use anyhow::Result;
 use hmm::work::{self, Shape};
+use hmm_tool::runner::WorkloadCtx;
 
-use super::Trial;
 use crate::cpu;
 
-/// A product of square matrices, as near as rounding allows.
-pub(super) fn gemm(trial: &mut Trial<'_>) -> Result<()> {
-    let n = trial.size();
-    let mut matrix =
-        || -> Vec<f32> { (0..n * n).map(|_| trial.random.f32() * 2.0 - 1.0).collect() };
+/// A product of square matrices, exact up to rounding.
+pub(super) fn gemm(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let n = ctx.size();
+    let mut matrix = || -> Vec<f32> { (0..n * n).map(|_| ctx.random.f32() * 2.0 - 1.0).collect() };
     let (a, b) = (matrix(), matrix());
-    // With beta zero the device must not read this: it would spread.
+    // With beta zero the device must not read C: a NaN would spread.
     let mut c = vec![f32::NAN; n * n];
     let shape = Shape::dense(n, n);
-    trial.on_device(work::gemm(
+    ctx.on_device(work::gemm(
         1.0,
         (&a, shape),
         (&b, shape),
@@ -23,8 +22,8 @@ pub(super) fn gemm(trial: &mut Trial<'_>) -> Result<()> {
         (&mut c, shape),
     ))?;
     let mut expected = vec![0.0; n * n];
-    trial.on_cpu(|| cpu::gemm(n, &a, &b, &mut expected));
+    ctx.on_cpu(|| cpu::gemm(n, &a, &b, &mut expected));
     let difference = cpu::gemm_difference(n, (&a, &b), &c, &expected);
-    trial.check_equal("first wrong row and column", difference, None);
+    ctx.check_equal("first wrong row and column", difference, None);
     Ok(())
 }

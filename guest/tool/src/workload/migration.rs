@@ -1,107 +1,82 @@
-//! Memory that moves to the device and back, and more of it than fits.
+//! Memory that moves to the device and back, and more memory than the device has.
 
 use anyhow::{ensure, Result};
 use hmm::spec::wire::config::capability;
-use hmm::{page_size, work, Destination, Migration, PageRange, PageState, Place};
+use hmm::{page_size, work, Destination, Place};
 
-use super::{in_place, Trial};
-use crate::memory::{available, first_difference, pattern, write_pattern, Mapping};
+use hmm_tool::memory::{available, first_difference, write_pattern, Mapping};
+use hmm_tool::places::{at, sum};
+use hmm_tool::runner::WorkloadCtx;
 
-/// How often pages are asked to move that could not at first: the kernel may be holding
-/// one for a moment.
-const ATTEMPTS: usize = 3;
+use super::in_place;
 
-/// Moves all pages that can be moved: all attempts together.
-pub(super) fn move_all(
-    trial: &mut Trial<'_>,
-    range: PageRange,
-    to: Destination,
-) -> Result<Migration> {
-    let mut all = Migration::default();
-    let pages = range.pages() as u64;
-    for _ in 0..ATTEMPTS {
-        let moved = trial.space.migrate(range, to)?;
-        trial.check_equal("pages accounted for", moved.moved + moved.skipped, pages);
-        all = Migration {
-            moved: all.moved + moved.moved,
-            ..moved
-        };
-        if all.moved == pages || moved.no_memory > 0 {
-            break;
-        }
-    }
-    Ok(all)
-}
-
-/// How many of the pages are at a place.
-pub(super) fn at(place: Place, states: &[PageState]) -> usize {
-    states.iter().filter(|state| state.place() == place).count()
-}
-
-/// The sum of the numbers of a pattern.
-pub(super) fn sum(seed: u64, count: usize) -> u64 {
-    (0..count).fold(0, |sum: u64, index| sum.wrapping_add(pattern(seed, index)))
-}
-
-/// All of it moved there, worked on there, and read back by the CPU.
-pub(super) fn migrate(trial: &mut Trial<'_>) -> Result<()> {
-    let bytes = trial.size().next_multiple_of(page_size());
-    let seed = trial.random.u64(..);
+/// Moves all memory to the device, works on it there, and reads it back by the CPU.
+pub(super) fn migrate(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let bytes = ctx.size().next_multiple_of(page_size());
+    let seed = ctx.random.u64(..);
     let mut memory = Mapping::anonymous(bytes)?;
     write_pattern(seed, memory.numbers_mut());
     let range = memory.pages();
 
-    let moved = move_all(trial, range, Destination::Device)?;
-    trial.check_equal(
+    let moved = ctx.move_all(range, Destination::Device)?;
+    ctx.check_equal(
         "pages moved to the device",
         moved.moved,
         range.pages() as u64,
     );
-    let there = trial.space.residency(range)?;
-    trial.check_equal(
+    let there = ctx.space.residency(range)?;
+    ctx.check_equal(
         "pages on the device",
         at(Place::Device, &there),
         range.pages(),
     );
 
-    let (total, usage) = trial.observed(work::sum(memory.numbers::<u64>()))?;
-    trial.check_equal("sum on the device", total, sum(seed, bytes / 8));
-    trial.check_equal("bytes of the guest's memory used", usage.system_bytes, 0);
-    trial.check_equal(
+    let (total, usage) = ctx.observed(work::sum(memory.numbers::<u64>()))?;
+    ctx.check_equal("sum on the device", total, sum(seed, bytes / 8));
+    ctx.check_equal("bytes of the guest's memory used", usage.system_bytes, 0);
+    ctx.check_equal(
         "bytes of device memory used",
         usage.device_bytes,
         bytes as u64,
     );
-    let still = trial.space.residency(range)?;
-    trial.check_equal(
+    let still = ctx.space.residency(range)?;
+    ctx.check_equal(
         "pages on the device afterwards",
         at(Place::Device, &still),
         range.pages(),
     );
 
-    if trial.space.device().info()?.capabilities & capability::COHERENT != 0 {
-        in_place::share(trial, &mut memory, seed)?;
-        let moved = move_all(trial, range, Destination::System)?;
-        trial.check_equal("pages moved home", moved.moved, range.pages() as u64);
+    if ctx.space.device().info()?.capabilities & capability::COHERENT != 0 {
+        in_place::share(ctx, &mut memory, seed)?;
+        let moved = ctx.move_all(range, Destination::System)?;
+        ctx.check_equal(
+            "pages moved to system memory",
+            moved.moved,
+            range.pages() as u64,
+        );
     }
-    // Where the CPU cannot use them there, nothing but this reading brings them home.
+    // If the CPU cannot use the pages there, only this read moves them to system memory.
     let numbers = memory.numbers::<u64>();
-    trial.check_equal("first difference", first_difference(seed, numbers), None);
-    let home = trial.space.residency(range)?;
-    trial.check_equal("pages home again", at(Place::System, &home), range.pages());
-    let total = trial.on_cpu(|| numbers.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n)));
-    trial.check_equal("sum on the CPU", total, sum(seed, bytes / 8));
+    ctx.check_equal("first difference", first_difference(seed, numbers), None);
+    let back = ctx.space.residency(range)?;
+    ctx.check_equal(
+        "pages in system memory again",
+        at(Place::System, &back),
+        range.pages(),
+    );
+    let total = ctx.on_cpu(|| numbers.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n)));
+    ctx.check_equal("sum on the CPU", total, sum(seed, bytes / 8));
     Ok(())
 }
 
-/// A quarter more than the device has, so that some of it must stay at home.
-pub(super) fn oversubscribe(trial: &mut Trial<'_>) -> Result<()> {
-    let capacity = trial.space.device().info()?.device_memory;
-    if trial.size() == 0 {
-        trial.report.size = usize::try_from(capacity + capacity / 4)?;
+/// A quarter more memory than the device has, so that some of it must stay in system memory.
+pub(super) fn oversubscribe(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let capacity = ctx.space.device().info()?.device_memory;
+    if ctx.size() == 0 {
+        ctx.report.size = usize::try_from(capacity + capacity / 4)?;
     }
-    let bytes = trial.size().next_multiple_of(page_size());
-    trial.report.size = bytes;
+    let bytes = ctx.size().next_multiple_of(page_size());
+    ctx.report.size = bytes;
     ensure!(
         bytes as u64 > capacity,
         "{} MiB are not more than the {} MiB of the device",
@@ -117,42 +92,47 @@ pub(super) fn oversubscribe(trial: &mut Trial<'_>) -> Result<()> {
         available >> 20
     );
 
-    let seed = trial.random.u64(..);
+    let seed = ctx.random.u64(..);
     let mut memory = Mapping::anonymous(bytes)?;
     write_pattern(seed, memory.numbers_mut());
     let range = memory.pages();
-    let moved = move_all(trial, range, Destination::Device)?;
-    trial.check(moved.moved > 0, || {
+    let moved = ctx.move_all(range, Destination::Device)?;
+    ctx.check(moved.moved > 0, || {
         "not one page was moved to the device".into()
     });
-    trial.check(moved.no_memory > 0, || {
+    ctx.check(moved.no_memory > 0, || {
         "no page was left behind for want of memory".into()
     });
-    let states = trial.space.residency(range)?;
-    let (out, home) = (at(Place::Device, &states), at(Place::System, &states));
-    trial.check_equal("pages that are somewhere", out + home, range.pages());
+    let states = ctx.space.residency(range)?;
+    let (on_device, in_system) = (at(Place::Device, &states), at(Place::System, &states));
+    ctx.check_equal(
+        "pages that are somewhere",
+        on_device + in_system,
+        range.pages(),
+    );
     let fits = usize::try_from(capacity)? / page_size();
-    trial.check(out <= fits, || {
-        format!("{out} pages on a device that has {fits}")
+    ctx.check(on_device <= fits, || {
+        format!("{on_device} pages on a device that has {fits}")
     });
 
-    let (total, usage) = trial.observed(work::sum(memory.numbers::<u64>()))?;
-    let expected = trial.on_cpu(|| sum(seed, bytes / 8));
-    trial.check_equal("sum of it all", total, expected);
+    let (total, usage) = ctx.observed(work::sum(memory.numbers::<u64>()))?;
+    let expected = ctx.on_cpu(|| sum(seed, bytes / 8));
+    ctx.check_equal("sum of it all", total, expected);
     let used = usage.system_bytes + usage.device_bytes;
-    trial.check_equal("bytes used", used, bytes as u64);
-    trial.check(usage.device_bytes > 0, || {
+    ctx.check_equal("bytes used", used, bytes as u64);
+    ctx.check(usage.device_bytes > 0, || {
         "no byte of it was on the device".into()
     });
 
-    // Written over as a whole, wherever each page is.
-    let word = trial.random.u64(..);
-    trial.on_device(work::fill(memory.numbers_mut::<u64>(), word))?;
+    // All of it is overwritten, wherever each page is.
+    let word = ctx.random.u64(..);
+    ctx.on_device(work::fill(memory.numbers_mut::<u64>(), word))?;
     let different = memory
         .numbers::<u64>()
         .iter()
         .position(|&number| number != word);
-    trial.check_equal("first place not overwritten", different, None);
-    trial.report.note = format!("{out} pages fitted on the device, {home} stayed at home");
+    ctx.check_equal("first place not overwritten", different, None);
+    ctx.report.note =
+        format!("{on_device} pages fitted on the device, {in_system} stayed in system memory");
     Ok(())
 }

@@ -1,25 +1,24 @@
 //! A linked list and a binary tree, built as any program builds them.
 //!
-//! The nodes are boxes that own each other. `Option<Box<_>>` is a pointer that may be
-//! null, which is all that the device needs to know.
+//! The nodes are boxes that own each other. `Option<Box<_>>` is a pointer that may be null; the
+//! device need not know more.
 
 use std::mem::offset_of;
 
 use anyhow::Result;
 use fastrand::Rng;
 use hmm::work::{self, ListLayout, ListSummary, TreeHit, TreeLayout, TreeSummary};
+use hmm_tool::runner::WorkloadCtx;
 
-use super::Trial;
-
-/// Keys that are looked for one after the other.
+/// The number of keys that are searched, one after the other.
 const SEARCHES: usize = 16;
 
-/// Values are made even; an odd one is in no list or tree.
+/// Values are even, so that no list or tree has an odd one.
 fn value(random: &mut Rng) -> u64 {
     random.u64(..) & !1
 }
 
-/// Boxes in an order that has nothing to do with where they lie.
+/// Boxes in an order that is independent of their addresses.
 fn shuffled<N>(count: usize, random: &mut Rng, node: impl Fn(u64) -> N) -> Vec<Box<N>> {
     let mut nodes: Vec<_> = (0..count).map(|_| Box::new(node(value(random)))).collect();
     random.shuffle(&mut nodes);
@@ -61,7 +60,7 @@ impl List {
         std::iter::successors(self.0.as_deref(), |node| node.next.as_deref())
     }
 
-    /// What the device is to find.
+    /// The expected result of the device's walk.
     fn walk(&self, key: u64) -> ListSummary {
         let mut summary = ListSummary {
             nodes: 0,
@@ -89,17 +88,17 @@ impl Drop for List {
     }
 }
 
-/// A list summed up and searched by raw pointer.
-pub(super) fn list(trial: &mut Trial<'_>) -> Result<()> {
-    let count = trial.size();
-    let list = List::random(count, &mut trial.random);
+/// Sums up and searches a list by raw pointer.
+pub(super) fn list(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let count = ctx.size();
+    let list = List::random(count, &mut ctx.random);
     let limit = count as u64;
     let middle = list.nodes().nth(count / 2).map_or(0, |node| node.value);
     for key in [middle, 1] {
         let walk = work::list_walk(start(list.0.as_deref()), List::LAYOUT, key, limit);
-        let device = trial.on_device(walk)?;
-        let cpu = trial.on_cpu(|| list.walk(key));
-        trial.check_equal("walk", device, cpu);
+        let device = ctx.on_device(walk)?;
+        let cpu = ctx.on_cpu(|| list.walk(key));
+        ctx.check_equal("walk", device, cpu);
     }
     Ok(())
 }
@@ -127,20 +126,20 @@ impl Tree {
         });
         let mut root: Option<Box<TreeNode>> = None;
         for node in nodes {
-            let mut place = &mut root;
-            while let Some(above) = place {
-                place = if node.key < above.key {
+            let mut slot = &mut root;
+            while let Some(above) = slot {
+                slot = if node.key < above.key {
                     &mut above.left
                 } else {
                     &mut above.right
                 };
             }
-            *place = Some(node);
+            *slot = Some(node);
         }
         Self(root)
     }
 
-    /// What the device is to find when it sums up.
+    /// The expected sum.
     fn sum(&self) -> TreeSummary {
         let mut summary = TreeSummary { nodes: 0, sum: 0 };
         let mut waiting: Vec<_> = self.0.as_deref().into_iter().collect();
@@ -156,16 +155,16 @@ impl Tree {
         summary
     }
 
-    /// What the device is to find when it searches.
+    /// The expected result of a search.
     fn search(&self, key: u64) -> TreeHit {
         let mut hit = TreeHit {
             found: None,
             visited: 0,
         };
-        let mut place = self.0.as_deref();
-        while let Some(node) = place {
+        let mut next = self.0.as_deref();
+        while let Some(node) = next {
             hit.visited += 1;
-            place = match key.cmp(&node.key) {
+            next = match key.cmp(&node.key) {
                 std::cmp::Ordering::Equal => {
                     hit.found = Some(address(node));
                     break;
@@ -177,7 +176,7 @@ impl Tree {
         hit
     }
 
-    /// Keys of this tree, from all over it.
+    /// Keys of this tree, from all parts of it.
     fn some_keys(&self, random: &mut Rng) -> Vec<u64> {
         let mut keys = Vec::new();
         while let (true, Some(root)) = (keys.len() < SEARCHES, self.0.as_deref()) {
@@ -200,23 +199,23 @@ impl Tree {
     }
 }
 
-/// A tree summed up and searched by raw pointer.
-pub(super) fn tree(trial: &mut Trial<'_>) -> Result<()> {
-    let count = trial.size();
-    let tree = Tree::random(count, &mut trial.random);
+/// Sums up and searches a tree by raw pointer.
+pub(super) fn tree(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let count = ctx.size();
+    let tree = Tree::random(count, &mut ctx.random);
     let root = start(tree.0.as_deref());
     let limit = count as u64;
 
-    let device = trial.on_device(work::tree_sum(root, Tree::LAYOUT, limit))?;
-    let cpu = trial.on_cpu(|| tree.sum());
-    trial.check_equal("sum", device, cpu);
+    let device = ctx.on_device(work::tree_sum(root, Tree::LAYOUT, limit))?;
+    let cpu = ctx.on_cpu(|| tree.sum());
+    ctx.check_equal("sum", device, cpu);
 
-    let mut keys = tree.some_keys(&mut trial.random);
+    let mut keys = tree.some_keys(&mut ctx.random);
     keys.push(1);
     for key in keys {
-        let device = trial.on_device(work::tree_search(root, Tree::LAYOUT, key, limit))?;
-        let cpu = trial.on_cpu(|| tree.search(key));
-        trial.check_equal("search", device, cpu);
+        let device = ctx.on_device(work::tree_search(root, Tree::LAYOUT, key, limit))?;
+        let cpu = ctx.on_cpu(|| tree.search(key));
+        ctx.check_equal("search", device, cpu);
     }
     Ok(())
 }
@@ -238,8 +237,8 @@ mod tests {
     #[test]
     fn neighbours_in_a_list_are_not_neighbours_in_memory() {
         let list = List::random(1000, &mut Rng::with_seed(1));
-        let places: Vec<_> = list.nodes().map(address).collect();
-        let near = places
+        let addresses: Vec<_> = list.nodes().map(address).collect();
+        let near = addresses
             .windows(2)
             .filter(|pair| pair[0].abs_diff(pair[1]) <= 64)
             .count();

@@ -9,14 +9,14 @@ use rustix::io::Errno;
 use rustix::mm::{madvise, Advice};
 use zerocopy::FromBytes;
 
-use crate::sys::Region;
+use crate::region::Region;
 
-/// The size of a large page in bytes.
-pub(super) const LARGE: usize = 2 << 20;
+/// The size of a huge page in bytes.
+pub const LARGE: usize = 2 << 20;
 
-/// What the kernel is to use for a buffer.
+/// The page size that the kernel is to use for a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pages {
+pub enum Pages {
     /// Pages of 4 KiB only.
     Small,
     /// Pages of 2 MiB.
@@ -24,8 +24,8 @@ pub(super) enum Pages {
 }
 
 impl Pages {
-    /// For the names of measurements.
-    pub(super) fn name(self) -> &'static str {
+    /// The name in measurements.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Small => "4 KiB pages",
             Self::Large => "2 MiB pages",
@@ -33,15 +33,15 @@ impl Pages {
     }
 }
 
-/// Memory that begins at a large page's boundary. No page is there before it is written.
-pub(super) struct Buffer {
+/// Memory that begins at the boundary of a huge page. A page exists only after it is written.
+pub struct Buffer {
     region: Region,
     part: Range<usize>,
 }
 
 impl Buffer {
-    /// Maps so many bytes, a multiple of 8.
-    pub(super) fn new(bytes: usize, pages: Pages) -> Result<Self> {
+    /// Maps this many bytes, a multiple of 8.
+    pub fn new(bytes: usize, pages: Pages) -> Result<Self> {
         let mut region = Region::anonymous(bytes + LARGE)
             .with_context(|| format!("mapping {} MiB", bytes >> 20))?;
         let start = region.bytes().as_ptr().align_offset(LARGE);
@@ -51,60 +51,60 @@ impl Buffer {
         Ok(Self { region, part })
     }
 
-    /// Maps so many bytes and writes to all of them. Fails if the kernel has not the
-    /// large pages that were asked for.
-    pub(super) fn filled(space: &Space, bytes: usize, pages: Pages) -> Result<Self> {
+    /// Maps this many bytes and writes to all of them. Fails if the kernel lacks the huge pages
+    /// that were asked for.
+    pub fn filled(space: &Space, bytes: usize, pages: Pages) -> Result<Self> {
         let mut buffer = Self::new(bytes, pages)?;
         buffer.bytes_mut().fill(0x5a);
         if pages == Pages::Large {
             ensure!(
                 buffer.is_large(space)?,
-                "the guest has no large pages left for {} MiB",
+                "the guest has no huge pages left for {} MiB",
                 bytes >> 20
             );
         }
         Ok(buffer)
     }
 
-    /// Whether all of it is in large pages.
-    pub(super) fn is_large(&self, space: &Space) -> Result<bool> {
+    /// Whether all of it is in huge pages.
+    pub fn is_large(&self, space: &Space) -> Result<bool> {
         let states = space.residency(self.range())?;
         Ok(states.iter().all(|state| state.is_large()))
     }
 
-    /// Takes the right to write to it away; it can be read still.
-    pub(super) fn protect(&mut self) -> Result<()> {
+    /// Makes it read-only.
+    pub fn protect(&mut self) -> Result<()> {
         self.region.protect().context("mprotect")
     }
 
     /// All of it.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         &self.region.bytes()[self.part.clone()]
     }
 
     /// All of it, to be written.
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.region.bytes_mut()[self.part.clone()]
     }
 
     /// Its words.
-    pub(super) fn words(&self) -> &[u64] {
-        // The start is aligned and the length a multiple, so this is all of it.
+    pub fn words(&self) -> &[u64] {
+        // The start is aligned and the length is a multiple of 8, so this is all of it.
         <[u64]>::ref_from_bytes(self.bytes()).unwrap_or(&[])
     }
 
     /// Its words, to be written.
-    pub(super) fn words_mut(&mut self) -> &mut [u64] {
+    pub fn words_mut(&mut self) -> &mut [u64] {
         <[u64]>::mut_from_bytes(self.bytes_mut()).unwrap_or(&mut [])
     }
 
     /// Its pages.
-    pub(super) fn range(&self) -> PageRange {
+    pub fn range(&self) -> PageRange {
         PageRange::covering(self.bytes())
     }
 
     /// The pages of a part of it.
-    pub(super) fn range_of(&self, part: Range<usize>) -> PageRange {
+    pub fn range_of(&self, part: Range<usize>) -> PageRange {
         PageRange::covering(&self.bytes()[part])
     }
 }
@@ -115,10 +115,10 @@ fn advise(memory: &mut [u8], pages: Pages) -> io::Result<()> {
         Pages::Small => Advice::LinuxNoHugepage,
         Pages::Large => Advice::LinuxHugepage,
     };
-    // SAFETY: the advice changes how the kernel backs the memory and not what it holds,
-    // and the memory is borrowed mutably, so nobody else uses it.
+    // SAFETY: the advice changes how the kernel backs the memory and not what it holds, and the
+    // memory is borrowed mutably, so it has no other user.
     match unsafe { madvise(memory.as_mut_ptr().cast(), memory.len(), advice) } {
-        // A kernel without large pages.
+        // A kernel without huge pages.
         Err(Errno::INVAL) if pages == Pages::Small => Ok(()),
         other => Ok(other?),
     }
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_begins_at_a_large_page_and_can_be_written() {
+    fn a_buffer_begins_at_a_huge_page_and_can_be_written() {
         let mut buffer = Buffer::new(3 << 20, Pages::Small).unwrap();
         assert_eq!(buffer.bytes().as_ptr().addr() % LARGE, 0);
         assert_eq!(buffer.bytes().len(), 3 << 20);

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The nodes `/dev/hmm_dmirrorN`, and what the ioctls of `lib/test_hmm_uapi.h` do.
+
+use crate::{
+    chardev::{
+        ioctl::{call, fill_bytes},
+        kernel_tests::{map_pages, protection_of, range_of},
+    },
+    memory::{Device, Memory},
+    mirror::{Mirror, Mirrored, Notifier},
+    mm::{
+        address_at,
+        hmm::{Committed, HmmPfns, HmmRange, HmmRequest},
+        migrate::{Compound, MigratePfns, MigrateStats},
+        page_range, pages_in, parts, Contents, LockedMm, PgmapOwner, HPAGE_PMD_NR,
+    },
+    poll::{Poll, Registration},
+    uapi::dmirror::{protection, DmirrorCall, DmirrorCommand, FAIL_ALLOC},
+};
+use core::{ops::Range, pin::Pin};
+use kernel::{
+    current,
+    fs::File,
+    miscdevice::{MiscDevice, MiscDeviceRegistration},
+    mm::{virt::VmaNew, MmWithUser},
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::Arc,
+    time::{delay::fsleep, Delta},
+    uaccess::{UserPtr, UserSlice},
+};
+
+/// How long the kernel may wait for changes by others.
+const TIMEOUT: Delta = Delta::from_secs(1);
+
+/// How many attempts are made to move pages. A page that another thread uses for a moment stays.
+const ROUNDS: usize = 10;
+
+/// An open file, bound to the process that has opened it.
+#[pin_data]
+pub(crate) struct Session {
+    device: Arc<Device>,
+    #[pin]
+    notifier: Notifier,
+}
+
+#[vtable]
+impl MiscDevice for Session {
+    type Ptr = Pin<KBox<Self>>;
+
+    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        let device = Registration::of(misc)?.clone();
+        let task = current!();
+        let mm = task.mm().ok_or(EPERM)?;
+        let notifier = Notifier::new(mm, Mirror(device.owner()), Mirrored::NOTHING)?;
+        let session = try_pin_init!(Self { device, notifier <- notifier });
+        KBox::pin_init(session, GFP_KERNEL)
+    }
+
+    fn release(session: Self::Ptr, _file: &File) {
+        Memory::fail(&session.device, false);
+    }
+
+    fn mmap(_session: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+        map_pages(vma)
+    }
+
+    fn ioctl(session: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        let request = DmirrorCall::from_code(cmd).ok_or(EINVAL)?;
+        let task = current!();
+        let mm = task.mm().filter(|mm| session.notifier.is_for(mm.as_raw()));
+        let mm = mm.ok_or(EPERM)?;
+        call(arg, |command: &mut DmirrorCommand| {
+            let mut access = Access {
+                device: &session.device,
+                notifier: &session.notifier,
+                mm,
+                range: range_of(command)?,
+                ptr: usize::try_from(command.ptr)?,
+                pfns: HmmPfns::new(HPAGE_PMD_NR)?,
+                faults: 0,
+            };
+            command.cpages = access.carry_out(request, command.npages)?;
+            command.faults = access.faults;
+            Ok(())
+        })
+    }
+}
+
+/// As files can be that are always ready.
+impl Poll for Session {
+    type Node = Arc<Device>;
+}
+
+/// One call.
+struct Access<'a> {
+    device: &'a Device,
+    notifier: &'a Notifier,
+    mm: &'a MmWithUser,
+    range: Range<usize>,
+    /// The program's own copy.
+    ptr: usize,
+    pfns: HmmPfns,
+    /// Whether the device lacked pages, as a number.
+    faults: u64,
+}
+
+impl Access<'_> {
+    /// Does what is asked for; returns how many pages were read, written, moved or looked at.
+    fn carry_out(&mut self, request: DmirrorCall, npages: u64) -> Result<u64> {
+        match request {
+            DmirrorCall::Read | DmirrorCall::ReadUnlocked => {
+                return self.transfer(HmmRequest::Read)
+            }
+            DmirrorCall::Write => return self.transfer(HmmRequest::Write),
+            DmirrorCall::MigrateToDevice => return self.migrate_to_device(),
+            DmirrorCall::MigrateToSystem => {
+                let MigrateStats { moved, no_memory } = self.migrate(&self.range, None)?;
+                return if no_memory > 0 {
+                    Err(ENOMEM)
+                } else {
+                    Ok(moved)
+                };
+            }
+            DmirrorCall::Snapshot => return self.snapshot(),
+            DmirrorCall::Exclusive => return self.exclusive(),
+            DmirrorCall::CheckExclusive => {
+                if self.notifier.lock().has_exclusive(&self.range) {
+                    return Err(EPERM);
+                }
+            }
+            DmirrorCall::Release => {
+                while Memory::evict(self.device, false) > 0 && !current!().signal_pending() {}
+            }
+            DmirrorCall::Flags if npages & !FAIL_ALLOC != 0 => return Err(EINVAL),
+            DmirrorCall::Flags => Memory::fail(self.device, npages & FAIL_ALLOC != 0),
+        }
+        Ok(0)
+    }
+
+    /// Calls `carry_out` for the range part by part, with the data of the program's copy if that
+    /// is to be written, or with room for what becomes of it. Returns how many pages there are.
+    fn for_each_part(
+        &mut self,
+        want: HmmRequest,
+        mut carry_out: impl FnMut(&mut Self, &Range<usize>, &mut [Contents]) -> Result,
+    ) -> Result<u64> {
+        let copy = UserSlice::new(UserPtr::from_addr(self.ptr), self.range.len());
+        let (mut reader, mut writer) = copy.reader_writer();
+        let most = pages_in(&self.range).min(HPAGE_PMD_NR);
+        let mut room = KVVec::<Contents>::zeroed(most, GFP_KERNEL)?;
+        for part in parts(&self.range.clone()) {
+            let data = room.get_mut(..pages_in(&part)).ok_or(EINVAL)?;
+            if want == HmmRequest::Write {
+                reader.read_slice(data.as_flattened_mut())?;
+            }
+            carry_out(self, &part, data)?;
+            if want == HmmRequest::Read {
+                writer.write_slice(data.as_flattened())?;
+            }
+        }
+        Ok(pages_in(&self.range) as u64)
+    }
+
+    /// Calls `see` with what is true of a part of the process's memory.
+    fn see<R>(
+        &mut self,
+        part: &Range<usize>,
+        see: impl FnOnce(&mut Committed<'_, Mirror>) -> R,
+    ) -> Result<R> {
+        let range = HmmRange::new(self.notifier, part.clone(), self.device.owner());
+        range.with_snapshot(self.mm, &mut self.pfns, see)
+    }
+
+    /// Has the device use a part as [`Memory::access`] does.
+    fn access(
+        &mut self,
+        part: &Range<usize>,
+        want: HmmRequest,
+        is_here: bool,
+        data: &mut [Contents],
+    ) -> Result<Option<usize>> {
+        let device = self.device;
+        self.see(part, |pages| {
+            Memory::access(device, pages, part, want, is_here, data)
+        })?
+    }
+
+    /// Has the kernel make pages present.
+    fn fault(&mut self, range: Range<usize>, owner: PgmapOwner, want: HmmRequest) -> Result {
+        let range = HmmRange::new(self.notifier, range, owner);
+        range.fault(self.mm, TIMEOUT, &mut self.pfns, want)
+    }
+
+    /// Has the device read the range to the program's copy, or write it from there.
+    fn transfer(&mut self, want: HmmRequest) -> Result<u64> {
+        self.for_each_part(want, |this, part, data| {
+            if !this.notifier.lock().allows(part, want) {
+                this.faults = 1;
+                this.fault(part.clone(), this.device.owner(), want)?;
+            }
+            while let Some(place) = this.access(part, want, false, data)? {
+                // The kernel returns its owner's device pages as they are, even for a write to one
+                // that another process shares. Without an owner the fault is like a CPU's: the page
+                // moves to system memory, and is copied there.
+                let page = page_range(address_at(part.start, place));
+                this.fault(page, PgmapOwner::new(core::ptr::null()), want)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn migrate_to_device(&mut self) -> Result<u64> {
+        self.for_each_part(HmmRequest::Read, |this, part, data| {
+            for round in 0..ROUNDS {
+                // Huge pages for which there is no room as such move in pieces.
+                let size = if round == 0 {
+                    Compound::Keep
+                } else {
+                    Compound::Split
+                };
+                this.migrate(part, Some(size))?;
+                if this.access(part, HmmRequest::Read, true, data)?.is_none() {
+                    return Ok(());
+                }
+                fsleep(Delta::from_millis(1));
+            }
+            Err(ENOENT)
+        })
+    }
+
+    /// Moves the pages of a range that can move, VMA by VMA: to the device, or to system memory if
+    /// no size is given.
+    fn migrate(&self, range: &Range<usize>, size: Option<Compound>) -> Result<MigrateStats> {
+        let device = self.device;
+        let mut sum = MigrateStats::default();
+        let locked = LockedMm::new(self.mm);
+        let mut at = range.start;
+        while let Some(part) = parts(&(at..range.end)).next() {
+            let vma = locked.lookup(at).filter(|vma| vma.is_readable());
+            let vma = vma.ok_or(EINVAL)?;
+            let part = vma.clip(&part);
+            let start = core::mem::replace(&mut at, part.end);
+            let pfns = MigratePfns::new(pages_in(&part))?;
+            sum += if let Some(size) = size {
+                Memory::take_in(device, device.collect_to_device(vma, part, size, pfns)?)?
+            } else {
+                let collected = device.collect_to_system(vma, part, pfns)?;
+                Memory::to_system(device, collected, Some((vma, start)), None)
+            };
+        }
+        Ok(sum)
+    }
+
+    fn snapshot(&mut self) -> Result<u64> {
+        let (device, range) = (self.device, self.range.clone());
+        let is_local = |pfn| device.frame(pfn).is_some();
+        fill_bytes(&range, self.ptr as u64, HPAGE_PMD_NR, |part, found| {
+            self.see(part, |committed| {
+                for (place, found) in found.iter_mut().enumerate() {
+                    let page = committed.page(place);
+                    *found = page.map_or(protection::ERROR, |page| protection_of(page, is_local));
+                }
+            })
+        })?;
+        Ok(pages_in(&range) as u64)
+    }
+
+    fn exclusive(&mut self) -> Result<u64> {
+        self.for_each_part(HmmRequest::Read, |this, part, data| {
+            for (address, data) in part.clone().step_by(PAGE_SIZE).zip(data) {
+                (this.notifier).with_exclusive(this.mm, address, |committed| {
+                    committed.state().exclude_others(&page_range(address));
+                    committed.read(data)
+                })??;
+            }
+            Ok(())
+        })
+    }
+}
