@@ -1,4 +1,4 @@
-//! A result and how it is written: one JSON object, or one line for a person.
+//! A result and its two formats: a JSON object, or a line for a person.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub enum Unit {
     /// Milliseconds.
     #[serde(rename = "ms")]
     Milliseconds,
-    /// Hundredths of something.
+    /// Hundredths.
     #[serde(rename = "%")]
     Percent,
     /// Mebibytes.
@@ -47,7 +47,7 @@ impl Unit {
     }
 }
 
-/// Which way is up.
+/// Whether more or less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
@@ -60,7 +60,7 @@ pub enum Better {
 /// What a measurement is compared with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reference {
-    /// What it is.
+    /// Its name.
     pub name: String,
     /// Its own value, in the measurement's unit.
     pub value: Spread,
@@ -69,8 +69,8 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// What values and those of the reference come to, each pair from one repetition.
-    /// `None` when there are none.
+    /// Summarises pairs of a value and the reference's value, each pair from one repetition. `None`
+    /// when there are none.
     pub fn of(name: &str, repetitions: &[(f64, f64)]) -> Option<Self> {
         let repetitions = repetitions.iter();
         Some(Self {
@@ -84,13 +84,13 @@ impl Reference {
 /// One thing measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    /// What it belongs to: what follows the others in a table.
+    /// What it belongs to: a heading in a table.
     pub group: String,
-    /// What it is; unique within its group.
+    /// Its name, unique within its group.
     pub name: String,
     /// What the values count.
     pub unit: Unit,
-    /// Whether much or little of it is good.
+    /// Whether a high or a low value is good.
     pub better: Better,
     /// How many repetitions the spreads come from.
     pub repetitions: usize,
@@ -106,9 +106,9 @@ pub struct Measurement {
 pub struct Failure {
     /// What it belongs to.
     pub group: String,
-    /// What it is.
+    /// Its name.
     pub name: String,
-    /// Why not.
+    /// Why it could not be measured.
     pub reason: String,
 }
 
@@ -118,7 +118,7 @@ pub struct Failure {
 pub enum Line {
     /// A result.
     Measurement(Measurement),
-    /// The lack of one.
+    /// A failure to measure.
     Failure(Failure),
 }
 
@@ -139,7 +139,7 @@ impl fmt::Display for Digits {
 }
 
 impl fmt::Display for Measurement {
-    /// A row: name, value, unit, ratio and what the ratio is to.
+    /// A row: name, value, unit, ratio, and the reference of the ratio.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

@@ -1,12 +1,12 @@
-//! What a process takes, as the system counts it.
+//! The resources that a process uses, as the system counts them.
 
 use std::time::Duration;
 use std::{fs, io, thread};
 
 use rustix::param::clock_ticks_per_second;
 
-/// The share of one processor that a process takes over a time, in percent: more than
-/// a hundred if several of its threads run.
+/// The share of one processor that a process uses over a time, in percent. It exceeds a hundred if
+/// several of its threads run.
 ///
 /// # Errors
 ///
@@ -15,13 +15,13 @@ pub fn processor_share(process: u32, over: Duration) -> io::Result<f64> {
     let before = processor_ticks(process)?;
     thread::sleep(over);
     let ticks = processor_ticks(process)? - before;
-    // A hundred or a thousand.
+    // The rate is a hundred or a thousand.
     #[allow(clippy::cast_precision_loss)]
     let rate = clock_ticks_per_second() as f64;
     Ok(100.0 * ticks / rate / over.as_secs_f64())
 }
 
-/// The memory that a process has taken, in mebibytes.
+/// The memory that a process uses, in mebibytes.
 ///
 /// # Errors
 ///
@@ -30,8 +30,8 @@ pub fn resident_mebibytes(process: u32) -> io::Result<f64> {
     of_status(process, "VmRSS:")
 }
 
-/// The part of it that is the process's own: neither files nor what it shares with others,
-/// as a guest's memory.
+/// The private part of that memory: without files and without memory that it shares with other
+/// processes, such as a guest's memory.
 ///
 /// # Errors
 ///
@@ -51,10 +51,10 @@ fn of_status(process: u32, field: &str) -> io::Result<f64> {
 /// User and system time so far, in clock ticks.
 fn processor_ticks(process: u32) -> io::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name stands in parentheses and may hold anything.
+    // The name is in parentheses and may contain anything.
     let (_, fields) = stat.rsplit_once(") ").ok_or_else(|| unclear("stat"))?;
-    // proc_pid_stat(5): utime and stime are fields 14 and 15, counted from 1; what
-    // follows the name begins with field 3.
+    // proc_pid_stat(5): utime and stime are fields 14 and 15, counted from 1; the text after the
+    // name begins with field 3.
     let ticks = fields.split_ascii_whitespace().skip(14 - 3).take(2);
     let ticks: Result<Vec<f64>, _> = ticks.map(str::parse).collect();
     ticks

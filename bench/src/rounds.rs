@@ -6,23 +6,23 @@ use std::time::Duration;
 use crate::measurement::{Better, Failure, Line, Measurement, Reference, Unit};
 use crate::spread::Spread;
 
-/// Whose turn it is.
+/// Which side of a comparison a round measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// That of the thing that is measured.
+    /// The subject.
     Measured,
-    /// That of what it is compared with.
+    /// The reference.
     Reference,
 }
 
-/// What a time is divided by, or what is divided by it.
+/// The amount of work of a round. A rate divides it by the time; a time for each is divided by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Per {
-    /// So many bytes were moved: gigabytes in a second.
+    /// This many bytes are moved: the result is in gigabytes per second.
     Bytes(u64),
-    /// So many floating point operations were done: 10^9 of them in a second.
+    /// This many floating point operations are done: the result is in 10^9 of them per second.
     Flops(u64),
-    /// Something was done so many times: nanoseconds for each.
+    /// The operation is done this many times: the result is in nanoseconds for each.
     Times(u64),
 }
 
@@ -49,13 +49,13 @@ impl Per {
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A [`Line`] of JSON for each.
+    /// A [`Line`] of JSON for each result.
     Json,
     /// A table.
     Text,
 }
 
-/// Measures one thing after the other and prints what comes out at once.
+/// Measures one thing after the other and prints each result at once.
 #[derive(Debug)]
 pub struct Bench {
     format: Format,
@@ -65,7 +65,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Repeats everything so many times, at least once.
+    /// Repeats every measurement this many times, at least once.
     pub fn new(format: Format, repetitions: usize) -> Self {
         Self {
             format,
@@ -75,12 +75,12 @@ impl Bench {
         }
     }
 
-    /// How often everything is repeated.
+    /// How often every measurement is repeated.
     pub fn repetitions(&self) -> usize {
         self.repetitions
     }
 
-    /// What follows belongs to this group.
+    /// Begins a group: the results that follow belong to it.
     pub fn group(&mut self, name: &str) {
         name.clone_into(&mut self.group);
         if self.format == Format::Text {
@@ -93,7 +93,7 @@ impl Bench {
         self.failures == 0
     }
 
-    /// Measures something by itself. `round` says how long it took.
+    /// Measures something by itself. `round` returns how long it took.
     pub fn alone<E: Display>(
         &mut self,
         name: &str,
@@ -105,9 +105,8 @@ impl Bench {
         self.conclude(name, unit, better, rounds.map(|values| (values, None)));
     }
 
-    /// Measures something in turns with what it is compared with. `round` says how long
-    /// the one whose turn it is took. Each side is warmed up by a round that does not
-    /// count.
+    /// Measures something in turns with what it is compared with. `round` returns how long the side
+    /// took whose turn it was. One round of each side is a warm-up and does not count.
     pub fn pair<E: Display>(
         &mut self,
         name: &str,
@@ -131,7 +130,7 @@ impl Bench {
         self.conclude(name, unit, better, result);
     }
 
-    /// Measures something that is no time. `round` says what came out.
+    /// Measures a quantity other than a time. `round` returns it.
     pub fn figure<E: Display>(
         &mut self,
         name: &str,
@@ -142,17 +141,17 @@ impl Bench {
         self.conclude(name, unit, better, rounds.map(|values| (values, None)));
     }
 
-    /// Takes in figures that were gathered by the way, one from each repetition.
+    /// Adds values that were gathered during other measurements, one from each repetition.
     pub fn gathered(&mut self, name: &str, (unit, better): (Unit, Better), values: Vec<f64>) {
         self.conclude(name, unit, better, Ok((values, None)));
     }
 
-    /// A round that does not count, then as many as wanted.
+    /// One round that does not count, then as many as wanted.
     fn rounds<T, E: Display>(
         &self,
         mut round: impl FnMut() -> Result<T, E>,
     ) -> Result<Vec<T>, String> {
-        // The alternate form shows what caused an error, where the error knows.
+        // The alternate form also shows the causes of an error, if the error has them.
         let text = |error: E| format!("{error:#}");
         round().map_err(text)?;
         (0..self.repetitions)

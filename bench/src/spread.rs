@@ -1,4 +1,4 @@
-//! What several repetitions come to.
+//! Summarises several repetitions.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ impl Spread {
         }
     }
 
-    /// What these repetitions come to; `None` when there are none.
+    /// Summarises these repetitions; `None` when there are none.
     pub fn of(repetitions: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = repetitions.into_iter().collect();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -34,13 +34,14 @@ impl Spread {
         })
     }
 
-    /// Whether the middle halves of two have nothing in common.
+    /// Whether the middle halves of the two do not overlap.
     pub fn is_apart_from(&self, other: &Self) -> bool {
         self.high < other.low || other.high < self.low
     }
 }
 
-/// So many quarters up a sorted list, between two of its values if need be.
+/// The value at this many quarters of a sorted list, interpolated between two of its values if
+/// necessary.
 fn quarter(sorted: &[f64], quarters: usize) -> Option<f64> {
     let fourths = sorted.len().checked_sub(1)? * quarters;
     let (below, above) = (*sorted.get(fourths / 4)?, *sorted.get(fourths.div_ceil(4))?);

@@ -1,0 +1,420 @@
+//! Describes a machine and puts it together.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+
+use anyhow::{ensure, Context, Result};
+
+use super::slot::Slot;
+use super::{default_kernel, Vm, GIB};
+use crate::artifacts::{Artifacts, Kernel};
+use crate::daemon::{self, Daemon};
+use crate::guest::{self, Guest};
+use crate::initramfs::{Contents, DRIVER};
+use crate::logs::Logs;
+use crate::pace::{self, Pace};
+use crate::qemu::{device_socket, Accelerator, Agent, Console, Machine, Qemu, Settings};
+
+/// The kernel that checks itself.
+const DEBUG: &str = "debug";
+
+/// The description of a machine.
+#[derive(Clone, Debug)]
+pub struct Builder<'a> {
+    artifacts: &'a Artifacts,
+    name: String,
+    kernel: String,
+    machine: Machine,
+    memory: u64,
+    cpus: u32,
+    icount: bool,
+    devices: usize,
+    coherent_devices: usize,
+    agent: Agent,
+    disk: u64,
+    daemon: daemon::Settings,
+    rules: Vec<(Option<usize>, String)>,
+    files: Vec<PathBuf>,
+    arguments: String,
+    leak_check: bool,
+    driver: bool,
+    parameters: String,
+    console: Console,
+    qemu_arguments: Vec<String>,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(artifacts: &'a Artifacts) -> Self {
+        Self {
+            artifacts,
+            name: thread::current().name().unwrap_or("vm").to_owned(),
+            kernel: default_kernel(),
+            machine: Machine::default(),
+            memory: GIB,
+            cpus: 2,
+            icount: false,
+            devices: 1,
+            coherent_devices: 0,
+            agent: Agent::Port,
+            disk: 0,
+            daemon: daemon::Settings::default(),
+            rules: Vec::new(),
+            files: Vec::new(),
+            arguments: String::new(),
+            leak_check: false,
+            driver: true,
+            parameters: String::new(),
+            console: Console::File,
+            qemu_arguments: Vec::new(),
+        }
+    }
+
+    /// Names the machine's logs; by default they have the thread's name, which in a test is the
+    /// name of the test.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Chooses the kernel: `stock` or `debug`. By default it is [`default_kernel`].
+    #[must_use]
+    pub fn kernel(mut self, name: impl Into<String>) -> Self {
+        self.kernel = name.into();
+        self
+    }
+
+    /// Chooses the kind of machine.
+    #[must_use]
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = machine;
+        self
+    }
+
+    /// Sets the size of the guest's memory in bytes; 1 GiB by default.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Sets the number of the guest's processors; 2 by default.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Lets the guest's clock count instructions instead of time, and gives the guest one
+    /// processor: its measurements then hardly depend on the load of the host.
+    #[must_use]
+    pub fn icount(mut self) -> Self {
+        self.icount = true;
+        self.cpus = 1;
+        self
+    }
+
+    /// Sets the number of accelerators with private memory; 1 by default.
+    #[must_use]
+    pub fn devices(mut self, devices: usize) -> Self {
+        self.devices = devices;
+        self
+    }
+
+    /// Sets the number of accelerators with coherent memory, which come after the others in the
+    /// guest; none by default. They need PCI, and a size that is a power of two.
+    #[must_use]
+    pub fn coherent_devices(mut self, devices: usize) -> Self {
+        self.coherent_devices = devices;
+        self
+    }
+
+    /// Chooses how the guest's first process is reached.
+    #[must_use]
+    pub fn agent(mut self, agent: Agent) -> Self {
+        self.agent = agent;
+        self
+    }
+
+    /// Adds an empty disk of this size in bytes, `/dev/vda`; none by default. It needs PCI, and
+    /// the debug kernel has no driver for it.
+    #[must_use]
+    pub fn disk(mut self, bytes: u64) -> Self {
+        self.disk = bytes;
+        self
+    }
+
+    /// Sets the size of each accelerator's memory in bytes; 256 MiB by default.
+    #[must_use]
+    pub fn device_memory(mut self, bytes: u64) -> Self {
+        self.daemon.memory = bytes;
+        self
+    }
+
+    /// Sets the number of each accelerator's engines.
+    #[must_use]
+    pub fn engines(mut self, engines: u32) -> Self {
+        self.daemon.engines = Some(engines);
+        self
+    }
+
+    /// Sets how much memory each accelerator has for page tables, in bytes.
+    #[must_use]
+    pub fn table_memory(mut self, bytes: u64) -> Self {
+        self.daemon.table_memory = Some(bytes);
+        self
+    }
+
+    /// Lets the daemons look for uses of stale translations and freed frames.
+    #[must_use]
+    pub fn check(mut self) -> Self {
+        self.daemon.check = true;
+        self
+    }
+
+    /// Lets a device be late or wrong on purpose, as the daemon's `--rule` takes it.
+    #[must_use]
+    pub fn rule(mut self, device: usize, rule: &str) -> Self {
+        self.rules.push((Some(device), rule.to_owned()));
+        self
+    }
+
+    /// Like [`rule`](Self::rule), for every device.
+    #[must_use]
+    pub fn rule_for_all(mut self, rule: &str) -> Self {
+        self.rules.push((None, rule.to_owned()));
+        self
+    }
+
+    /// Lets the kernel look for leaks at the end, if it was built to. This makes the machine half
+    /// as fast.
+    #[must_use]
+    pub fn leak_check(mut self) -> Self {
+        self.leak_check = true;
+        self
+    }
+
+    /// Sets what the daemons log: `info` by default.
+    #[must_use]
+    pub fn daemon_log(mut self, level: impl Into<String>) -> Self {
+        self.daemon.log = level.into();
+        self
+    }
+
+    /// Puts a file of the host into the guest's `/root`.
+    #[must_use]
+    pub fn file(mut self, host_path: impl Into<PathBuf>) -> Self {
+        self.files.push(host_path.into());
+        self
+    }
+
+    /// Adds to the kernel's command line.
+    #[must_use]
+    pub fn kernel_argument(mut self, argument: &str) -> Self {
+        self.arguments.push(' ');
+        self.arguments.push_str(argument);
+        self
+    }
+
+    /// Adds arguments to QEMU's command line.
+    #[must_use]
+    pub fn qemu_arguments(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned());
+        self.qemu_arguments.extend(arguments);
+        self
+    }
+
+    /// Adds a parameter of the driver, such as `dmirror=1`.
+    #[must_use]
+    pub fn module_parameter(mut self, parameter: &str) -> Self {
+        if !self.parameters.is_empty() {
+            self.parameters.push(' ');
+        }
+        self.parameters.push_str(parameter);
+        self
+    }
+
+    /// Leaves it to the test to load the driver.
+    #[must_use]
+    pub fn without_driver(mut self) -> Self {
+        self.driver = false;
+        self
+    }
+
+    /// Connects the guest's console to the person's terminal.
+    #[must_use]
+    pub fn on_terminal(mut self) -> Self {
+        self.console = Console::Terminal;
+        self
+    }
+
+    /// Starts the machine: daemons, QEMU, kernel, driver.
+    ///
+    /// It waits while as many machines run as the host can bear.
+    ///
+    /// # Errors
+    ///
+    /// When any part does not start; the text says which, why and where its log is.
+    pub fn start(self) -> Result<Vm> {
+        let kernel = self.artifacts.kernels.get(&self.kernel).with_context(|| {
+            format!(
+                "there is no {} kernel among the artifacts; prepare it with `cargo xtask`",
+                self.kernel
+            )
+        })?;
+        let pace = Pace::new(self.accelerator() == Accelerator::Kvm, self.kernel == DEBUG);
+        let start = || {
+            let logs = Logs::create(&self.artifacts.logs, &self.name)?;
+            let place = logs.directory().display().to_string();
+            self.assemble(kernel, &logs, pace, Slot::take())
+                .with_context(|| format!("starting the machine; logs: {place}"))
+        };
+        match start() {
+            Err(error) if self.accelerator() != Accelerator::Kvm && is_the_emulators(&error) => {
+                eprintln!("starting the machine once more: {error:#}");
+                start()
+            }
+            other => other,
+        }
+    }
+
+    fn accelerator(&self) -> Accelerator {
+        Accelerator::new(self.artifacts.kvm, self.icount)
+    }
+
+    fn assemble(&self, kernel: &Kernel, logs: &Logs, pace: Pace, slot: Slot) -> Result<Vm> {
+        let devices = self.devices + self.coherent_devices;
+        let driver = self.driver && devices > 0;
+        // Short, because the path of a socket has at most 107 bytes.
+        let directory = tempfile::Builder::new()
+            .prefix("hmm-")
+            .tempdir()
+            .context("creating a directory for the machine")?;
+        let initramfs = directory.path().join("initramfs");
+        Contents {
+            agent: &self.artifacts.agent,
+            busybox: &self.artifacts.busybox,
+            // A machine without devices does not need the tools for them.
+            hmm: Some(self.artifacts.hmm.as_path()).filter(|_| devices > 0),
+            modules: &kernel.modules,
+            driver: Some(kernel.driver.as_path()).filter(|_| devices > 0),
+            files: &self.files,
+        }
+        .write(&initramfs)?;
+        let daemons = (0..devices)
+            .map(|device| {
+                let settings = self.daemon_settings(device);
+                Daemon::start(
+                    &self.artifacts.daemon,
+                    &directory.path().join(device_socket(device)),
+                    &settings,
+                    &logs.daemon(device),
+                    pace,
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let disk = (self.disk > 0).then(|| directory.path().join("disk"));
+        if let Some(disk) = &disk {
+            let file = fs::File::create_new(disk).context("creating the disk")?;
+            file.set_len(self.disk).context("creating the disk")?;
+        }
+        let settings = Settings {
+            program: &self.artifacts.qemu,
+            configs: &self.artifacts.qemu_configs,
+            machine: self.machine,
+            accelerator: self.accelerator(),
+            cpus: self.cpus,
+            memory: self.memory,
+            devices,
+            agent: self.agent,
+            disk: disk.as_deref(),
+            kernel: &kernel.image,
+            initramfs: &initramfs,
+            arguments: &self.kernel_arguments(pace)?,
+            console: self.console,
+            more: &self.qemu_arguments,
+        };
+        let (qemu, agent) = Qemu::start(&settings, directory.path(), logs, pace)?;
+        let guest = Guest::greet(agent, logs, pace)?;
+        // QEMU has read it into the guest's memory, and it should not stay behind if we are killed.
+        fs::remove_file(&initramfs).context("removing the initramfs")?;
+        let vm = Vm {
+            guest,
+            qemu,
+            daemons,
+            driver,
+            leak_check: self.leak_check,
+            logs: logs.clone(),
+            pace,
+            finished: false,
+            _directory: directory,
+            _slot: slot,
+        };
+        ensure!(
+            vm.guest.release() == kernel.release,
+            "the guest runs {} instead of {}",
+            vm.guest.release(),
+            kernel.release
+        );
+        if driver {
+            vm.guest
+                .load_module(DRIVER, &self.parameters, pace::DRIVER)?;
+        }
+        Ok(vm)
+    }
+
+    fn daemon_settings(&self, device: usize) -> daemon::Settings {
+        let mine = |which: &Option<usize>| which.is_none_or(|which| which == device);
+        let mine = self.rules.iter().filter(|(which, _)| mine(which));
+        daemon::Settings {
+            rules: mine.map(|(_, rule)| rule.clone()).collect(),
+            coherent: device >= self.devices,
+            ..self.daemon.clone()
+        }
+    }
+
+    fn kernel_arguments(&self, pace: Pace) -> Result<String> {
+        let console = match self.console {
+            Console::File => "console=ttyS0",
+            // The person sees serious messages; the log has the rest.
+            Console::Terminal => "console=ttyS0 quiet loglevel=4",
+        };
+        Ok(format!(
+            // panic=-1: a panic is a reboot, and a reboot ends QEMU. printk.devkmsg=on: the agent's
+            // lines are not rate limited. log_buf_len: nothing is overwritten before it is read.
+            // notests: the kernel's tests of its ciphers do not concern us.
+            "{console} panic=-1 printk.devkmsg=on log_buf_len=4M cryptomgr.notests=1 \
+             sysctl.kernel.hung_task_timeout_secs={} rcupdate.rcu_cpu_stall_timeout={}{}{}{}{}",
+            pace.hung_task_seconds(),
+            pace.stall_seconds(),
+            if self.kernel == DEBUG && !self.leak_check {
+                " kmemleak=off"
+            } else {
+                ""
+            },
+            self.machine.kernel_arguments(self.accelerator())?,
+            self.agent.kernel_arguments(),
+            self.arguments
+        ))
+    }
+}
+
+/// Whether the guest's kernel died or hung, by a fault of an emulated processor, before it ran
+/// anything of ours. This happens once in some hundred boots. A fault of ours would happen again
+/// when the machine is started once more.
+///
+/// While a kernel changes its own code it puts breakpoints there, and removes them when all
+/// processors have seen the change. QEMU's processors, which are threads, can hit a breakpoint that
+/// is already removed. Some other boots end without a message while the kernel sets up the machine.
+fn is_the_emulators(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref() {
+        Some(guest::Error::Gone { doing, console, .. }) => {
+            doing == guest::BOOTING && console.contains("Oops: int3")
+        }
+        Some(guest::Error::TimedOut { doing, seen, .. }) => {
+            doing == guest::BOOTING && !seen.contains("Run /init")
+        }
+        _ => false,
+    })
+}
