@@ -1,9 +1,9 @@
-//! Memory that the CPU, the device and other processes share, and what is in it.
+//! Memory that the CPU, the device and other processes share, and its contents.
 //!
-//! An [`Area`] is a mapping of its own. Nothing of it is ever a Rust reference: its
-//! bytes are read and written as what they are, memory that others change. What a page
-//! should hold is named by a [`Tag`]: each of its words is then made of the tag and of
-//! the page's number, so that neither a stale nor a misplaced page goes unnoticed.
+//! An [`Area`] is a mapping of its own. Nothing of it is ever a Rust reference: its bytes are read
+//! and written as memory that others change. The contents of a page are named by a [`Tag`]: each
+//! word is made of the tag and of the page's number, so that neither a stale nor a misplaced page
+//! goes unnoticed.
 //!
 //! It knows nothing of the device.
 
@@ -19,20 +19,20 @@ use crate::sys;
 
 /// The size of a page.
 pub(crate) const PAGE: usize = 4096;
-/// The size of a large page.
+/// The size of a huge page.
 pub(crate) const LARGE: usize = 2 << 20;
-/// How many pages a large page has.
+/// How many pages a huge page has.
 pub(crate) const LARGE_PAGES: usize = LARGE / PAGE;
 /// How many words a page has.
 const WORDS: usize = PAGE / 8;
 
-/// What a page holds: see [`word`].
+/// The contents of a page: see [`word`].
 pub(crate) type Tag = u8;
 
-/// Pages that nobody has written to hold zeros.
+/// Pages that were never written hold zeros.
 pub(crate) const ZERO: Tag = 0;
 
-/// Each word of a page with this number and this tag.
+/// The value of each word of a page with this number and this tag.
 pub(crate) fn word(tag: Tag, page: usize) -> u64 {
     if tag == ZERO {
         return 0;
@@ -43,7 +43,7 @@ pub(crate) fn word(tag: Tag, page: usize) -> u64 {
     word | 0x0101_0101_0101_0101
 }
 
-/// What the pages `pages` hold with this tag.
+/// The words of the pages `pages` with this tag.
 pub(crate) fn words(tag: Tag, pages: Range<usize>) -> Vec<u64> {
     pages
         .flat_map(|page| std::iter::repeat_n(word(tag, page), WORDS))
@@ -52,26 +52,26 @@ pub(crate) fn words(tag: Tag, pages: Range<usize>) -> Vec<u64> {
 
 /// A mapping that belongs to this value.
 ///
-/// Invariant: nothing that Rust knows of lies within `start..start + bytes`. A row may
-/// have taken part of the mapping away or forbidden its use; an access to that ends the
-/// row's process by a signal, which its runner reports.
+/// Invariant: nothing that Rust knows of lies within `start..start + bytes`. A row may have
+/// unmapped part of the mapping or forbidden its use. An access to such a part kills the row's
+/// process by a signal, which its runner reports.
 #[derive(Debug)]
 pub(crate) struct Area {
     start: usize,
     bytes: usize,
-    /// The number of its first page, as far as its contents are concerned.
+    /// The number that its first page has in the contents.
     first: usize,
 }
 
 impl Area {
-    /// A mapping with these properties, aligned to a large page if it is as large.
+    /// A mapping with these properties, aligned to a huge page if it is at least as large.
     pub(crate) fn map(
         bytes: usize,
         protection: c_int,
         flags: c_int,
         file: Option<(BorrowedFd<'_>, i64)>,
     ) -> Result<Self> {
-        // A range of addresses with room to align in, then the mapping inside of it.
+        // A range of addresses with room for alignment, then the mapping inside it.
         let room = bytes + LARGE;
         let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: without `MAP_FIXED`.
@@ -96,18 +96,18 @@ impl Area {
         })
     }
 
-    /// Private memory that nobody has touched, in small pages.
+    /// Private memory that was never touched, in small pages.
     pub(crate) fn small(pages: usize) -> Result<Self> {
         let area = Self::anonymous(pages * PAGE)?;
         area.advise(0..pages, libc::MADV_NOHUGEPAGE)?;
         Ok(area)
     }
 
-    /// Private memory that nobody has touched, in large pages if the kernel can.
+    /// Private memory that was never touched, in huge pages if the kernel has them.
     pub(crate) fn large(count: usize) -> Result<Self> {
         let area = Self::anonymous(count * LARGE)?;
         area.advise(0..area.pages(), libc::MADV_HUGEPAGE)
-            .context("asking for large pages")?;
+            .context("asking for huge pages")?;
         Ok(area)
     }
 
@@ -116,13 +116,22 @@ impl Area {
         Self::map(bytes, sys::READ_WRITE, flags, None)
     }
 
+    /// Private memory that was never touched, in small pages, without a reservation: it may exceed
+    /// the machine's memory.
+    pub(crate) fn unreserved(bytes: usize) -> Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let area = Self::map(bytes, sys::READ_WRITE, flags, None)?;
+        area.advise(area.all(), libc::MADV_NOHUGEPAGE)?;
+        Ok(area)
+    }
+
     /// Anonymous memory that is shared with children.
     pub(crate) fn shared(pages: usize) -> Result<Self> {
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         Self::map(pages * PAGE, sys::READ_WRITE, flags, None)
     }
 
-    /// Memory that belongs to somebody else and is only read; it stays when this is gone.
+    /// Memory of another owner that is only read; dropping this does not unmap it.
     pub(crate) fn foreign(start: usize, pages: usize) -> std::mem::ManuallyDrop<Self> {
         std::mem::ManuallyDrop::new(Self {
             start,
@@ -168,8 +177,8 @@ impl Area {
 
     /// Reads a word of a page.
     pub(crate) fn read_word(&self, page: usize, index: usize) -> u64 {
-        // SAFETY: by the type's invariant it is no Rust object's; it lies in the area,
-        // aligned. Others may write it meanwhile, which is why it is volatile.
+        // SAFETY: by the type's invariant it is no Rust object's; it lies in the area, aligned.
+        // Others may write it meanwhile, so the access is volatile.
         unsafe { self.pointer(page, index).read_volatile() }
     }
 
@@ -213,7 +222,7 @@ impl Area {
         Ok(())
     }
 
-    /// Changes what pages may be used for.
+    /// Changes the protection of pages.
     pub(crate) fn protect(&self, pages: Range<usize>, protection: c_int) -> Result<()> {
         // SAFETY: by the type's invariant.
         unsafe { sys::protect(self.address(pages.start), pages.len() * PAGE, protection) }
@@ -226,19 +235,19 @@ impl Area {
             .with_context(|| format!("madvise {advice}"))
     }
 
-    /// The same, for a row that knows what an error means.
+    /// Like [`Self::advise`], but returns the kernel's error to a row that expects it.
     pub(crate) fn try_advise(&self, pages: Range<usize>, advice: c_int) -> std::io::Result<()> {
         // SAFETY: by the type's invariant.
         unsafe { sys::advise(self.address(pages.start), pages.len() * PAGE, advice) }
     }
 
-    /// Takes pages away.
+    /// Unmaps pages.
     pub(crate) fn unmap(&self, pages: Range<usize>) -> Result<()> {
         // SAFETY: by the type's invariant.
         unsafe { sys::unmap(self.address(pages.start), pages.len() * PAGE) }.context("munmap")
     }
 
-    /// Puts fresh private memory where pages were, or are.
+    /// Maps fresh private memory at the addresses of pages, whether or not they are mapped.
     pub(crate) fn renew(&self, pages: Range<usize>) -> Result<()> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         let bytes = pages.len() * PAGE;
@@ -248,12 +257,12 @@ impl Area {
         Ok(())
     }
 
-    /// Moves pages to the place of other ones; they keep what they hold.
+    /// Moves pages to the addresses of other ones; they keep their contents.
     pub(crate) fn remap(&self, pages: Range<usize>, to: &Area, at: usize) -> Result<Area> {
         self.remap_with(pages, to, at, 0)
     }
 
-    /// The same, with flags.
+    /// Like [`Self::remap`], with flags.
     pub(crate) fn remap_with(
         &self,
         pages: Range<usize>,
@@ -276,8 +285,8 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: by the type's invariant. What has been unmapped already stays so: rows
-        // run in one process each and make no other mappings there.
+        // SAFETY: by the type's invariant. A part that is unmapped already stays so: rows run in
+        // one process each and make no other mappings there.
         let _ = unsafe { sys::unmap(self.start, self.bytes) };
     }
 }

@@ -1,10 +1,10 @@
-//! A device that is bound to this process, as rows use it.
+//! A device that is bound to this process, with the operations that rows use.
 //!
-//! Whole pages are written and read by jobs, and compared byte for byte. It adds
-//! nothing to the library but the words of areas and tags.
+//! Jobs write and read whole pages, which are compared byte for byte. It adds only areas and tags
+//! to the library.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use anyhow::{bail, ensure, Result};
 use hmm::spec::wire::operation::{AtomicAdd, Compare, Fill};
@@ -14,12 +14,10 @@ use hmm::{
 };
 
 use crate::area::{Area, Tag, PAGE};
+use crate::kernel::{patience, until};
 use crate::row::cannot_run;
 
-/// How long a job may take that waits for nothing but faults.
-const JOB: Duration = Duration::from_secs(30);
-
-/// How often pages are asked to move: somebody else may use one at that moment.
+/// How often pages are asked to move: another thread or the kernel may use one at that moment.
 const REQUESTS: usize = 20;
 
 /// A device bound to this process.
@@ -44,11 +42,16 @@ impl Bound {
 
     /// Binds the device with this number.
     pub(crate) fn number(number: usize) -> Result<Self> {
-        let space = Device::open(format!("/dev/hmm{number}"))?.bind()?;
+        Self::to(Device::open(format!("/dev/hmm{number}"))?)
+    }
+
+    /// Binds a device that is open.
+    pub(crate) fn to(device: Device) -> Result<Self> {
+        let space = device.bind()?;
         Ok(Self { space })
     }
 
-    /// What the library has for it.
+    /// The library's address space of it.
     pub(crate) fn space(&self) -> &Space {
         &self.space
     }
@@ -60,12 +63,12 @@ impl Bound {
 
     /// Starts a job.
     pub(crate) fn start(&self, operation: impl Into<Operation>) -> Result<Job<'_>> {
-        // SAFETY: rows use memory of areas only, which are no Rust objects, and buffers
-        // that outlive the job, since every `Job` waits for its end.
+        // SAFETY: rows use memory of areas only, which are no Rust objects, and buffers that
+        // outlive the job, since every `Job` waits for its end.
         Ok(unsafe { self.space.submit(operation) }?)
     }
 
-    /// Runs a job; that it fails is a result.
+    /// Runs a job; a failed job is a result, not an error.
     pub(crate) fn run(
         &self,
         operation: impl Into<Operation>,
@@ -75,7 +78,7 @@ impl Bound {
 
     /// The device writes whole pages.
     pub(crate) fn write(&self, area: &Area, pages: Range<usize>, tag: Tag) -> Result<()> {
-        // In batches: the device takes so many jobs and no more.
+        // In batches: the device takes a limited number of jobs.
         for chunk in pages.collect::<Vec<_>>().chunks(64) {
             let jobs = chunk
                 .iter()
@@ -90,7 +93,7 @@ impl Bound {
         Ok(())
     }
 
-    /// The device writes one page; that it fails is a result.
+    /// The device writes one page; a failed job is a result, not an error.
     pub(crate) fn try_write(
         &self,
         area: &Area,
@@ -100,7 +103,7 @@ impl Bound {
         self.run(fill(area, page, tag))
     }
 
-    /// The device must not be able to write a page, for this reason.
+    /// Checks that the device may not write a page, for this reason.
     pub(crate) fn refuse_write(&self, area: &Area, page: usize, reason: Reason) -> Result<()> {
         refused("write", area, page, reason, self.try_write(area, page, 1)?)
     }
@@ -125,7 +128,7 @@ impl Bound {
         }
     }
 
-    /// The device reads one page; that it fails is a result.
+    /// The device reads one page; a failed job is a result, not an error.
     pub(crate) fn try_read(
         &self,
         area: &Area,
@@ -139,7 +142,7 @@ impl Bound {
         })
     }
 
-    /// The device must not be able to read a page, for this reason.
+    /// Checks that the device may not read a page, for this reason.
     pub(crate) fn refuse_read(&self, area: &Area, page: usize, reason: Reason) -> Result<()> {
         refused("read", area, page, reason, self.try_read(area, page)?)
     }
@@ -155,13 +158,20 @@ impl Bound {
     }
 
     /// Moves pages to the device, all of them.
-    pub(crate) fn move_there(&self, area: &Area, pages: Range<usize>) -> Result<()> {
+    pub(crate) fn move_to_device(&self, area: &Area, pages: Range<usize>) -> Result<()> {
         self.move_all(area, pages, Destination::Device, Place::Device)
     }
 
-    /// Moves pages back home, all of them.
-    pub(crate) fn move_home(&self, area: &Area, pages: Range<usize>) -> Result<()> {
+    /// Moves pages back to system memory, all of them.
+    pub(crate) fn move_to_system(&self, area: &Area, pages: Range<usize>) -> Result<()> {
         self.move_all(area, pages, Destination::System, Place::System)
+    }
+
+    /// Moves pages to the device, including those that have no memory yet.
+    pub(crate) fn populate(&self, area: &Area, pages: Range<usize>) -> Result<()> {
+        let range = area.range(pages.clone());
+        let populate = || Ok(self.space.populate(range)?);
+        self.all_moved(area, pages, Place::Device, populate)
     }
 
     fn move_all(
@@ -171,9 +181,20 @@ impl Bound {
         destination: Destination,
         place: Place,
     ) -> Result<()> {
+        let migrate = || self.migrate(area, pages.clone(), destination);
+        self.all_moved(area, pages.clone(), place, migrate)
+    }
+
+    fn all_moved(
+        &self,
+        area: &Area,
+        pages: Range<usize>,
+        place: Place,
+        migrate: impl Fn() -> Result<Migration>,
+    ) -> Result<()> {
         let mut last = Migration::default();
         for _ in 0..REQUESTS {
-            last = self.migrate(area, pages.clone(), destination)?;
+            last = migrate()?;
             let states = self.states(area, pages.clone())?;
             if states.iter().all(|state| state.place() == place) {
                 return Ok(());
@@ -192,7 +213,7 @@ impl Bound {
         Ok(self.space.residency(area.range(pages))?)
     }
 
-    /// Pages must be in this place.
+    /// Checks that pages are in this place.
     pub(crate) fn expect_place(
         &self,
         area: &Area,
@@ -235,14 +256,40 @@ pub(crate) fn add(area: &Area, page: usize, index: usize, operand: u64, repeat: 
     }
 }
 
+/// A job that does not end by itself, on a word of a page.
+pub(crate) fn endless<'bound>(
+    bound: &'bound Bound,
+    area: &Area,
+    page: usize,
+) -> Result<Job<'bound>> {
+    let job = bound.start(add(area, page, 0, 1, 1 << 60))?;
+    begun(area, page)?;
+    Ok(job)
+}
+
+/// Waits until a job has changed a word.
+pub(crate) fn begun(area: &Area, page: usize) -> Result<()> {
+    until("the job has begun", || {
+        Ok(area.counter(page, 0).load(Ordering::Relaxed) > 0)
+    })
+}
+
+/// Checks that a job has been cancelled.
+pub(crate) fn cancelled(end: std::result::Result<Values, JobFailure>) -> Result<()> {
+    match end {
+        Err(failure) if failure.status == Status::Cancelled => Ok(()),
+        other => bail!("it was to end as cancelled: {other:?}"),
+    }
+}
+
 /// How a job ended.
 pub(crate) fn ended(job: Job<'_>) -> Result<std::result::Result<Values, JobFailure>> {
-    match job.wait_timeout(JOB) {
+    match job.wait_timeout(patience()) {
         Ok(Progress::Ended(outcome)) => Ok(Ok(outcome.value)),
         Ok(Progress::Running(job)) => {
-            // Waiting for it, as dropping does, would take for ever.
+            // Dropping it would wait for its end, for ever.
             std::mem::forget(job);
-            bail!("a job did not end within {JOB:?}")
+            bail!("a job did not end within {:?}", patience())
         }
         Err(Error::Job(failure)) => Ok(Err(failure)),
         Err(error) => Err(error.into()),

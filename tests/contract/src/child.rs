@@ -1,7 +1,7 @@
 //! Another process that takes turns with this one.
 //!
-//! Parent and child tell each other by pipes when it is the other's turn, so that a row
-//! decides what comes before what. It knows nothing of what they do.
+//! Parent and child pass the turn to each other through pipes, so that a row decides the order of
+//! their steps. It does not know what they do.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -144,7 +144,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if !self.ended {
-            // It may be traced or stopped: this ends it all the same.
+            // It may be traced or stopped: SIGKILL ends it all the same.
             let _ = sys::signal(self.id, libc::SIGKILL);
             let _ = sys::wait(self.id);
         }

@@ -1,5 +1,5 @@
-//! Pages that somebody pins for long, as RDMA and VFIO do: the kernel's own means to test
-//! that (`mm/gup_test.c`).
+//! Long-term pins of pages, as RDMA and VFIO take them, by the kernel's own test of them
+//! (`mm/gup_test.c`).
 //!
 //! It knows nothing of the device.
 
@@ -33,12 +33,12 @@ struct PinLongterm {
     unused: u32,
 }
 
-/// What a pin is for.
+/// The purpose of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum For {
     Reading,
     Writing,
-    /// Writing, by the way that takes no lock of the address space unless it must.
+    /// Writing, by the fast path, which takes no lock of the address space unless it must.
     FastWriting,
 }
 
@@ -67,7 +67,7 @@ impl Pin {
             },
             unused: 0,
         };
-        // SAFETY: the call reads this structure; which range it describes the kernel checks.
+        // SAFETY: the call reads this structure; the kernel checks the range that it describes.
         unsafe { sys::control(file.as_fd(), START, &mut request) }.context("pinning pages")?;
         Ok(Self {
             file,
@@ -75,7 +75,7 @@ impl Pin {
         })
     }
 
-    /// What is in the pages that are pinned, whatever the process has at their addresses.
+    /// The contents of the pinned pages, whatever the process has at their addresses now.
     pub(crate) fn contents(&self) -> Result<Area> {
         let copy = Area::small(self.pages)?;
         let mut address = copy.address(0) as u64;

@@ -1,10 +1,11 @@
-//! What the kernel tells of memory, and what may be asked of it: procfs, sysfs, cgroups.
+//! What the kernel reports of memory, and what it can be told to do: procfs, sysfs, cgroups.
 //!
 //! A facility that this kernel lacks is [`CannotRun`](crate::row::CannotRun), with its
 //! name. It knows nothing of the device.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -15,7 +16,7 @@ use anyhow::{bail, ensure, Context, Result};
 use crate::area::{Area, PAGE};
 use crate::row::cannot_run;
 
-/// What a page table entry is, as `/proc/PID/pagemap` shows it.
+/// A page table entry, as `/proc/PID/pagemap` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry(u64);
 
@@ -25,13 +26,18 @@ impl Entry {
         self.0 & 1 << 63 != 0
     }
 
-    /// Something that is not such a page: swapped out, or in device memory.
+    /// An entry without such a page: swapped out, or in device memory.
     pub(crate) fn is_swap(self) -> bool {
         self.0 & 1 << 62 != 0
     }
 
-    /// The page's frame number if it is present. With an entry of device memory, which
-    /// is written as a swap entry, the offset is the frame number.
+    /// Written since the bits were cleared.
+    pub(crate) fn is_soft_dirty(self) -> bool {
+        self.0 & 1 << 55 != 0
+    }
+
+    /// The page's frame number if it is present. An entry of device memory is written as a swap
+    /// entry: its offset is the frame number.
     pub(crate) fn frame(self) -> u64 {
         let low = self.0 & ((1 << 55) - 1);
         if self.is_swap() {
@@ -44,9 +50,14 @@ impl Entry {
 
 /// The page table entries of an area of this process.
 pub(crate) fn entries(area: &Area) -> Result<Vec<Entry>> {
+    entries_of(area, area.all())
+}
+
+/// The same for some of its pages.
+pub(crate) fn entries_of(area: &Area, pages: Range<usize>) -> Result<Vec<Entry>> {
     let file = File::open("/proc/self/pagemap").context("opening the page map")?;
-    let mut bytes = vec![0; area.pages() * 8];
-    let offset = (area.address(0) / PAGE * 8) as u64;
+    let mut bytes = vec![0; pages.len() * 8];
+    let offset = (area.address(pages.start) / PAGE * 8) as u64;
     file.read_exact_at(&mut bytes, offset)
         .context("reading the page map")?;
     let words = bytes.chunks_exact(8).map(|word| {
@@ -80,7 +91,7 @@ pub(crate) fn meminfo(name: &str) -> Result<u64> {
     kibibytes("/proc/meminfo", name)
 }
 
-/// What `/proc/self/smaps` says of the mapping that begins at an area's first page.
+/// A line of `/proc/self/smaps` about the mapping that begins at an area's first page.
 pub(crate) fn smaps(area: &Area, name: &str) -> Result<String> {
     let text = fs::read_to_string("/proc/self/smaps").context("reading smaps")?;
     let begin = format!("{:x}-", area.address(0));
@@ -91,8 +102,8 @@ pub(crate) fn smaps(area: &Area, name: &str) -> Result<String> {
         .with_context(|| format!("smaps has no {name} of the area"))
 }
 
-/// The mappings of this process that have a flag, as smaps abbreviates it: their
-/// first address and name.
+/// The mappings of this process that have a flag, in the abbreviation of smaps: their first address
+/// and name.
 pub(crate) fn mappings_with(flag: &str) -> Result<Vec<(usize, String)>> {
     let text = fs::read_to_string("/proc/self/smaps").context("reading smaps")?;
     let mut found = Vec::new();
@@ -129,12 +140,38 @@ pub(crate) fn write(path: impl AsRef<Path>, value: &str) -> Result<()> {
         .map_err(|error| cannot_run(format!("{} does not take {value}: {error}", path.display())))
 }
 
-/// What the kernel says.
+/// The file in which the driver is told to be late.
+const LATE: &str = "/sys/kernel/debug/virtio_hmm/late";
+
+/// Rules by which the driver is late until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Late(());
+
+impl Late {
+    /// Sets rules; `None` if other rules are in force already, which stay.
+    pub(crate) fn by(rules: &str) -> Result<Option<Self>> {
+        if read(LATE)?.lines().any(|line| line.starts_with("rule ")) {
+            return Ok(None);
+        }
+        write(LATE, rules)?;
+        Ok(Some(Self(())))
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        if let Err(error) = write(LATE, "\n") {
+            eprintln!("the driver stays late: {error:#}");
+        }
+    }
+}
+
+/// The kernel log.
 #[derive(Debug)]
 pub(crate) struct Log(File);
 
 impl Log {
-    /// From now on.
+    /// Begins to read at its end.
     pub(crate) fn from_now() -> Result<Self> {
         const PATH: &str = "/dev/kmsg";
         let mut file = File::options()
@@ -146,7 +183,7 @@ impl Log {
         Ok(Self(file))
     }
 
-    /// Whether it has said this since it was last asked.
+    /// Whether the log contains this text since the last question.
     pub(crate) fn says(&mut self, what: &str) -> Result<bool> {
         let mut record = [0; 8192];
         let mut found = false;
@@ -164,7 +201,7 @@ impl Log {
     }
 }
 
-/// A setting of the kernel that is put back at the end.
+/// A setting of the kernel that is restored at the end.
 #[derive(Debug)]
 pub(crate) struct Setting {
     path: PathBuf,
@@ -176,7 +213,7 @@ impl Setting {
     pub(crate) fn change(path: impl Into<PathBuf>, value: &str) -> Result<Self> {
         let path = path.into();
         let text = read(&path)?;
-        // A choice is shown as `one [two] three`, of which the chosen one is put back.
+        // A choice is shown as `one [two] three`; the chosen one is restored.
         let chosen = text.split(['[', ']']).nth(1).unwrap_or(text.trim());
         let setting = Self {
             before: chosen.to_owned(),
@@ -189,20 +226,26 @@ impl Setting {
 
 impl Drop for Setting {
     fn drop(&mut self) {
-        // What is put back may be that memory is refused, also for this.
+        // Memory may still be refused until this write restores the setting, so the write itself
+        // may fail.
         let put_back = || fs::write(&self.path, &self.before).is_ok();
         let _ = (0..1000).any(|_| put_back());
     }
 }
 
-/// Waits until the kernel has done what it does in its own time, and for which there is
-/// no event.
-pub(crate) fn until(
-    what: &str,
-    limit: Duration,
-    mut is_so: impl FnMut() -> Result<bool>,
-) -> Result<()> {
-    let begun = Instant::now();
+/// How many seconds a row may take, for the row itself.
+pub(crate) const LIMIT: &str = "HMM_CONTRACT_LIMIT";
+
+/// How long a row waits for an event that is certain to come: nearly as long as the row may take,
+/// so that the row itself reports what is missing. It follows the machine's pace.
+pub(crate) fn patience() -> Duration {
+    let limit = std::env::var(LIMIT).ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(limit.unwrap_or(60)) * 3 / 4
+}
+
+/// Waits until the kernel has done something that it does in its own time and signals by no event.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let (begun, limit) = (Instant::now(), patience());
     while !is_so()? {
         ensure!(begun.elapsed() < limit, "{what}: not within {limit:?}");
         std::thread::sleep(Duration::from_millis(5));
@@ -260,7 +303,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Its processes have ended; this one, if it joined, goes back.
+        // Its processes have ended; this one, if it joined, leaves.
         let _ = fs::write(format!("{GROUPS}/cgroup.procs"), process::id().to_string());
         let _ = fs::remove_dir(&self.path);
     }
@@ -306,14 +349,14 @@ impl Drop for RamDisk {
     }
 }
 
-/// Swap space, as long as this exists.
+/// Swap space that is in use as long as this exists.
 #[derive(Debug)]
 pub(crate) struct Swap {
     disk: RamDisk,
 }
 
 impl Swap {
-    /// Makes and uses some.
+    /// Makes swap space and turns it on.
     pub(crate) fn new(bytes: u64) -> Result<Self> {
         let disk = RamDisk::new(bytes)?;
         run("mkswap", &[&disk.node()])?;
@@ -384,7 +427,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Has the kernel forget what it remembers of files and does not need.
+/// Makes the kernel drop its clean caches of files.
 pub(crate) fn drop_caches() -> Result<()> {
     write("/proc/sys/vm/drop_caches", "3")
 }

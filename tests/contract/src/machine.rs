@@ -1,7 +1,7 @@
-//! Which devices of this machine are not like the others, and what may be done to it.
+//! The devices of this machine that are special, and what a row may do to the machine.
 //!
-//! A device does not tell that its copies fail on purpose: who has made the machine says so
-//! in an environment variable. Whether its memory is coherent it does tell.
+//! A device does not report that its copies fail on purpose: an environment variable says so, set
+//! by the test that made the machine. The device does report whether its memory is coherent.
 
 use anyhow::{Context, Result};
 use hmm::spec::wire::config::capability;
@@ -12,28 +12,29 @@ use crate::row::cannot_run;
 /// Names the devices whose copies fail: `to-device=2,to-system=3,nothing-back=4`.
 pub(crate) const VARIABLE: &str = "HMM_CONTRACT_DEVICES";
 
-/// Says, by being set, that all memory of the machine may be used up: whoever else uses it may
-/// be killed, or the kernel give up.
+/// If set, a row may use up all memory of the machine. Other programs there may then be killed, and
+/// the kernel may give up.
 pub(crate) const EXHAUSTIBLE: &str = "HMM_CONTRACT_ALL_MEMORY";
 
-/// A row that uses up all memory runs only where it may.
+/// Stops a row that uses up all memory unless the machine allows it.
 pub(crate) fn may_be_exhausted() -> Result<()> {
     match std::env::var_os(EXHAUSTIBLE) {
         Some(_) => Ok(()),
         None => Err(cannot_run(format!(
-            "the machine may be used by others, who would be killed: {EXHAUSTIBLE} is not set"
+            "the machine may be used by other processes, which would be killed: {EXHAUSTIBLE} is \
+             not set"
         ))),
     }
 }
 
-/// What a device does wrong.
+/// A fault that a device has on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Some copies to its memory fail, but not two in a row.
     ToDevice,
     /// Some copies from its memory fail, but not two in a row.
     ToSystem,
-    /// It never gives back what it has been given.
+    /// It never returns the contents of its memory.
     NothingBack,
 }
 

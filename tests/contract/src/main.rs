@@ -1,15 +1,16 @@
 //! The contract of HMM, row by row.
 //!
-//! Each row is one duty that the kernel's memory management lays upon a driver that
-//! mirrors address spaces and moves pages into device memory, and a small program that
-//! would notice if the duty were not done. Rows run in processes of their own, so that
-//! one that hangs, crashes or is killed tells of itself only.
+//! Each row is one duty of a driver that mirrors address spaces and moves pages into device memory,
+//! as the kernel's memory management demands it, and a small program that would notice if the duty
+//! were not done. Rows run in processes of their own, so that a row that hangs, crashes or is
+//! killed fails alone.
 //!
-//! This program knows the device by its library alone, and of the driver only what any
-//! program can see: values, places, counters, and what the kernel itself reports.
+//! This program knows the device by its library alone. Of the driver it knows only what any program
+//! can see: values, places, counters, and the kernel's own reports.
 
 mod area;
 mod bound;
+mod calls;
 mod child;
 mod gup;
 mod kernel;
@@ -29,7 +30,7 @@ use clap::{Parser, Subcommand};
 
 use crate::row::Outcome;
 
-/// Hold the accelerator and its driver against the contract of HMM.
+/// Check the accelerator and its driver against the contract of HMM.
 ///
 /// It must run as root in a guest with at least one device. The exit status is 0 only
 /// if no row was broken; rows that cannot run on this kernel or machine are named with the
@@ -63,9 +64,19 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         limit: u64,
     },
+    /// Run a program as a row is run. Its verdict is the last line; it is broken if it fails, does
+    /// not end, or leaves something on a device
+    Watch {
+        /// Seconds that it may take
+        #[arg(long, default_value_t = 60)]
+        limit: u64,
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        program: Vec<String>,
+    },
     /// Do everything at random on a few pages, against a model that knows each byte
     Model(model::Arguments),
-    /// Try cases on a node of the kernel's own tests of HMM, whose driver may be another
+    /// Try cases on a node of the kernel's own tests of HMM, of our driver or another one
     Peers(peers::Arguments),
     /// Run one row in this process; its verdict is the last line
     #[command(hide = true)]
@@ -73,7 +84,7 @@ enum Command {
         /// Its name
         name: String,
     },
-    /// Do nothing: what a row executes in its place
+    /// Do nothing: a row executes this in its place
     #[command(hide = true)]
     Nothing,
 }
@@ -93,6 +104,15 @@ fn main() -> ExitCode {
         }
         Command::Run { rows, json, limit } => {
             match runner::run(&rows, json, Duration::from_secs(limit)) {
+                Ok(good) => good,
+                Err(error) => {
+                    eprintln!("hmm-contract: {error:#}");
+                    false
+                }
+            }
+        }
+        Command::Watch { limit, program } => {
+            match runner::watch(&program, Duration::from_secs(limit)) {
                 Ok(good) => good,
                 Err(error) => {
                     eprintln!("hmm-contract: {error:#}");
@@ -124,7 +144,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tells the runner, which is the parent of this process.
+/// Reports to the runner, which is the parent of this process.
 fn report(outcome: Outcome) -> ExitCode {
     println!("{}", serde_json::json!(outcome));
     ExitCode::SUCCESS

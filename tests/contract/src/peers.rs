@@ -1,8 +1,8 @@
-//! Duties that any driver with nodes of the kernel's own tests of HMM can be held against:
-//! the kernel's `test_hmm`, and ours with `dmirror=1`.
+//! Duties that can be checked on any driver with the nodes of the kernel's own tests of HMM: on the
+//! kernel's `test_hmm`, and on ours with `dmirror=1`.
 //!
-//! These are cases that `hmm-tests.c` does not have. Each runs in a process of its own. It
-//! knows the nodes by `DmirrorCommand` alone.
+//! These cases are missing from `hmm-tests.c`. Each runs in a process of its own. It knows the
+//! nodes by `DmirrorCommand` alone.
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
@@ -26,17 +26,17 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "/dev/hmm_dmirror0")]
     node: String,
 
-    /// Where random steps begin
+    /// Seed of the random steps
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Names of cases; by default all but those that a bug of the kernel itself stops
+    /// Names of cases; by default all except those that a bug of the kernel itself breaks
     cases: Vec<String>,
 }
 
 struct Case {
     name: &'static str,
-    /// Whether Linux 7.3 itself may break, whatever the driver does.
+    /// Whether Linux 7.3 itself may break, with any driver.
     breaks_the_kernel: bool,
     run: fn(&Arguments) -> Result<()>,
 }
@@ -73,14 +73,14 @@ const CASES: &[Case] = &[
         run: random_steps,
     },
     Case {
-        name: "large-discarded-on-its-way-home",
+        name: "huge-discarded-on-its-way-back",
         breaks_the_kernel: true,
-        run: large_discarded_on_its_way_home,
+        run: huge_discarded_on_its_way_back,
     },
 ];
 
-/// Runs cases; says whether all went well. Each is a line, `NAME: VERDICT`, and is announced
-/// before it is tried, for the kernel may not survive it.
+/// Runs cases. Returns whether all of them passed. Each prints a line, `NAME: VERDICT`, and its
+/// name is announced before it is tried, because the kernel may not survive it.
 ///
 /// # Errors
 ///
@@ -136,8 +136,8 @@ impl Node {
             cpages: 0,
             faults: 0,
         };
-        // SAFETY: every call of a node takes this structure. What it writes to the process's
-        // memory lies in one of two areas, for which nobody has a reference.
+        // SAFETY: every call of a node takes this structure. What it writes to the process's memory
+        // lies in one of two areas, to which no reference exists.
         unsafe { sys::control(self.file.as_fd(), call.code(), &mut command) }
             .with_context(|| format!("{call:?} of pages {pages:?}"))?;
         ensure!(
@@ -171,12 +171,12 @@ impl Node {
         Ok(())
     }
 
-    fn move_there(&self, area: &Area, pages: Range<usize>) -> Result<()> {
+    fn move_to_device(&self, area: &Area, pages: Range<usize>) -> Result<()> {
         let copy = Area::small(pages.len())?;
         self.call(DmirrorCall::MigrateToDevice, area, pages, &copy)
     }
 
-    fn move_home(&self, area: &Area, pages: Range<usize>) -> Result<()> {
+    fn move_to_system(&self, area: &Area, pages: Range<usize>) -> Result<()> {
         let copy = Area::small(pages.len())?;
         self.call(DmirrorCall::MigrateToSystem, area, pages, &copy)
     }
@@ -186,9 +186,10 @@ fn write_after_a_child_ended(arguments: &Arguments) -> Result<()> {
     let node = Node::new(arguments)?;
     let area = Area::small(16)?;
     area.write(area.all(), 1);
-    node.move_there(&area, area.all())?;
+    node.move_to_device(&area, area.all())?;
     Child::fork(|_| area.expect(0..4, 1))?.end()?;
-    // The child's read has brought some home; all are this process's alone again.
+    // The child's read has moved some pages to system memory; all belong to this process alone
+    // again.
     node.write(&area, 0..4, 2)?;
     node.expect(&area, 0..4, 2)?;
     area.expect(0..4, 2)?;
@@ -202,7 +203,7 @@ fn written_pages_are_dirty(arguments: &Arguments) -> Result<()> {
     node.write(&area, area.all(), 1)?;
     area.advise(area.all(), libc::MADV_FREE)?;
     node.write(&area, area.all(), 2)?;
-    // What is clean is dropped now, if it is free to be.
+    // Reclaim drops pages here that are clean and marked as free.
     area.advise(area.all(), libc::MADV_PAGEOUT)?;
     area.expect(area.all(), 2)
 }
@@ -211,7 +212,7 @@ fn munmap_of_a_part(arguments: &Arguments) -> Result<()> {
     let node = Node::new(arguments)?;
     let area = Area::large(1)?;
     area.write(area.all(), 1);
-    node.move_there(&area, area.all())?;
+    node.move_to_device(&area, area.all())?;
     area.renew(64..128)?;
     area.expect(64..128, ZERO)?;
     node.expect(&area, 0..64, 1)?;
@@ -233,7 +234,7 @@ fn two_threads_on_a_file(arguments: &Arguments) -> Result<()> {
                 let mut tag = 1;
                 while begun.elapsed() < Duration::from_secs(2) {
                     tag = tag % 100 + 1;
-                    // At home: writes of pages on the device are another case.
+                    // In system memory: writes of pages on the device are another case.
                     area.write(pages.clone(), tag);
                     node.expect(area, pages.clone(), tag)?;
                     node.write(area, pages.clone(), tag + 100)?;
@@ -256,13 +257,13 @@ fn write_after_fork(arguments: &Arguments) -> Result<()> {
     let node = Node::new(arguments)?;
     let area = Area::small(16)?;
     area.write(area.all(), 1);
-    node.move_there(&area, area.all())?;
+    node.move_to_device(&area, area.all())?;
     let mut child = Child::fork(|turns| {
         turns.pass_and_wait()?;
         area.expect(area.all(), 1)
     })?;
     child.wait()?;
-    // Pages on the device that two processes share: this one's must be copied.
+    // Two processes share these pages on the device: the write must copy this process's.
     node.write(&area, 0..8, 2)?;
     child.pass_and_end()?;
     area.expect(0..8, 2)?;
@@ -283,8 +284,8 @@ fn random_steps(arguments: &Arguments) -> Result<()> {
         let tag = random.u8(1..=200);
         let kind = random.u8(0..6);
         let done = match kind {
-            0 => node.move_there(&area, pages.clone()),
-            1 => node.move_home(&area, pages.clone()),
+            0 => node.move_to_device(&area, pages.clone()),
+            1 => node.move_to_system(&area, pages.clone()),
             2 => {
                 area.write(pages.clone(), tag);
                 Ok(())
@@ -305,9 +306,9 @@ fn random_steps(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Linux 7.3 takes a large page on the device that is on its way home for one that is there
-/// when its owner discards it, see `tests/findings.md`.
-fn large_discarded_on_its_way_home(arguments: &Arguments) -> Result<()> {
+/// When the owner of a huge page discards it while it moves from the device to system memory,
+/// Linux 7.3 takes it for one that is already there. See `docs/kernel-findings.md`.
+fn huge_discarded_on_its_way_back(arguments: &Arguments) -> Result<()> {
     let node = Node::new(arguments)?;
     let area = Area::large(1)?;
     let stop = AtomicBool::new(false);
@@ -315,9 +316,9 @@ fn large_discarded_on_its_way_home(arguments: &Arguments) -> Result<()> {
     thread::scope(|scope| {
         let mover = scope.spawn(|| -> Result<()> {
             while !stop.load(Ordering::Relaxed) {
-                // Some are gone at that moment, which is no mistake.
-                let _ = node.move_there(&area, area.all());
-                let _ = node.move_home(&area, area.all());
+                // Some pages are absent at that moment, which is no mistake.
+                let _ = node.move_to_device(&area, area.all());
+                let _ = node.move_to_system(&area, area.all());
             }
             Ok(())
         });

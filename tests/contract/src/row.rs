@@ -1,6 +1,6 @@
-//! What a row is, all rows there are, and how they are listed.
+//! The rows: their type, their list, and how they are printed.
 //!
-//! It knows nothing of how a row is contained, nor of what rows do.
+//! It knows neither how a row is contained nor what rows do.
 
 use std::fmt::Write;
 
@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::rows::CHAPTERS;
 
-/// One duty, and what would notice if it were not done.
+/// One duty, and a program that would notice if it were not done.
 pub(crate) struct Row {
     /// Its name: unique, of words with hyphens.
     pub(crate) name: &'static str,
     /// What must be so, and what must not happen.
     pub(crate) duty: &'static str,
-    /// Where the duty comes from: a file and function of Linux 7.3, or a section of its
+    /// The source of the duty: a file and function of Linux 7.3, or a section of its
     /// `Documentation/mm/hmm.rst`.
     pub(crate) source: &'static str,
-    /// Tries it. An error says that the duty was not done, unless it is [`CannotRun`].
+    /// Tries the duty. An error means that it was not done, unless it is [`CannotRun`].
     pub(crate) run: fn() -> Result<()>,
 }
 
@@ -40,18 +40,18 @@ impl std::fmt::Display for CannotRun {
 
 impl std::error::Error for CannotRun {}
 
-/// The error that says so.
+/// An error with this reason.
 pub(crate) fn cannot_run(reason: impl Into<String>) -> anyhow::Error {
     CannotRun(reason.into()).into()
 }
 
-/// What came of a row.
+/// The outcome of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", content = "reason", rename_all = "kebab-case")]
 pub(crate) enum Outcome {
     /// The duty was done.
     Kept,
-    /// It was not, or something happened that must not.
+    /// It was not done, or something happened that must not happen.
     Broken(String),
     /// It could not be tried, for this reason.
     CannotRun(String),
@@ -74,7 +74,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Row> {
     CHAPTERS.iter().flat_map(|chapter| chapter.rows)
 }
 
-/// Runs a row in this process, if there is one with this name.
+/// Runs the row with this name in this process, if it exists.
 pub(crate) fn run_here(name: &str) -> Option<Outcome> {
     let row = all().find(|row| row.name == name)?;
     Some((row.run)().into())
@@ -113,7 +113,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     /// The document that people read; its tables begin after this line.
-    const DOCUMENT: &str = include_str!("../../../spec/contract.md");
+    const DOCUMENT: &str = include_str!("../../../docs/contract.md");
     const BEGIN: &str = "<!-- `hmm-contract list --markdown` from here on -->\n";
 
     #[test]
@@ -130,7 +130,7 @@ mod tests {
             assert!(row.name.chars().all(of_words), "{}", row.name);
             assert!(names.insert(row.name), "{} is there twice", row.name);
             assert!(row.duty.len() > 20, "{} says what must be so", row.name);
-            assert!(row.source.len() > 5, "{} says who says so", row.name);
+            assert!(row.source.len() > 5, "{} says where it is from", row.name);
             let table = |text: &str| !text.contains(['|', '\n']);
             assert!(table(row.duty) && table(row.source), "{}", row.name);
         }

@@ -1,12 +1,12 @@
-//! Rows in processes of their own, and what must be so after each of them.
+//! Runs rows in processes of their own, and checks the machine after each of them.
 //!
-//! It knows what a row leaves behind, and nothing of what it does.
+//! It knows what a row may leave behind, not what the row does.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -16,14 +16,11 @@ use rustix::fs::{fcntl_setfl, OFlags};
 use rustix::process::{kill_process_group, pidfd_open, Pid, PidfdFlags, Signal};
 use serde::Serialize;
 
+use crate::kernel;
 use crate::row::{all, Outcome, Row};
 
-/// How long what a row left may take to go: driver and kernel let go of a dead process in
-/// their own time, for which there is no event.
-const SETTLE: Duration = Duration::from_secs(20);
-
-/// How long a killed row may take to be gone.
-const DEATH: Duration = Duration::from_secs(10);
+/// The exit status of the kernel's own tests when they were skipped (`KSFT_SKIP`).
+const SKIPPED: i32 = 4;
 
 /// A row's verdict, as it is printed.
 #[derive(Debug, Serialize)]
@@ -34,7 +31,7 @@ struct Verdict<'a> {
     milliseconds: u128,
 }
 
-/// Runs the rows that these words name; says whether none was broken.
+/// Runs the rows that these words name. Returns whether none was broken.
 ///
 /// # Errors
 ///
@@ -55,7 +52,7 @@ pub(crate) fn run(words: &[String], json: bool, limit: Duration) -> Result<bool>
         let before = mistakes()?;
         let mut outcome = contain(row, limit);
         if outcome == Outcome::Kept {
-            outcome = settle(&before).into();
+            outcome = settle(&before, limit).into();
         }
         let verdict = Verdict {
             row: row.name,
@@ -103,7 +100,7 @@ fn line(verdict: &Verdict<'_>) -> String {
     .to_owned()
 }
 
-/// Runs a row in a process group of its own; whatever becomes of that is an outcome.
+/// Runs a row in a process group of its own. However it ends, the result is an outcome.
 fn contain(row: &Row, limit: Duration) -> Outcome {
     match try_contain(row, limit) {
         Ok(outcome) => outcome,
@@ -112,12 +109,51 @@ fn contain(row: &Row, limit: Duration) -> Outcome {
 }
 
 fn try_contain(row: &Row, limit: Duration) -> Result<Outcome> {
-    // Whatever the kernel says from here on belongs to this row.
-    let _ = fs::write("/dev/kmsg", format!("hmm-contract: {}", row.name));
-    let mut process = Command::new("/proc/self/exe")
-        .args(["row", row.name])
+    let mut command = Command::new("/proc/self/exe");
+    let (status, text) = run_apart(row.name, command.args(["row", row.name]), limit)?;
+    let last = text.lines().last().unwrap_or_default();
+    match serde_json::from_str(last) {
+        Ok(outcome) if status.success() => Ok(outcome),
+        _ => bail!(
+            "its process ended without a verdict: {status}: {}",
+            text.trim()
+        ),
+    }
+}
+
+/// Runs a program as rows are run, and judges it by its end and by what it leaves. Prints the
+/// verdict and returns whether all was right.
+///
+/// # Errors
+///
+/// When the machine has no device.
+pub(crate) fn watch(program: &[String], limit: Duration) -> Result<bool> {
+    let before = mistakes()?;
+    let (first, arguments) = program.split_first().context("there is no program")?;
+    let outcome = match run_apart(first, Command::new(first).args(arguments), limit) {
+        Err(error) => Outcome::Broken(format!("{error:#}")),
+        Ok((status, _)) if status.code() == Some(SKIPPED) => {
+            Outcome::CannotRun("it has skipped what it was to do".into())
+        }
+        Ok((status, text)) if !status.success() => {
+            let lines: Vec<_> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(12)..].join("\n");
+            Outcome::Broken(format!("{status}: {last}"))
+        }
+        Ok(_) => settle(&before, limit).into(),
+    };
+    println!("{}", serde_json::json!(outcome));
+    Ok(!matches!(outcome, Outcome::Broken(_)))
+}
+
+/// Runs a program in a process group of its own. Returns how it ended and its output.
+fn run_apart(name: &str, command: &mut Command, limit: Duration) -> Result<(ExitStatus, String)> {
+    // Later lines of the kernel log belong to this program.
+    let _ = fs::write("/dev/kmsg", format!("hmm-contract: {name}"));
+    let mut process = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .env(kernel::LIMIT, limit.as_secs().to_string())
         .process_group(0)
         .spawn()
         .context("starting a process for the row")?;
@@ -129,9 +165,9 @@ fn try_contain(row: &Row, limit: Duration) -> Result<Outcome> {
     } else {
         whereabouts(id)
     };
-    // Its children, if it left any.
+    // Kills its children, if it left any.
     let _ = kill_process_group(id, Signal::KILL);
-    if !ended && !wait(&mut process, DEATH)? {
+    if !ended && !wait(&mut process, limit)? {
         bail!("it did not end within {limit:?} and cannot be killed:{stuck}");
     }
     let status = process.wait().context("reaping the row's process")?;
@@ -139,17 +175,10 @@ fn try_contain(row: &Row, limit: Duration) -> Result<Outcome> {
     if !ended {
         bail!("it did not end within {limit:?}:{stuck}");
     }
-    let last = text.lines().last().unwrap_or_default();
-    match serde_json::from_str(last) {
-        Ok(outcome) if status.success() => Ok(outcome),
-        _ => bail!(
-            "its process ended without a verdict: {status}: {}",
-            text.trim()
-        ),
-    }
+    Ok((status, text))
 }
 
-/// Waits for the end of a process; says whether it came in time.
+/// Waits for the end of a process. Returns whether it ended in time.
 fn wait(process: &mut Child, limit: Duration) -> Result<bool> {
     let file = pidfd_open(Pid::from_child(process), PidfdFlags::empty())
         .context("a descriptor of the row's process")?;
@@ -167,7 +196,7 @@ fn wait(process: &mut Child, limit: Duration) -> Result<bool> {
     }
 }
 
-/// What has been printed; not what a process prints later that holds the pipe still.
+/// The output so far. Later output, by a process that still holds the pipe, is not waited for.
 fn drain(mut output: ChildStdout) -> Result<String> {
     fcntl_setfl(output.as_fd(), OFlags::NONBLOCK).context("looking at the row's output")?;
     let mut bytes = Vec::new();
@@ -179,7 +208,7 @@ fn drain(mut output: ChildStdout) -> Result<String> {
     }
 }
 
-/// Where the threads of a process are in the kernel, as far as it tells.
+/// Where the threads of a process are in the kernel, as far as the kernel says.
 fn whereabouts(id: Pid) -> String {
     let mut text = String::new();
     let tasks = format!("/proc/{}/task", id.as_raw_nonzero());
@@ -196,12 +225,17 @@ fn whereabouts(id: Pid) -> String {
     text
 }
 
-/// What checking devices have noticed since they were made.
+/// The mistakes that checking devices and their drivers have noticed since they started.
 fn mistakes() -> Result<Vec<String>> {
     let mut all = Vec::new();
     for path in Device::list() {
-        let device = Device::open(&path)?.counters()?.device;
+        let counters = Device::open(&path)?.counters()?;
+        let (driver, device) = (counters.driver, counters.device);
         for (what, count) in [
+            (
+                "changes that could not wait for pages on the move",
+                driver.changes_hurried.into(),
+            ),
             ("accesses through stale translations", device.stale_accesses),
             ("uses of freed frames", device.freed_frame_uses),
         ] {
@@ -211,9 +245,10 @@ fn mistakes() -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Waits until nothing of a row is left on any device, and checks that the devices have
-/// noticed nothing wrong.
-fn settle(before: &[String]) -> Result<()> {
+/// Waits until nothing of a row is left on any device, and checks that the devices have noticed no
+/// mistake. Driver and kernel release a dead process in their own time, without an event; they get
+/// as long as a row may take.
+fn settle(before: &[String], limit: Duration) -> Result<()> {
     let begun = Instant::now();
     for path in Device::list() {
         let device = Device::open(&path)?;
@@ -230,17 +265,23 @@ fn settle(before: &[String]) -> Result<()> {
                 break;
             };
             ensure!(
-                begun.elapsed() < SETTLE,
-                "{}: {count} {what} are left after {SETTLE:?}",
+                begun.elapsed() < limit,
+                "{}: {count} {what} are left after {limit:?}",
                 path.display()
             );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
     let after = mistakes()?;
+    let new: Vec<_> = after
+        .iter()
+        .filter(|line| !before.contains(line))
+        .map(String::as_str)
+        .collect();
     ensure!(
         after == before,
-        "the devices noticed mistakes: {before:?}, then {after:?}"
+        "devices and drivers noticed mistakes, since they were made: {}",
+        new.join(", ")
     );
     Ok(())
 }

@@ -2,9 +2,12 @@
 //!
 //! The only file of this program that calls C. It knows nothing of the device.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_short, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hmm::spec::uapi::{Call, Migrate};
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {
@@ -37,7 +40,7 @@ pub(crate) const READ: c_int = libc::PROT_READ;
 /// Reading and writing.
 pub(crate) const READ_WRITE: c_int = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Makes a mapping: its address.
+/// Makes a mapping and returns its address.
 ///
 /// # Safety
 ///
@@ -63,7 +66,7 @@ pub(crate) unsafe fn map(
     }
 }
 
-/// Takes a mapping away.
+/// Removes a mapping.
 ///
 /// # Safety
 ///
@@ -73,7 +76,7 @@ pub(crate) unsafe fn unmap(address: usize, bytes: usize) -> io::Result<()> {
     check(unsafe { libc::munmap(pointer(address), bytes) }).map(drop)
 }
 
-/// Moves a mapping: its new address.
+/// Moves a mapping and returns its new address.
 ///
 /// # Safety
 ///
@@ -94,7 +97,7 @@ pub(crate) unsafe fn remap(
     }
 }
 
-/// Changes what a range may be used for.
+/// Changes the protection of a range.
 ///
 /// # Safety
 ///
@@ -104,7 +107,7 @@ pub(crate) unsafe fn protect(address: usize, bytes: usize, protection: c_int) ->
     check(unsafe { libc::mprotect(pointer(address), bytes, protection) }).map(drop)
 }
 
-/// Gives advice on a range, some of which empties it.
+/// Gives advice on a range; some kinds of advice empty it.
 ///
 /// # Safety
 ///
@@ -174,14 +177,46 @@ pub(crate) fn wait(id: i32) -> io::Result<End> {
     }
 }
 
+/// Makes this process belong to a user, and to the group of the same number, for good.
+pub(crate) fn become_user(user: u32) -> io::Result<()> {
+    // SAFETY: it takes no memory.
+    check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::setgid(user) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::setuid(user) }).map(drop)
+}
+
+/// Forbids other processes of the same user to look into this one, or allows it.
+pub(crate) fn hide(hides: bool) -> io::Result<()> {
+    let dumpable = libc::c_ulong::from(!hides);
+    // SAFETY: it takes no memory.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, dumpable, 0, 0, 0) }).map(drop)
+}
+
+/// Makes the next child of this process the first of a new process namespace.
+pub(crate) fn own_process_numbers() -> io::Result<()> {
+    // SAFETY: it takes no memory and concerns children only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWPID) }).map(drop)
+}
+
 /// Sends a signal.
 pub(crate) fn signal(id: i32, number: c_int) -> io::Result<()> {
     // SAFETY: it takes no memory.
     check(unsafe { libc::kill(id, number) }).map(drop)
 }
 
-/// From now on this signal ends the process at once. The handlers that Rust installs for
-/// some of them return if they do not know the address, and the access is tried again.
+/// The ioctl [`Migrate`], once: a signal ends it with what has been done.
+pub(crate) fn migrate(file: BorrowedFd<'_>, argument: &mut Migrate) -> io::Result<()> {
+    let argument = std::ptr::from_mut(argument);
+    // SAFETY: the call reads and writes this structure, which lives long enough. To move pages
+    // changes no byte of the process.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(Migrate::CODE), argument) })?;
+    Ok(())
+}
+
+/// Makes this signal end the process at once. Rust's own handlers for some signals return if they
+/// do not know the address, and the access is tried again.
 pub(crate) fn die_of(number: c_int) {
     // SAFETY: no handler is set, so that nothing of ours runs when the signal comes.
     unsafe { libc::signal(number, libc::SIG_DFL) };
@@ -192,21 +227,21 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
     // SAFETY: there is room for both descriptors.
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     let read = unsafe { OwnedFd::from_raw_fd(ends[0]) };
     // SAFETY: as above.
     let write = unsafe { OwnedFd::from_raw_fd(ends[1]) };
     Ok((read, write))
 }
 
-/// Has the kernel read memory of this process and write it to a file: how many bytes.
-/// Where the CPU could not read, the answer is `EFAULT` instead of a signal.
+/// Has the kernel read memory of this process and write it to a file. Returns how many bytes. If
+/// the CPU could not read the memory, the answer is `EFAULT` instead of a signal.
 pub(crate) fn write_from(file: BorrowedFd<'_>, address: usize, bytes: usize) -> io::Result<usize> {
     // SAFETY: the kernel checks the range.
     check_long(unsafe { libc::write(file.as_raw_fd(), pointer(address), bytes) })
 }
 
-/// Has the kernel read from a file and write to memory of this process: how many bytes.
+/// Has the kernel read from a file and write to memory of this process. Returns how many bytes.
 ///
 /// # Safety
 ///
@@ -220,8 +255,8 @@ pub(crate) unsafe fn read_into(
     check_long(unsafe { libc::read(file.as_raw_fd(), pointer(address), bytes) })
 }
 
-/// Puts the pages of a range into a pipe without copying: how many bytes. As long as
-/// they are in there, they are pinned.
+/// Puts the pages of a range into a pipe without copying. Returns how many bytes. The pages are
+/// pinned as long as they are in the pipe.
 pub(crate) fn splice_pages(
     pipe: BorrowedFd<'_>,
     address: usize,
@@ -291,8 +326,8 @@ pub(crate) fn detach(id: i32) -> io::Result<()> {
     check_word(result).map(drop)
 }
 
-/// Has a child that shares this process's memory, as `vfork` makes it, end with a
-/// status: how it ended.
+/// Makes a child that shares this process's memory, as `vfork` does, and has it exit with a status.
+/// Returns how it ended.
 pub(crate) fn vfork_and_exit(status: c_int) -> io::Result<End> {
     extern "C" fn exit(status: *mut c_void) -> c_int {
         leave(c_int::try_from(status.addr()).unwrap_or(-1))
@@ -308,7 +343,7 @@ pub(crate) fn vfork_and_exit(status: c_int) -> io::Result<End> {
     wait(id)
 }
 
-/// Asks a driver for something: what the call returns.
+/// Makes an ioctl and returns its result.
 ///
 /// # Safety
 ///
@@ -322,7 +357,7 @@ pub(crate) unsafe fn control<T>(
     check(unsafe { libc::ioctl(file.as_raw_fd(), code.into(), argument) })
 }
 
-/// A userfaultfd: decides what is found in a range, page by page.
+/// A userfaultfd: this process serves the faults of a range, page by page.
 #[derive(Debug)]
 pub(crate) struct Userfault {
     file: OwnedFd,
@@ -339,8 +374,10 @@ mod uffd {
     pub(super) const MODE_WP: u64 = 2;
     pub(super) const PROTECT: u64 = 1;
     pub(super) const FEATURE_WP: u64 = 1;
+    pub(super) const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+    pub(super) const FEATURE_WP_ASYNC: u64 = 1 << 15;
     pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
-    /// Bytes of a message, and where the address is in one about a page fault.
+    /// The size of a message, and the offset of the address in one about a page fault.
     pub(super) const MESSAGE: usize = 32;
     pub(super) const ADDRESS: std::ops::Range<usize> = 16..24;
 }
@@ -348,13 +385,22 @@ mod uffd {
 impl Userfault {
     /// Opens one.
     pub(crate) fn new() -> io::Result<Self> {
+        Self::with(uffd::FEATURE_WP)
+    }
+
+    /// Opens one that resolves writes to protected pages by itself, and remembers them.
+    pub(crate) fn asynchronous() -> io::Result<Self> {
+        Self::with(uffd::FEATURE_WP_ASYNC | uffd::FEATURE_WP_UNPOPULATED)
+    }
+
+    fn with(features: u64) -> io::Result<Self> {
         // SAFETY: it takes no memory.
         let file = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
         let file = c_int::try_from(check_word(file)?).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         let file = unsafe { OwnedFd::from_raw_fd(file) };
         let this = Self { file };
-        this.call(uffd::UFFDIO_API, &mut [uffd::API, uffd::FEATURE_WP, 0])?;
+        this.call(uffd::UFFDIO_API, &mut [uffd::API, features, 0])?;
         Ok(this)
     }
 
@@ -364,7 +410,7 @@ impl Userfault {
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), code, words.as_mut_ptr()) }).map(drop)
     }
 
-    /// From now on, who touches a missing page of the range waits for [`Self::copy`].
+    /// From now on, a thread that touches a missing page of the range waits for [`Self::copy`].
     pub(crate) fn register_missing(&self, address: usize, bytes: usize) -> io::Result<()> {
         self.register(address, bytes, uffd::MODE_MISSING)
     }
@@ -379,7 +425,7 @@ impl Userfault {
         self.call(uffd::UFFDIO_REGISTER, words)
     }
 
-    /// Waits for the next fault: its address.
+    /// Waits for the next fault and returns its address.
     pub(crate) fn next_fault(&self) -> io::Result<usize> {
         let mut message = [0_u8; uffd::MESSAGE];
         let count = rustix::io::read(&self.file, &mut message)?;
@@ -397,7 +443,7 @@ impl Userfault {
         self.call(uffd::UFFDIO_COPY, words)
     }
 
-    /// Protects pages against writing, or ends that and wakes who waits.
+    /// Protects pages against writing, or ends that and wakes the threads that wait.
     pub(crate) fn protect(&self, address: usize, bytes: usize, on: bool) -> io::Result<()> {
         let mode = if on { uffd::PROTECT } else { 0 };
         self.call(
@@ -405,6 +451,58 @@ impl Userfault {
             &mut [address as u64, bytes as u64, mode],
         )
     }
+}
+
+/// The ioctl of `linux/fs.h` that finds pages in a page map.
+mod scan {
+    pub(super) const PAGEMAP_SCAN: u64 = 0xc060_6610;
+    pub(super) const WP_MATCHING: u64 = 1;
+    pub(super) const CHECK_WPASYNC: u64 = 2;
+    pub(super) const PAGE_IS_WRITTEN: u64 = 2;
+    /// Words of the argument, and of a range that is found.
+    pub(super) const ARGUMENT: usize = 12;
+    pub(super) const REGION: usize = 3;
+    /// The most ranges that are found.
+    pub(super) const REGIONS: usize = 256;
+}
+
+/// The pages of a range that were written since they were protected. An asynchronous [`Userfault`]
+/// must track the range. If `protect` is set, these pages are protected anew.
+pub(crate) fn written_pages(address: usize, bytes: usize, protect: bool) -> io::Result<Vec<usize>> {
+    let map = std::fs::File::open("/proc/self/pagemap")?;
+    let mut found = [[0_u64; scan::REGION]; scan::REGIONS];
+    let mut argument: [u64; scan::ARGUMENT] = [
+        (scan::ARGUMENT * 8) as u64,
+        if protect {
+            scan::WP_MATCHING | scan::CHECK_WPASYNC
+        } else {
+            0
+        },
+        address as u64,
+        (address + bytes) as u64,
+        0,
+        found.as_mut_ptr().expose_provenance() as u64,
+        scan::REGIONS as u64,
+        0,
+        0,
+        scan::PAGE_IS_WRITTEN,
+        0,
+        scan::PAGE_IS_WRITTEN,
+    ];
+    // SAFETY: the code carries the size of the argument, which names room for as many ranges as it
+    // says.
+    let count =
+        check(unsafe { libc::ioctl(map.as_raw_fd(), scan::PAGEMAP_SCAN, argument.as_mut_ptr()) })?;
+    let count = usize::try_from(count).map_err(io::Error::other)?;
+    let place = |end: u64| {
+        let end = usize::try_from(end).map_err(io::Error::other)?;
+        Ok::<_, io::Error>((end - address) / crate::area::PAGE)
+    };
+    let mut pages = Vec::new();
+    for [start, end, _] in found.into_iter().take(count) {
+        pages.extend(place(start)?..place(end)?);
+    }
+    Ok(pages)
 }
 
 /// Sleeps on the first word of an area, if it still holds `value`, until it is woken or
@@ -428,8 +526,156 @@ pub(crate) fn futex_wait(area: &crate::area::Area, value: u64, limit: std::time:
     };
 }
 
-/// Wakes who sleeps on the first word of an area: how many did.
+/// Wakes the threads that sleep on the first word of an area. Returns how many.
 pub(crate) fn futex_wake(area: &crate::area::Area) -> io::Result<libc::c_long> {
     // SAFETY: the kernel checks the address, and uses it as a name only.
     check_word(unsafe { libc::syscall(libc::SYS_futex, area.address(0), libc::FUTEX_WAKE, 9) })
+}
+
+/// Makes the calling process, which has one thread, belong to a user and to the group of the same
+/// number.
+pub(crate) fn set_user(user: u32) -> io::Result<()> {
+    // SAFETY: the calls take numbers only.
+    check(unsafe { libc::setgid(user) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::setuid(user) })?;
+    // Otherwise only root may read its own `/proc/self/pagemap`. SAFETY: as above.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) })?;
+    Ok(())
+}
+
+/// The value of `CLOCK_MONOTONIC` in nanoseconds.
+pub(crate) fn monotonic() -> io::Result<i64> {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is written and lives long enough.
+    check(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) })?;
+    Ok(now.tv_sec * 1_000_000_000 + now.tv_nsec)
+}
+
+/// Signals that have been handled.
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count_signal(_number: c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Installs a handler that only counts.
+fn handle(number: c_int, restart: bool) -> io::Result<()> {
+    // SAFETY: all bytes zero are a valid structure: no flags, no masked signals.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count_signal as extern "C" fn(c_int) as libc::sighandler_t;
+    action.sa_flags = if restart { libc::SA_RESTART } else { 0 };
+    // SAFETY: the handler only changes an atomic number.
+    check(unsafe { libc::sigaction(number, &action, std::ptr::null_mut()) }).map(drop)
+}
+
+/// A signal that is sent again and again as long as this exists, and is counted.
+#[derive(Debug)]
+pub(crate) struct Signals(());
+
+impl Signals {
+    /// Sends one after each period. The handler restarts calls if `restart` is set.
+    pub(crate) fn every(period: std::time::Duration, restart: bool) -> io::Result<Self> {
+        handle(libc::SIGALRM, restart)?;
+        Self::set_timer(period)?;
+        Ok(Self(()))
+    }
+
+    /// How many there were.
+    pub(crate) fn count(&self) -> u64 {
+        SIGNALS.load(Ordering::Relaxed)
+    }
+
+    fn set_timer(period: std::time::Duration) -> io::Result<()> {
+        let period = libc::timeval {
+            tv_sec: period.as_secs().try_into().unwrap_or(0),
+            tv_usec: period.subsec_micros().into(),
+        };
+        let timer = libc::itimerval {
+            it_interval: period,
+            it_value: period,
+        };
+        // SAFETY: `timer` is only read.
+        check(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) }).map(drop)
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // A signal may be on its way, so the handler stays.
+        let _ = Self::set_timer(std::time::Duration::ZERO);
+    }
+}
+
+/// The poll event of a descriptor that is not open.
+pub(crate) const NOT_OPEN: c_short = libc::POLLNVAL;
+
+/// A thread that polls a descriptor by its number, without a limit of time.
+pub(crate) struct Poller<'scope> {
+    thread: std::thread::ScopedJoinHandle<'scope, io::Result<c_short>>,
+    id: std::sync::mpsc::Receiver<i32>,
+    known: std::cell::Cell<i32>,
+}
+
+impl<'scope> Poller<'scope> {
+    /// Starts it.
+    pub(crate) fn start(scope: &'scope std::thread::Scope<'scope, '_>, descriptor: RawFd) -> Self {
+        let (tell, id) = std::sync::mpsc::channel();
+        let thread = scope.spawn(move || {
+            // SAFETY: it takes no memory.
+            let thread = unsafe { libc::gettid() };
+            tell.send(thread).map_err(io::Error::other)?;
+            let mut file = libc::pollfd {
+                fd: descriptor,
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: `file` is one structure, which is written and lives long enough.
+            check(unsafe { libc::poll(&mut file, 1, -1) })?;
+            Ok(file.revents)
+        });
+        Self {
+            thread,
+            id,
+            known: std::cell::Cell::new(0),
+        }
+    }
+
+    fn id(&self) -> io::Result<i32> {
+        if self.known.get() == 0 {
+            self.known.set(self.id.recv().map_err(io::Error::other)?);
+        }
+        Ok(self.known.get())
+    }
+
+    /// Whether the thread sleeps in the call.
+    pub(crate) fn sleeps(&self) -> io::Result<bool> {
+        let path = format!("/proc/self/task/{}/syscall", self.id()?);
+        let number = format!("{} ", libc::SYS_poll);
+        Ok(std::fs::read_to_string(path)?.starts_with(&number))
+    }
+
+    /// Sends the thread a signal, after which a poll does not go on, and waits for its end. Returns
+    /// the result of the call.
+    pub(crate) fn wake_and_join(self) -> io::Result<io::Result<c_short>> {
+        handle(libc::SIGUSR1, false)?;
+        let process = std::process::id();
+        // SAFETY: it takes no memory.
+        check_word(unsafe { libc::syscall(libc::SYS_tgkill, process, self.id()?, libc::SIGUSR1) })?;
+        let panicked = |_| io::Error::other("the thread panicked");
+        self.thread.join().map_err(panicked)
+    }
+}
+
+/// Lets this process leave a core dump of any size when it dies.
+pub(crate) fn allow_core_dump() -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: `limit` is only read.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &limit) }).map(drop)
 }

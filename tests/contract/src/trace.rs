@@ -1,6 +1,7 @@
-//! In which order functions of the kernel are called: probes of its own (`kprobe_events`).
+//! Records the order in which functions of the kernel are called, with probes of its own
+//! (`kprobe_events`).
 //!
-//! It knows nothing of what the functions do.
+//! It does not know what the functions do.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +18,7 @@ const TRACING: &str = "/sys/kernel/tracing";
 /// A call of a function that is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
-    /// The name that it is watched by.
+    /// The name of its probe.
     pub(crate) name: String,
     /// Its first argument.
     pub(crate) argument: u64,
@@ -32,7 +33,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// Watches functions, each by a name, when the calling thread calls them.
+    /// Watches functions, each under a name, when the calling thread calls them.
     pub(crate) fn new(functions: &[(&'static str, &str)]) -> Result<Self> {
         let group = format!("contract{}", process::id());
         let instance = PathBuf::from(format!("{TRACING}/instances/{group}"));
@@ -56,7 +57,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Adds or removes a probe, and leaves those of others alone.
+    /// Adds or removes a probe, and leaves other programs' probes alone.
     fn define(&self, line: &str) -> Result<()> {
         let path = format!("{TRACING}/kprobe_events");
         let mut file = File::options()
@@ -67,7 +68,7 @@ impl Trace {
             .with_context(|| format!("{path} does not take {line}"))
     }
 
-    /// Which calls there are while this is done, one after the other.
+    /// The calls during `what`, in order.
     pub(crate) fn during(&self, what: impl FnOnce() -> Result<()>) -> Result<Vec<Call>> {
         let buffer = self.instance.join("trace");
         // Writing to it empties it.
@@ -84,7 +85,7 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        // Probes can be removed when nobody uses them.
+        // A probe can be removed when it is not in use.
         let _ = fs::remove_dir(&self.instance);
         for name in &self.names {
             let _ = self.define(&format!("-:{}/{name}", self.group));
@@ -92,7 +93,7 @@ impl Drop for Trace {
     }
 }
 
-/// What a line of the buffer says: `hmm-contract-12 [000] ..... 1.25: name: (f+0x0/0x9) argument=0x1`.
+/// Parses a line of the buffer, `hmm-contract-12 [000] ..... 1.25: name: (f+0x0/0x9) argument=0x1`.
 fn call(line: &str) -> Option<Call> {
     let name = line.split(": ").nth(1)?.to_owned();
     let (_, argument) = line.rsplit_once("argument=0x")?;

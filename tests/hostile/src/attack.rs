@@ -1,8 +1,7 @@
-//! Everything that is tried, by name.
+//! All attacks, by name.
 //!
-//! An attack is given a device that was just initialised and leaves it in whatever
-//! state it likes: the health check begins with a reset. What an attack can know of
-//! right answers it checks itself.
+//! An attack gets a device that was just initialised and may leave it in any state: the health
+//! check begins with a reset. If an attack knows the right answers, it checks them itself.
 
 mod chains;
 mod concurrency;
@@ -19,7 +18,7 @@ use crate::session::Session;
 pub(crate) struct Attack {
     /// Its name on the command line.
     pub(crate) name: &'static str,
-    /// Carries out one round; an error is something that the device did wrong.
+    /// Carries out one round. An error is something that the device did wrong.
     pub(crate) run: fn(&mut Session, &mut fastrand::Rng) -> Result<()>,
 }
 
@@ -43,7 +42,7 @@ pub(crate) const ATTACKS: &[Attack] = attacks! {
         reset_under_load kick_storm;
 };
 
-/// One of these.
+/// One of these, at random.
 fn pick<T: Copy>(random: &mut fastrand::Rng, from: &[T]) -> T {
     from[random.usize(..from.len())]
 }

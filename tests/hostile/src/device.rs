@@ -1,9 +1,9 @@
-//! The device, driven by a driver that keeps the rules.
+//! The device, used by a driver that keeps the rules.
 //!
-//! It owns transport, memory and rings, sends chains and checks every one that
-//! comes back: only what was sent, only once, and no byte beyond what the device
-//! says it wrote. Whoever wants to break the rules takes the parts and breaks them,
-//! and starts the device anew afterwards. It knows nothing of requests.
+//! It owns transport, memory and rings. It sends chains and checks every one that comes back: only
+//! chains that were sent, each only once, and no byte beyond those that the device says it wrote.
+//! An attack takes the parts, breaks the rules with them, and restarts the device afterwards. It
+//! knows nothing of requests.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,22 +23,21 @@ use crate::memory::{Arena, HUGE};
 use crate::ring::{flags, Descriptor, Ring, SIZE, STRIDE};
 use crate::transport::{Doorbell, Transport};
 
-/// How long the device may take for an answer that it owes.
+/// How long the device may take for an answer.
 ///
-/// It answers in microseconds; everything beyond is an emulated machine on a busy
-/// host.
+/// It answers in microseconds; only an emulated machine on a busy host takes longer.
 pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long to rest between two looks at the used ring.
+/// The pause between two polls of the used ring.
 ///
-/// Interrupts are off, so there is no event to wait for; the rest leaves the host's
-/// processors to the device.
+/// Interrupts are off, so there is no event to wait for. The pause leaves the host's processors to
+/// the device.
 const REST: Duration = Duration::from_micros(50);
 
-/// Where buffers of requests and replies are.
+/// The buffers of requests and replies.
 const BUFFERS: Range<usize> = HUGE..2 * HUGE;
 
-/// Where the memory begins that attacks and checks may map and copy.
+/// The start of the memory that attacks and checks may map and copy.
 pub(crate) const DATA: usize = 2 * HUGE;
 
 /// Huge pages of memory to map and copy.
@@ -47,7 +46,7 @@ pub(crate) const DATA_PAGES: usize = 2;
 /// Untouched bytes between two buffers.
 const GAP: usize = 64;
 
-/// What lies in a byte of a reply that the device has not written.
+/// The value of a byte of a reply that the device has not written.
 const BLANK: u8 = 0x5c;
 
 /// Every queue in the order of its number.
@@ -70,14 +69,14 @@ pub(crate) struct Ticket {
     serial: u64,
 }
 
-/// A chain in the device's hands.
+/// A chain that the device has.
 #[derive(Debug)]
 struct InFlight {
     serial: u64,
     descriptors: Vec<u16>,
-    /// Its memory, so that it is not used for anything else.
+    /// Its memory, so that it is not used again meanwhile.
     buffers: Vec<Range<usize>>,
-    /// The part of it that the device may write, in the order of the chain.
+    /// The parts of it that the device may write, in the order of the chain.
     writable: Vec<Range<usize>>,
 }
 
@@ -90,14 +89,14 @@ struct Channel {
     in_flight: HashMap<u32, InFlight>,
 }
 
-/// The device and all that is needed to talk to it.
+/// The device and everything needed to talk to it.
 #[derive(Debug)]
 pub(crate) struct Device {
     /// The registers.
     pub(crate) transport: Transport,
     /// The memory that the device can reach.
     pub(crate) arena: Arena,
-    /// What the device says about itself.
+    /// The device's description of itself.
     pub(crate) config: Config,
     channels: Vec<Channel>,
     /// The next free byte of [`BUFFERS`].
@@ -111,7 +110,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// When there is none, it is not this device, or it does not start.
+    /// When the machine has no such device, or it does not start.
     pub(crate) fn open() -> Result<Self> {
         let transport = Transport::open(DEVICE_ID)?;
         let mut config = Config::new_zeroed();
@@ -134,8 +133,8 @@ impl Device {
         Ok(device)
     }
 
-    /// Resets the device, checks that it has kept to what it was offered, and starts
-    /// it with empty queues.
+    /// Resets the device, checks that it has written only to offered memory, and starts it with
+    /// empty queues.
     ///
     /// # Errors
     ///
@@ -170,7 +169,7 @@ impl Device {
         self.say(VIRTIO_CONFIG_S_DRIVER_OK)
     }
 
-    /// Does all that comes before the queues are set up (virtio 1.3, 3.1.1).
+    /// Does all that precedes the setup of the queues (virtio 1.3, 3.1.1).
     ///
     /// # Errors
     ///
@@ -203,7 +202,7 @@ impl Device {
         self.transport.set_status(status)
     }
 
-    /// Sends a chain that keeps the rules and tells the device.
+    /// Sends a chain that keeps the rules and notifies the device.
     ///
     /// # Errors
     ///
@@ -214,7 +213,7 @@ impl Device {
         Ok(ticket)
     }
 
-    /// As [`Self::send`], but does not tell the device.
+    /// As [`Self::send`], but does not notify the device.
     ///
     /// # Errors
     ///
@@ -253,12 +252,11 @@ impl Device {
         self.make_available(queue, descriptors, buffers, writable)
     }
 
-    /// Makes a chain available that may break every rule of chains, and tells the
-    /// device.
+    /// Makes a chain available that may break every rule of chains, and notifies the device.
     ///
-    /// `build` is given as many free descriptors as asked for, of which the first is
-    /// the head, and says what is written into which. `writable` is the memory that
-    /// the device may write to by them.
+    /// `build` gets as many free descriptors as asked for, the first of which is the head, and
+    /// returns what to write into each. `writable` is the memory that the device may write through
+    /// them.
     ///
     /// # Errors
     ///
@@ -312,7 +310,7 @@ impl Device {
         Ok(Ticket { queue, serial })
     }
 
-    /// Room for this many bytes that the device may write.
+    /// Reserves this many bytes for the device to write.
     ///
     /// # Errors
     ///
@@ -323,7 +321,7 @@ impl Device {
         Ok(at)
     }
 
-    /// Tells the device to look at a queue.
+    /// Notifies the device of a queue.
     ///
     /// # Errors
     ///
@@ -333,7 +331,7 @@ impl Device {
             .ring(self.channels[usize::from(queue.raw())].doorbell)
     }
 
-    /// Where the first part of a chain lies that the device has in its hands.
+    /// The first part of a chain that the device still has.
     pub(crate) fn request_of(&self, ticket: Ticket) -> Option<Range<usize>> {
         self.channels[usize::from(ticket.queue.raw())]
             .in_flight
@@ -342,14 +340,14 @@ impl Device {
             .and_then(|chain| chain.buffers.first().cloned())
     }
 
-    /// Memory and rings of a queue, to do anything with. The device must be
-    /// restarted before anything is sent again.
+    /// Memory and rings of a queue, for any use. The device must be restarted before anything is
+    /// sent again.
     pub(crate) fn parts(&mut self, queue: Queue) -> (&mut Arena, &mut Ring) {
         let channel = &mut self.channels[usize::from(queue.raw())];
         (&mut self.arena, &mut channel.ring)
     }
 
-    /// Puts bytes where the device can read them and returns where that is.
+    /// Puts bytes where the device can read them and returns their place.
     ///
     /// # Errors
     ///
@@ -365,7 +363,7 @@ impl Device {
                 wrapped = true;
                 at = BUFFERS.start;
             }
-            // What the device has in its hands is stepped over.
+            // Skips memory that the device still has.
             let taken = self
                 .channels
                 .iter()
@@ -382,7 +380,7 @@ impl Device {
         Ok(at)
     }
 
-    /// What the device wrote into the chain, when it has come back.
+    /// The bytes that the device wrote into the chain, if it has come back.
     ///
     /// # Errors
     ///
@@ -395,7 +393,7 @@ impl Device {
         Ok(self.returned.remove(&ticket))
     }
 
-    /// Waits for the chain and returns what the device wrote into it.
+    /// Waits for the chain and returns the bytes that the device wrote into it.
     ///
     /// # Errors
     ///
@@ -417,7 +415,8 @@ impl Device {
     ) -> Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + patience;
         loop {
-            // Looked at before the clock: a late look finds what is there.
+            // The clock is read before the ring, so that a late poll still finds an answer that is
+            // there.
             let late = Instant::now() > deadline;
             let answer = self.poll(ticket)?;
             if answer.is_some() || late {
@@ -458,7 +457,7 @@ impl Device {
     }
 }
 
-/// The device uses nothing of this memory once it is given back.
+/// The reset makes the device release this memory before it is freed.
 impl Drop for Device {
     fn drop(&mut self) {
         if let Err(error) = self.transport.reset() {
@@ -467,8 +466,8 @@ impl Drop for Device {
     }
 }
 
-/// What the device wrote: the first `length` bytes of the writable parts. The
-/// others must be as they were.
+/// Collects what the device wrote: the first `length` bytes of the writable parts. The others must
+/// be unchanged.
 fn gather(arena: &Arena, writable: &[Range<usize>], length: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for range in writable {

@@ -1,4 +1,4 @@
-//! Whether the device still does everything right.
+//! Checks that the device still does everything right.
 //!
 //! A driver that keeps the rules does a little of everything and checks every byte.
 
@@ -22,8 +22,7 @@ const SPACE: u32 = 0;
 const PAGES: u32 = 16;
 const BYTES: usize = PAGES as usize * PAGE;
 
-/// Where the pages are mapped: across the border between two page tables, so that
-/// both are used.
+/// The pages are mapped across the border between two page tables, so that both are used.
 const SMALL: u64 = 0x7f12_3460_0000 - 4 * PAGE_BYTES;
 const LARGE: u64 = 0x5555_5560_0000;
 const ON_DEVICE: u64 = 0x1000;
@@ -33,21 +32,21 @@ const BACK: usize = DATA + 2 * BYTES;
 
 const READ_WRITE: u16 = flags(rights::READ | rights::WRITE);
 
-/// How long a job of this little work may take.
+/// How long a small job may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Starts the device anew and has it do a little of everything.
+/// Restarts the device and has it do a little of everything.
 ///
 /// # Errors
 ///
-/// With the first thing that is not right.
+/// The first thing that is wrong.
 pub(crate) fn check(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     session.restart().context("starting the device anew")?;
     let at_first = nothing_is_left(session).context("after Init")?;
     copies_there_and_back(session, random).context("copying to the device and back")?;
     session.done(&list::<u8>(Request::SpaceCreate, SPACE, &[]))?;
     small_pages(session, random).context("small pages of the guest's memory")?;
-    large_page(session, random).context("a large page")?;
+    huge_page(session, random).context("a huge page")?;
     device_pages(session, random).context("pages of device memory")?;
     session.done(&list::<u8>(Request::SpaceDestroy, SPACE, &[]))?;
     let at_last = nothing_is_left(session).context("after everything was given back")?;
@@ -58,8 +57,8 @@ pub(crate) fn check(session: &mut Session, random: &mut fastrand::Rng) -> Result
     Ok(())
 }
 
-/// Nothing is there that was not created since the last `Init`; returns what page
-/// tables take all the same.
+/// Checks that nothing exists that was not created since the last `Init`. Returns the memory that
+/// page tables use even so.
 fn nothing_is_left(session: &mut Session) -> Result<u64> {
     let statistics = session.statistics()?;
     ensure!(
@@ -85,12 +84,12 @@ fn copies_there_and_back(session: &mut Session, random: &mut fastrand::Rng) -> R
     let back = frame(session, BACK);
     let there = [item(Kind::ToDevice, PAGES, source, 0)];
     let pages = u64::from(PAGES);
-    let home = [
+    let system = [
         item(Kind::OnDevice, PAGES, 0, pages),
         item(Kind::ToSystem, PAGES, pages, back),
         item(Kind::Discard, PAGES, 0, pages),
     ];
-    for items in [&there[..], &home[..]] {
+    for items in [&there[..], &system[..]] {
         let statuses = session.dma(&list(Request::Copy, 0, items))?;
         ensure!(
             statuses.iter().all(|status| *status == Status::Ok),
@@ -146,7 +145,7 @@ fn small_pages(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> 
     faults(session, self::sum(SMALL, BYTES).into(), SMALL, rights::READ).context("after Unmap")
 }
 
-fn large_page(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
+fn huge_page(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     let at = DATA + HUGE;
     let bytes = noise(random, HUGE);
     session.device.arena.write(at, &bytes)?;
@@ -188,7 +187,7 @@ fn device_pages(session: &mut Session, random: &mut fastrand::Rng) -> Result<()>
     Ok(())
 }
 
-/// A job ends with a fault at this address when it is told that nothing is there.
+/// Checks that a job faults at this address, and ends when it is told that there is no page.
 fn faults(
     session: &mut Session,
     operation: virtio_hmm_spec::wire::operation::Operation,
@@ -242,7 +241,7 @@ fn wrapping_sum(bytes: &[u8]) -> u64 {
         .fold(0, |sum, element| sum.wrapping_add(element.get()))
 }
 
-/// The frame that a place of the arena is in.
+/// The frame of an offset of the arena.
 pub(crate) fn frame(session: &Session, at: usize) -> u64 {
     session.device.arena.physical(at) >> PAGE_SHIFT
 }

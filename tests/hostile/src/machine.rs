@@ -1,4 +1,4 @@
-//! Where the guest's memory is, as far as its kernel says.
+//! The addresses of the guest's memory, as its kernel reports them.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ const MAP: &str = "/proc/iomem";
 /// No machine that these tests run on has memory at or above this address.
 const SURELY_NOTHING: u64 = 1 << 44;
 
-/// Where a run of frames lies.
+/// Where a run of frames is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// In memory as a whole.
@@ -24,7 +24,7 @@ pub(crate) enum Place {
 /// The guest's memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
-    /// First byte and first byte after each run.
+    /// The first byte of each run and the first one after it.
     memory: Vec<(u64, u64)>,
 }
 
@@ -33,14 +33,14 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// When it does not say.
+    /// When the kernel does not report it.
     pub(crate) fn read() -> Result<Self> {
         let text = fs::read_to_string(MAP).with_context(|| format!("reading {MAP}"))?;
         Ok(Self::parse(&text))
     }
 
     fn parse(text: &str) -> Self {
-        // Nested resources are indented; those of interest are not.
+        // Nested resources are indented; the memory is not.
         let memory = text
             .lines()
             .filter_map(|line| {

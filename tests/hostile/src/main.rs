@@ -1,9 +1,8 @@
 //! A guest that breaks every rule.
 //!
-//! It takes the accelerator away from its driver and drives it itself, from user
-//! space, as root: registers, rings and memory are its own to fill with anything.
-//! Round by round it attacks, and after each round a driver that keeps the rules
-//! checks that the device still does everything right.
+//! It takes the accelerator away from its driver and drives it itself, from user space, as root, so
+//! that it can put anything into registers, rings and memory. Each round is an attack, after which
+//! a driver that keeps the rules checks that the device still does everything right.
 
 #![forbid(unsafe_code)]
 
@@ -38,7 +37,7 @@ use crate::session::{Session, Tally};
 #[derive(Debug, Parser)]
 #[command(name = "hmm-hostile", version)]
 struct Arguments {
-    /// Where the random numbers begin; the same seed does the same again.
+    /// Seed of the random numbers; the same seed repeats a run.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
@@ -55,11 +54,11 @@ struct Arguments {
     list: bool,
 }
 
-/// What is printed at the end, as one line.
+/// The report that is printed at the end, as one line.
 #[derive(Debug, Serialize)]
 struct Report {
     seed: u64,
-    /// Rounds that were survived, by attack.
+    /// Rounds that succeeded, by attack.
     survived: BTreeMap<&'static str, u64>,
     /// What went wrong: attack, seed of the round, and why.
     failures: Vec<Failure>,
@@ -110,7 +109,7 @@ fn carry_out(arguments: &Arguments) -> Result<Report> {
         tally: Tally::default(),
     };
     for round in 0..arguments.rounds {
-        // A round can be had alone: its seed is the first one plus its number.
+        // A single round can be repeated: its seed is the first seed plus its number.
         let seed = arguments.seed.wrapping_add(round);
         for attack in &attacks {
             let start = Instant::now();
@@ -142,12 +141,12 @@ fn carry_out(arguments: &Arguments) -> Result<Report> {
     Ok(report)
 }
 
-/// Attacks once, then checks the device's health; returns all that went wrong.
+/// Attacks once, then checks the device's health. Returns all that went wrong.
 fn one_round(session: &mut Session, attack: &Attack, seed: u64) -> Vec<String> {
     let mut random = fastrand::Rng::with_seed(seed);
     let attacked = (attack.run)(session, &mut random);
     let healthy = health::check(session, &mut random);
-    // One failure is not to be the reason of the next one.
+    // One failure must not cause the next one.
     let ready = if healthy.is_err() {
         session.restart()
     } else {

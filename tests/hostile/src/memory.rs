@@ -1,10 +1,8 @@
-//! Memory of this process that the device can reach, and that nobody may touch
-//! unasked.
+//! Memory of this process that the device can reach, and may change only where it was offered.
 //!
-//! Huge pages: each is one run of guest physical memory that stays where it is. A
-//! copy is kept of everything that was written here; [`Arena::verify`] compares, so
-//! a byte that the device changed without having been offered it is found wherever
-//! it is. It knows nothing of queues or requests.
+//! It consists of huge pages: each is one run of guest physical memory that stays where it is. A
+//! copy is kept of everything that was written here. [`Arena::verify`] compares, and so finds any
+//! byte that the device changed without an offer. It knows nothing of queues or requests.
 
 use std::fs::{self, File};
 use std::ops::Range;
@@ -28,18 +26,18 @@ const PAGEMAP: &str = "/proc/self/pagemap";
 const PRESENT: u64 = 1 << 63;
 const FRAME: u64 = (1 << 55) - 1;
 
-/// What untouched memory holds: never zero, so that cleared bytes are noticed too.
+/// The value of untouched memory: never zero, so that cleared bytes are noticed too.
 const PAINT: u8 = 0xa5;
 
 /// Memory of this process at known physical addresses.
 ///
-/// Places in it are named by their offset; a run of bytes is contiguous for the
-/// device as well as long as it does not leave its huge page.
+/// Places in it are named by their offset. A run of bytes is contiguous for the device as long as
+/// it stays within its huge page.
 #[derive(Debug)]
 pub(crate) struct Arena {
     region: Arc<MmapRegion>,
     physical: Vec<u64>,
-    /// What each byte should hold.
+    /// The expected value of each byte.
     expected: Vec<u8>,
     /// Which bytes the device may have changed.
     offered: Vec<Range<usize>>,
@@ -54,7 +52,7 @@ impl Arena {
     ///
     /// # Errors
     ///
-    /// When the machine has not as many to give, or does not say where they are.
+    /// When the machine has too few of them, or does not report where they are.
     pub(crate) fn new(pages: usize) -> Result<Self> {
         fs::write(RESERVE, pages.to_string()).with_context(|| format!("writing {RESERVE}"))?;
         let size = pages * HUGE;
@@ -95,11 +93,10 @@ impl Arena {
         self.physical[at / HUGE] + offset_in_page(at)
     }
 
-    /// Whether all of these frames are ours and may be written to by the device.
+    /// Whether all of these frames are ours and the device may write them.
     pub(crate) fn owns(&self, frame: u64, frames: u64) -> bool {
         self.offered.iter().any(|range| {
-            // A run that leaves its huge page is not looked for: its frames are
-            // not adjacent.
+            // A run that leaves its huge page is not found: its frames are not adjacent.
             let first = self.physical(range.start) / SMALL;
             let end = self.physical(range.end - 1) / SMALL + 1;
             first <= frame && frame < end && frames <= end - frame
@@ -120,8 +117,8 @@ impl Arena {
         Ok(())
     }
 
-    /// Writes two bytes that the device may read at the same time, after everything
-    /// that was written before.
+    /// Writes two bytes that the device may read at the same time. It sees all earlier writes
+    /// before this one.
     ///
     /// # Errors
     ///
@@ -135,8 +132,8 @@ impl Arena {
         Ok(())
     }
 
-    /// Reads two bytes that the device may write at the same time; what it wrote
-    /// before is seen afterwards.
+    /// Reads two bytes that the device may write at the same time. The device's earlier writes are
+    /// seen afterwards.
     ///
     /// # Errors
     ///
@@ -169,8 +166,7 @@ impl Arena {
         self.offered.push(range);
     }
 
-    /// Takes back an offer of exactly these bytes: from now on they are to stay as
-    /// they are.
+    /// Withdraws an offer of exactly these bytes: from now on they must not change.
     ///
     /// # Errors
     ///
@@ -184,12 +180,12 @@ impl Arena {
         Ok(())
     }
 
-    /// Checks that nothing was changed but what was offered, and paints everything
-    /// anew; nothing is offered afterwards.
+    /// Checks that only offered bytes have changed, and paints everything anew. Afterwards nothing
+    /// is offered.
     ///
     /// # Errors
     ///
-    /// With the first byte that was changed unasked.
+    /// The first byte that was changed without an offer.
     pub(crate) fn verify(&mut self) -> Result<()> {
         let found = self.read(0, self.len())?;
         for range in self.offered.drain(..) {
@@ -208,8 +204,8 @@ impl Arena {
         self.repaint()
     }
 
-    /// The same memory for a thread that changes it behind everybody's back. It may
-    /// only write to bytes that are offered.
+    /// The same memory for a thread that changes it without any bookkeeping. It may only write to
+    /// bytes that are offered.
     pub(crate) fn unwatched(&self) -> Unwatched {
         Unwatched(Arc::clone(&self.region))
     }

@@ -1,15 +1,15 @@
-//! What the specification says that the answer must be.
+//! The answers that the specification demands.
 //!
-//! A second reading of the status ladder, written from the document and not from
-//! the device: which of the statuses may answer a request. It knows of the device's
-//! state only what the answer depends on and this side can know. Where the guest
-//! cannot know either (is this frame memory?), more than one status is right.
+//! A second implementation of the status ladder, written from the document and not from the device:
+//! it computes the statuses that may answer a request. Of the device's state it knows only what the
+//! answer depends on and the guest can know. If the guest cannot know something (is this frame
+//! memory?), more than one status is right.
 
 use std::collections::BTreeSet;
 
 use virtio_hmm_spec::wire::command::{
     map_flags, AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, RangeEntry, Request,
-    RequestHeader, Status, MAX_FETCH_PAGES, MAX_QUERY_PAGES,
+    RequestHeader, Status, MAX_FETCH_PAGES, MAX_MAP_PAGES, MAX_QUERY_PAGES,
 };
 use virtio_hmm_spec::wire::config::{Config, VERSION};
 use virtio_hmm_spec::wire::dma::{DmaItem, Kind};
@@ -25,9 +25,9 @@ use crate::request::reply_room;
 /// Which answers are right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Expected {
-    /// One of these.
+    /// One of these is right.
     pub(crate) statuses: Vec<Status>,
-    /// What the detail of a refusal must be; `None` where the statuses differ in it.
+    /// The right detail of a refusal; `None` if it depends on the status.
     pub(crate) entry: Option<u32>,
 }
 
@@ -40,10 +40,10 @@ impl Expected {
     }
 }
 
-/// How one entry or item fares: nothing applies, or one of these.
+/// The verdict on one entry or item: empty if no status applies, else one of these.
 type Verdict = Vec<Status>;
 
-/// What this side knows of the device's state.
+/// What the guest knows of the device's state.
 #[derive(Debug)]
 pub(crate) struct Model {
     config: Config,
@@ -139,8 +139,8 @@ impl Model {
             .collect()
     }
 
-    /// The answers that are right for a request on the dma queue, and for each of its
-    /// items when the request is accepted.
+    /// The answers that are right for a request on the dma queue, and, when it is accepted, for
+    /// each of its items.
     pub(crate) fn dma(&self, request: &[u8], room: usize) -> (Expected, Vec<Verdict>) {
         let Ok((header, entries)) = RequestHeader::ref_from_prefix(request) else {
             return (Expected::whole(Status::Malformed), vec![]);
@@ -161,11 +161,10 @@ impl Model {
         }
     }
 
-    /// The answers that are right for a job, whatever it does; `Ok` stands for every
-    /// end of a job that was accepted.
+    /// The answers that are right for a job, whatever it does. `Ok` stands for every end of a job
+    /// that was accepted.
     ///
-    /// `names` are those of jobs whose end has not been seen: the device may have ended
-    /// them already.
+    /// `names` are the jobs whose end has not been seen; the device may have ended them already.
     pub(crate) fn job(&self, request: &[u8], names: &BTreeSet<u64>) -> Vec<Status> {
         let Ok(request) = JobRequest::ref_from_bytes(request) else {
             return vec![Status::Malformed];
@@ -183,7 +182,7 @@ impl Model {
         }
     }
 
-    /// Takes note of a request that was answered with `Ok`.
+    /// Updates the state after a request that was answered with `Ok`.
     pub(crate) fn done(&mut self, request: &[u8]) {
         let Ok((header, _)) = RequestHeader::ref_from_prefix(request) else {
             return;
@@ -203,12 +202,12 @@ impl Model {
         }
     }
 
-    /// The machine around the device.
+    /// The machine that the device is in.
     pub(crate) fn machine(&self) -> &Machine {
         &self.machine
     }
 
-    /// The ladder over a request as a whole and over all of its entries.
+    /// Applies the ladder to a request as a whole and to all of its entries.
     fn list<E>(
         &self,
         queue: Queue,
@@ -249,20 +248,23 @@ impl Model {
                 };
                 pages(entries, |entry: &FetchEntry| entry.pages.get()) > most
             }
+            Some(Request::Map) => {
+                pages(entries, |entry: &MapEntry| entry.pages.get()) > MAX_MAP_PAGES
+            }
             _ => false,
         };
         if too_many {
             whole.push(Status::Limit);
         }
-        // Entries of a request that has too many of them are not looked at.
+        // The device does not check the entries if there are too many.
         let items = match count > self.most(queue) {
             true => &[],
             false => <[E]>::ref_from_bytes(entries).unwrap_or(&[]),
         };
         let verdicts: Vec<Verdict> = items.iter().map(judge).collect();
 
-        // Where this side cannot know what applies to an entry, several answers may be
-        // right: none of them lies above what is certain to apply.
+        // If the guest cannot know what applies to an entry, several answers may be right: those up
+        // to the first status that certainly applies.
         let ceiling = |verdict: &Verdict| {
             let open = verdict.is_empty() || verdict.contains(&Status::Ok);
             let highest = verdict.iter().map(|status| status.raw()).max();
@@ -305,7 +307,7 @@ impl Model {
         }
     }
 
-    /// What applies to a well-formed request before its entries are looked at.
+    /// The statuses that apply to a well-formed request before its entries are checked.
     fn whole(&self, queue: Queue, header: &RequestHeader, operation: Option<Request>) -> Verdict {
         let space = header.space.get();
         let known = self.spaces.contains(&space);
@@ -455,7 +457,7 @@ impl Model {
     }
 }
 
-/// How many pages entries are about, all together.
+/// The sum of the pages of all entries.
 fn pages<E>(entries: &[u8], of: impl Fn(&E) -> u32) -> u64
 where
     E: FromBytes + Immutable,
@@ -464,8 +466,8 @@ where
     entries.iter().map(|entry| u64::from(of(entry))).sum()
 }
 
-/// What a request is answered with on a queue that does not have its operation: if it
-/// is malformed even where it belongs, that comes first on the ladder.
+/// The answer to an operation on a queue that does not have it. If the request is malformed even on
+/// its own queue, that comes first on the ladder.
 fn misplaced(elsewhere: &Expected) -> Expected {
     let malformed = elsewhere.statuses.contains(&Status::Malformed);
     let certain = elsewhere.statuses == [Status::Malformed];
@@ -482,14 +484,14 @@ fn misplaced(elsewhere: &Expected) -> Expected {
     }
 }
 
-/// How many entries an operation wants.
+/// How many entries an operation takes.
 enum Count {
     None,
     One,
     Some,
 }
 
-/// Whether an operation is about a space, and how many entries it wants.
+/// Whether an operation names a space, and how many entries it takes.
 fn shape(operation: Option<Request>) -> (bool, Count) {
     match operation {
         Some(Request::Init) => (false, Count::One),

@@ -1,5 +1,4 @@
-//! A PCI function as root sees it in sysfs: its configuration space, its BARs and
-//! the driver that holds it.
+//! A PCI function as root sees it in sysfs: its configuration space, its BARs and its driver.
 //!
 //! It knows nothing of virtio beyond the two numbers that the caller searches for.
 
@@ -25,17 +24,17 @@ const COMMAND_MASTER: u16 = 1 << 2;
 const COMMAND_NO_INTX: u16 = 1 << 10;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 
-/// Capabilities that a configuration space of 256 bytes has room for.
+/// The most capabilities that a configuration space of 256 bytes can hold.
 const MOST_CAPABILITIES: usize = 48;
 
-/// One function, held by no driver.
+/// One function without a driver.
 #[derive(Debug)]
 pub(crate) struct Function {
     directory: PathBuf,
     config: File,
 }
 
-/// One capability: where it is and what kind it is of.
+/// One capability: its offset and kind.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capability {
     /// Offset of its first byte in the configuration space.
@@ -45,11 +44,11 @@ pub(crate) struct Capability {
 }
 
 impl Function {
-    /// Takes the function with these ids away from its driver and opens it.
+    /// Unbinds the function with these ids from its driver and opens it.
     ///
     /// # Errors
     ///
-    /// When there is no such function or the kernel does not let go of it.
+    /// When there is no such function or the kernel does not release it.
     pub(crate) fn take(vendor: u16, device: u16) -> Result<Self> {
         for entry in fs::read_dir(DEVICES).with_context(|| format!("reading {DEVICES}"))? {
             let directory = entry?.path();
@@ -90,9 +89,9 @@ impl Function {
             .into_owned()
     }
 
-    /// Lets the function decode its memory and read and write the machine's.
+    /// Lets the function decode its memory and access the machine's.
     ///
-    /// Its interrupt stays off: nobody would answer it, and the kernel would say so.
+    /// Its interrupt stays off: it would not be handled, and the kernel would report that.
     ///
     /// # Errors
     ///
@@ -108,7 +107,7 @@ impl Function {
     ///
     /// # Errors
     ///
-    /// When the configuration space cannot be read or the list has no end.
+    /// When the configuration space cannot be read or the list is endless.
     pub(crate) fn capabilities(&self) -> Result<Vec<Capability>> {
         let mut found = Vec::new();
         if self.read_u16(STATUS)? & STATUS_CAPABILITIES == 0 {

@@ -1,6 +1,6 @@
 //! Well-formed requests as bytes, and replies as values.
 //!
-//! It knows the wire format and nothing of what a device makes of it.
+//! It knows the wire format and not what a device does with it.
 
 use anyhow::{ensure, Context, Result};
 use virtio_hmm_spec::wire::command::{
@@ -106,7 +106,7 @@ pub(crate) fn item(kind: Kind, pages: u32, source: u64, destination: u64) -> Dma
     }
 }
 
-/// A run of pages to be taken back and copied to the guest's memory.
+/// One run of pages to be unmapped and copied to the guest's memory.
 pub(crate) fn fetch(address: u64, source: u64, destination: u64, pages: u32) -> FetchEntry {
     FetchEntry {
         address: U64::new(address),
@@ -128,7 +128,7 @@ pub(crate) fn job(job: u64, space: u32, operation: impl Into<Operation>) -> Vec<
     request.as_bytes().to_vec()
 }
 
-/// The room that the reply to a request wants, in bytes.
+/// The room that the reply to a request needs, in bytes.
 pub(crate) fn reply_room(request: &[u8]) -> usize {
     let header = size_of::<ReplyHeader>();
     let Ok((head, rest)) = RequestHeader::ref_from_prefix(request) else {
@@ -151,7 +151,7 @@ pub(crate) fn reply_room(request: &[u8]) -> usize {
 /// A reply to a control or DMA request.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
-    /// How it went.
+    /// The status.
     pub(crate) status: Status,
     /// The entry at fault, or the number of results.
     pub(crate) detail: u32,

@@ -1,8 +1,8 @@
 //! A split virtqueue (virtio 1.3, 2.7) into which anything can be written.
 //!
-//! It knows the layout of the three parts and where the next entry goes, and keeps
-//! no rule: which descriptors are free, whether a chain makes sense and whether the
-//! device may see it is the caller's affair.
+//! It knows the layout of the three parts and the position of the next entry, and keeps no rule.
+//! The caller decides which descriptors are free, whether a chain makes sense and whether the
+//! device may see it.
 
 use anyhow::Result;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -15,7 +15,7 @@ use crate::transport::QueueAddresses;
 /// Descriptors in each queue; the device's own maximum.
 pub(crate) const SIZE: u16 = 256;
 
-/// How far apart in the arena rings should be placed, in bytes.
+/// The distance between rings in the arena, in bytes.
 pub(crate) const STRIDE: usize = 0x1_0000;
 
 const DESCRIPTORS: usize = 0;
@@ -38,7 +38,7 @@ pub(crate) mod flags {
     /// The descriptor points to a table of descriptors.
     pub(crate) const INDIRECT: u16 = low_half(VRING_DESC_F_INDIRECT);
 
-    /// The constants come as wide as the generator made them.
+    /// The generated constants are wider than the field.
     const fn low_half(value: u32) -> u16 {
         let [low, high, ..] = value.to_le_bytes();
         u16::from_le_bytes([low, high])
@@ -74,7 +74,7 @@ struct RawUsed {
     length: U32,
 }
 
-/// What the device says about a chain that it returns.
+/// The device's entry for a chain that it returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Used {
     /// The chain's head.
@@ -112,14 +112,14 @@ impl Ring {
     /// When they do not fit there.
     pub(crate) fn place(arena: &mut Arena, base: usize) -> Result<Self> {
         arena.write(base + DESCRIPTORS, &[0; DESCRIPTOR_BYTES * SIZE as usize])?;
-        // Flags, index, one entry for each descriptor; without EVENT_IDX the last
-        // two bytes stay paint. The first flag says that nobody wants an interrupt.
+        // Flags, index, and one entry for each descriptor. Without EVENT_IDX the last two bytes
+        // stay paint. The first flag turns interrupts off.
         let mut available = [0; 4 + 2 * SIZE as usize];
         available[0] = 1;
         arena.write(base + AVAILABLE, &available)?;
         let used = 4 + USED_BYTES * usize::from(SIZE);
         arena.write(base + USED, &vec![0; used])?;
-        // The device may also say when it wants to be notified, behind the entries.
+        // Behind the entries the device may also write when it wants to be notified.
         arena.offer(base + USED..base + USED + used + 2);
         Ok(Self {
             base,
@@ -128,7 +128,7 @@ impl Ring {
         })
     }
 
-    /// Where the parts are, for the device.
+    /// The addresses of the parts, for the device.
     pub(crate) fn addresses(&self, arena: &Arena) -> QueueAddresses {
         QueueAddresses {
             size: SIZE,

@@ -1,8 +1,7 @@
-//! A driver's conversation with the device, every answer held against the model.
+//! A conversation with the device; every answer is checked against the model.
 //!
-//! It sends requests of any quality in chains that keep the rules, answers faults,
-//! and sees to it that every job ends. It knows what a right answer is; which
-//! requests are sent is the caller's affair.
+//! It sends requests of any quality in chains that keep the rules, answers faults, and makes sure
+//! that every job ends. It knows the right answers; the caller decides which requests are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use crate::machine::Machine;
 use crate::model::{Expected, Model};
 use crate::request::{self, Reply};
 
-/// The most room that is ever offered for a reply: that of the largest query, and more.
+/// The most room that is ever offered for a reply: a little more than the largest query needs.
 const MOST_ROOM: usize = 64 << 10;
 
 /// Fault buffers that are offered at a time.
@@ -29,14 +28,14 @@ const BUFFERS: usize = 4;
 /// Records that a fault buffer has room for.
 const RECORDS: usize = 5;
 
-/// What is done about faults.
+/// How faults are handled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Faults {
-    /// The job is told that there is nothing.
+    /// The job is told that there is no page.
     Terminate(Reason),
     /// The job is told to try again, and nothing is mapped.
     Retry,
-    /// Nothing.
+    /// They are not handled.
     Ignore,
 }
 
@@ -51,12 +50,12 @@ pub(crate) struct Job {
     generation: u64,
 }
 
-/// How often what has happened.
+/// Counts of events.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub(crate) struct Tally {
     /// Answers by queue and status.
     pub(crate) answers: BTreeMap<String, u64>,
-    /// Chains that came back without an answer, as they had to.
+    /// Chains that came back without an answer, as required.
     pub(crate) unanswered: u64,
     /// Faults that were reported.
     pub(crate) faults: u64,
@@ -64,7 +63,7 @@ pub(crate) struct Tally {
     pub(crate) resets: u64,
 }
 
-/// The device with what has been said so far.
+/// The device and the state of the conversation.
 #[derive(Debug)]
 pub(crate) struct Session {
     /// The device.
@@ -96,7 +95,8 @@ impl Session {
             running: BTreeSet::new(),
             buffers: Vec::new(),
             faults: BTreeSet::new(),
-            next_job: 1,
+            // These names are so high that no attack cancels them by chance before they are used.
+            next_job: 1 << 32,
             generation: 0,
         };
         session.initialise()?;
@@ -115,7 +115,7 @@ impl Session {
         self.initialise()
     }
 
-    /// Forgets all that the device should have forgotten in a reset.
+    /// Forgets all that the device must forget in a reset.
     pub(crate) fn forget(&mut self) {
         self.model = Model::new(self.device.config, self.model.machine().clone());
         self.running.clear();
@@ -131,7 +131,7 @@ impl Session {
         Ok(())
     }
 
-    /// What the model says, for attacks that go around it.
+    /// The model's state, for attacks that bypass the session.
     pub(crate) fn model(&mut self) -> &mut Model {
         &mut self.model
     }
@@ -182,11 +182,11 @@ impl Session {
         Ok(reply)
     }
 
-    /// Sends a control request of which no answer is promised but that it is one.
+    /// Sends a control request whose answer is not known: it must only be a valid one.
     ///
     /// # Errors
     ///
-    /// When the answer is missing or is none.
+    /// When the answer is missing or not valid.
     pub(crate) fn anything(&mut self, request: &[u8]) -> Result<()> {
         let room = request::reply_room(request).min(MOST_ROOM);
         let answer = self.exchange(Queue::Control, request, room)?;
@@ -211,8 +211,8 @@ impl Session {
         Ok(reply)
     }
 
-    /// Installs mappings; `false` when the device has no memory for their tables and
-    /// has installed none.
+    /// Installs mappings. `false` when the device has no memory for their tables and has installed
+    /// none.
     ///
     /// # Errors
     ///
@@ -291,7 +291,7 @@ impl Session {
         self.submit_bytes(&request::job(name, space, operation))
     }
 
-    /// Submits what may or may not be a job.
+    /// Submits bytes that may or may not be a job.
     ///
     /// # Errors
     ///
@@ -314,14 +314,13 @@ impl Session {
         })
     }
 
-    /// A name that no job has borne.
+    /// A name that no job has had.
     pub(crate) fn fresh_name(&mut self) -> u64 {
         self.next_job += 1;
         self.next_job
     }
 
-    /// Waits for a job, seeing to faults; cancels it when it takes longer than
-    /// `patience`.
+    /// Waits for a job and handles faults. Cancels it when it takes longer than `patience`.
     ///
     /// # Errors
     ///
@@ -354,7 +353,7 @@ impl Session {
         }
     }
 
-    /// Sees to the faults that have been reported until now.
+    /// Handles the faults that have been reported so far.
     ///
     /// # Errors
     ///
@@ -394,18 +393,18 @@ impl Session {
         Ok(())
     }
 
-    /// Sends bytes in a chain with this much room for an answer and returns what came.
+    /// Sends bytes in a chain with this much room for an answer and returns the answer.
     ///
     /// # Errors
     ///
-    /// When nothing came, or the device broke a rule of the queues.
+    /// When there was no answer, or the device broke a rule of the queues.
     pub(crate) fn exchange(
         &mut self,
         queue: Queue,
         request: &[u8],
         room: usize,
     ) -> Result<Vec<u8>> {
-        // An empty part would be a descriptor of length zero.
+        // An empty part would become a descriptor of length zero.
         let mut parts = Vec::new();
         if !request.is_empty() {
             parts.push(Part::Read(request));
@@ -421,7 +420,7 @@ impl Session {
         if job.accepted {
             self.running.remove(&job.name);
         }
-        // The device may not have taken it yet when its space ended.
+        // The device may have taken the job only after its space had ended.
         let too_late = job.generation != self.generation
             && matches!(status, Status::NoSpace | Status::NotReady);
         let right = job.refused == Some(status) || (job.accepted && (is_end(status) || too_late));
@@ -469,7 +468,7 @@ impl Session {
     }
 }
 
-/// Whether a job that was accepted may end so.
+/// Whether an accepted job may end with this status.
 fn is_end(status: Status) -> bool {
     matches!(
         status,
@@ -542,7 +541,7 @@ fn request_operation(request: &[u8]) -> Option<Request> {
     Request::from_raw(u16::from_le_bytes(*raw))
 }
 
-/// A request for a report: as many bytes as one can look through.
+/// A request for a report, with as many bytes as a person can read.
 fn describe(request: &[u8]) -> String {
     const SHOWN: usize = 96;
     let bytes: Vec<_> = request
@@ -557,7 +556,7 @@ fn describe(request: &[u8]) -> String {
     )
 }
 
-/// The status of each item or entry, which must be one of those that are right for it.
+/// The status of each item or entry, each of which must be right.
 fn statuses(reply: &Reply, right: &[Vec<Status>]) -> Result<Vec<Status>> {
     let results = reply.results::<zerocopy::little_endian::U32>()?;
     ensure!(results.len() == right.len(), "a status for every item");

@@ -1,8 +1,7 @@
 //! The registers of a virtio PCI device (virtio 1.3, 4.1).
 //!
-//! The only file that touches a BAR. It writes whatever it is told, in the order
-//! it is told: initialisation in the right order is the caller's affair, and so is
-//! the wrong one.
+//! The only file that accesses a BAR. It writes what it is told, in the given order: the caller
+//! decides whether that is the right order of initialisation.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -30,11 +29,11 @@ macro_rules! register {
     };
 }
 
-/// How long the device may take to reset: it first ends what it is doing.
+/// How long the device may take to reset: it first ends its work.
 const RESET_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The common configuration (4.1.4.3); every register is accessed in its own size,
-/// those of 64 bits in two halves.
+/// The common configuration (4.1.4.3). Every register is accessed in its own size, and 64-bit
+/// registers in two halves.
 #[allow(
     dead_code,
     reason = "it is never made: its layout gives the registers' offsets"
@@ -96,8 +95,8 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// When the machine has none, or it is not a modern one with all it needs in
-    /// one BAR.
+    /// When the machine has no such device, or it is not a modern one with all structures in one
+    /// BAR.
     pub(crate) fn open(device_id: u32) -> Result<Self> {
         let id = FIRST_DEVICE + u16::try_from(device_id)?;
         let function = Function::take(VENDOR, id)?;
@@ -141,7 +140,7 @@ impl Transport {
         &self.name
     }
 
-    /// Resets the device and waits until it says that it has.
+    /// Resets the device and waits until it confirms the reset.
     ///
     /// # Errors
     ///
@@ -236,7 +235,7 @@ impl Transport {
         self.store(register!(queue_enable), 1u16)
     }
 
-    /// Where a queue's notifications are written.
+    /// Where notifications of a queue are written.
     ///
     /// # Errors
     ///
@@ -255,11 +254,11 @@ impl Transport {
         })
     }
 
-    /// Tells the device that a queue has new buffers.
+    /// Notifies the device that a queue has new buffers.
     ///
     /// # Errors
     ///
-    /// When the doorbell is another device's.
+    /// When the doorbell belongs to another device.
     pub(crate) fn ring(&self, doorbell: Doorbell) -> Result<()> {
         self.bar
             .as_volatile_slice()
@@ -306,8 +305,8 @@ impl Transport {
         self.store(at + size_of::<u32>(), high)
     }
 
-    // Release and acquire are plain moves of the register's size; a sequentially
-    // consistent store would be a locked exchange, which registers do not take.
+    // Release and acquire are plain moves of the register's size. A sequentially consistent store
+    // would be a locked exchange, which registers do not take.
     fn store<T: AtomicAccess>(&self, at: usize, value: T) -> Result<()> {
         ensure!(
             at + size_of::<T>() <= self.common.length,
@@ -331,7 +330,7 @@ impl Transport {
     }
 }
 
-/// Where one queue's notifications are written.
+/// Where notifications of one queue are written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Doorbell {
     at: usize,

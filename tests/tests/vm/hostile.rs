@@ -1,16 +1,16 @@
 //! A guest that breaks every rule breaks nothing but itself.
 //!
-//! The attacks are the guest program's, and so are the checks of every answer and of
-//! every byte of its memory. What is checked here is the daemon, from outside.
+//! The guest program carries out the attacks, and checks every answer and every byte of its memory.
+//! This test checks the daemon from outside.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use hmm_tests::artifacts::Artifacts;
-use hmm_tests::daemon::Daemon;
-use hmm_tests::guest::Command;
-use hmm_tests::vm::{Builder, Vm, MIB};
+use hmm_vm::artifacts::Artifacts;
+use hmm_vm::daemon::Daemon;
+use hmm_vm::guest::Command;
+use hmm_vm::vm::{Builder, Vm, MIB};
 use serde::Deserialize;
 
 /// How often each attack is carried out, each time with other random numbers.
@@ -22,13 +22,13 @@ const ATTACKS: Duration = Duration::from_secs(100);
 const DEVICE_MEMORY: u64 = 64 * MIB;
 const GUEST_MEMORY: u64 = 512 * MIB;
 
-/// What page tables may take, by the daemon's default.
+/// The limit of page tables, by the daemon's default.
 const TABLE_MEMORY: u64 = 256 * MIB;
 
-/// What the daemon may take for everything else: threads, rings, spaces, jobs, lists.
+/// The limit of the daemon's other memory: threads, rings, spaces, jobs, lists.
 const EVERYTHING_ELSE: u64 = 64 * MIB;
 
-/// What the hostile guest reports as its last line.
+/// The report of the hostile guest, its last line.
 #[derive(Debug, Deserialize)]
 struct Report {
     survived: BTreeMap<String, u64>,
@@ -36,14 +36,14 @@ struct Report {
     answers: BTreeMap<String, u64>,
 }
 
-/// What the kernel says about a process, in bytes where it is memory.
+/// The kernel's numbers of a process, in bytes for memory.
 #[derive(Debug)]
 struct Footprint {
     threads: u64,
-    /// Memory of its own, which is neither the guest's nor the device's. What was
-    /// freed may still be there, kept by the allocator for the next time.
+    /// Private memory, which is neither the guest's nor the device's. It may include freed memory
+    /// that the allocator keeps for reuse.
     private: u64,
-    /// The most that was there at any time, the guest's and the device's included.
+    /// The peak of all its memory, including the guest's and the device's.
     peak: u64,
 }
 
@@ -79,10 +79,10 @@ fn a_hostile_guest_that_can_address_device_memory_breaks_nothing_either() {
     );
 }
 
-/// Lets the hostile program loose on the only device of a machine.
+/// Runs the hostile program on the only device of a machine.
 fn attack(machine: Builder<'_>, artifacts: &Artifacts) {
-    // It is built together with the agent.
-    let hostile = artifacts.agent.with_file_name("hmm-hostile");
+    // The program is built together with the agent.
+    let hostile = artifacts.guest_program("hmm-hostile");
     let mut vm = machine
         .check()
         .memory(GUEST_MEMORY)
@@ -112,7 +112,7 @@ fn attack(machine: Builder<'_>, artifacts: &Artifacts) {
         report.survived.values().all(|rounds| *rounds == ROUNDS),
         "{report:#?}"
     );
-    // The attacks reach the device's insides and do not just bounce off its door.
+    // These show that attacks get past the device's first checks.
     for status in [
         "Control Ok",
         "Control NoMemory",
@@ -137,20 +137,20 @@ fn attack(machine: Builder<'_>, artifacts: &Artifacts) {
         after.private < before.private + TABLE_MEMORY + EVERYTHING_ELSE,
         "what the guest made it allocate is bounded: {before:?}, then {after:?}"
     );
-    // Coherent device memory counts twice: it is the guest's memory as well.
+    // Coherent device memory counts twice: it is also the guest's memory.
     assert!(
         after.peak < GUEST_MEMORY + 2 * DEVICE_MEMORY + TABLE_MEMORY + EVERYTHING_ELSE,
         "and so it was all the time: {after:?}"
     );
 
-    // The real driver finds a device on which all its work can be done.
+    // The real driver must then find a device that works.
     give_back(&vm);
     vm.load_driver("").unwrap();
     vm.run(["hmm", "run", "list"]).unwrap().succeeded().unwrap();
     vm.finish().unwrap();
 }
 
-/// Lets the kernel's own transport have the device again.
+/// Gives the device back to the kernel's own transport.
 fn give_back(vm: &Vm) {
     vm.guest()
         .write_file("/sys/bus/pci/drivers_probe", device_address(vm))

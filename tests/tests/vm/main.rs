@@ -1,13 +1,19 @@
-//! All tests in virtual machines, as one program, so that a machine that waits leaves the
-//! processors to another one: as many run at a time as `hmm_tests::vm` lets.
+//! All tests in virtual machines are one program, so that a machine that waits leaves the
+//! processors to another one. `hmm_vm::vm` limits how many run at a time.
 
 mod coherent;
 mod contract;
 mod harness;
 mod hostile;
 mod kernel_suite;
+mod late;
+mod late_device;
+mod lifecycle;
+mod order;
 mod peers;
+mod sample;
 mod smoke;
+mod support;
 mod teardown;
 mod workloads;
 mod wrong_device;

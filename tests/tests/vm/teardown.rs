@@ -1,69 +1,28 @@
-//! Processes, driver and device end at any moment, and nothing hangs or is left.
+//! Processes, driver and device end at any moment: nothing hangs, and nothing is left.
 
-use hmm_tests::artifacts::Artifacts;
-use hmm_tests::guest::{Command, Error, Running};
-use hmm_tests::vm::Vm;
-use serde_json::Value;
+use hmm_vm::artifacts::Artifacts;
+use hmm_vm::guest::Error;
+use hmm_vm::vm::Vm;
 
-/// Where the kernel shows which devices our driver is bound to.
-const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_hmm";
+use super::support::{self, assert_nothing_left, bus_names, counters, run, worker, DRIVER};
 
 const EWOULDBLOCK: i32 = 11;
 
-/// A process with pages on the device and a job that would never end.
-fn endless_job(vm: &Vm) -> Running<'_> {
-    let command = Command::new("hmm").arguments(["worker", "victim", "--seed", "1"]);
-    let mut running = vm.spawn(command.unlimited()).unwrap();
-    running.wait_for_output("running").unwrap();
-    running
-}
-
-fn counters(vm: &Vm) -> Value {
-    let text = vm.run(["hmm", "--json", "stats"]).unwrap();
-    serde_json::from_str(&text.succeeded().unwrap()).unwrap()
-}
-
-fn assert_forgotten(vm: &Vm) {
-    let counters = counters(vm);
-    for (side, counter) in [
-        ("driver", "spaces"),
-        ("driver", "used_frames"),
-        ("device", "spaces"),
-        ("device", "jobs"),
-        ("device", "mapped_pages"),
-    ] {
-        assert_eq!(
-            counters[side][counter], 0,
-            "{side}: {counter}: {counters:#}"
-        );
-    }
-}
-
 fn assert_serving(vm: &Vm) {
-    vm.run(["hmm", "run", "list", "--size", "1000"])
-        .unwrap()
-        .succeeded()
-        .unwrap();
-}
-
-/// The name of the device on the virtio bus.
-fn bus_name(vm: &Vm) -> String {
-    let list = format!("cd {DRIVER} && echo virtio*");
-    let names = vm.run(["sh", "-c", &list]).unwrap().succeeded().unwrap();
-    names.trim().to_owned()
+    run(vm, 0, &["list", "--size", "1000"]);
 }
 
 #[test]
 fn a_process_killed_in_the_middle_of_a_job_is_forgotten() {
     let artifacts = Artifacts::required();
-    let vm = Vm::builder(&artifacts).check().start().unwrap();
-    let victim = endless_job(&vm);
-    let held = counters(&vm);
+    let vm = support::builder(&artifacts).check().start().unwrap();
+    let victim = worker(&vm, 0, "victim");
+    let held = counters(&vm, 0);
     assert_eq!(held["device"]["spaces"], 1, "{held:#}");
     assert_ne!(held["driver"]["used_frames"], 0, "{held:#}");
     victim.kill().unwrap();
     assert!(!victim.wait().unwrap().success());
-    assert_forgotten(&vm);
+    assert_nothing_left(&vm, 0);
     assert_serving(&vm);
     vm.finish().unwrap();
 }
@@ -71,12 +30,12 @@ fn a_process_killed_in_the_middle_of_a_job_is_forgotten() {
 #[test]
 fn the_driver_stays_as_long_as_a_process_uses_it() {
     let artifacts = Artifacts::required();
-    let mut vm = Vm::builder(&artifacts).check().start().unwrap();
+    let mut vm = support::builder(&artifacts).check().start().unwrap();
     let busy = {
-        let victim = endless_job(&vm);
+        let victim = worker(&vm, 0, "victim");
         let refused = vm
             .guest()
-            .unload_module(hmm_tests::vm::DRIVER_NAME, hmm_tests::pace::DRIVER);
+            .unload_module(hmm_vm::vm::DRIVER_NAME, hmm_vm::pace::DRIVER);
         victim.kill().unwrap();
         victim.wait().unwrap();
         refused
@@ -94,9 +53,9 @@ fn the_driver_stays_as_long_as_a_process_uses_it() {
 #[test]
 fn a_device_taken_from_its_driver_ends_the_jobs_and_gives_the_pages_back() {
     let artifacts = Artifacts::required();
-    let vm = Vm::builder(&artifacts).check().start().unwrap();
-    let name = bus_name(&vm);
-    let victim = endless_job(&vm);
+    let vm = support::builder(&artifacts).check().start().unwrap();
+    let name = bus_names(&vm).swap_remove(0);
+    let victim = worker(&vm, 0, "victim");
     vm.guest()
         .write_file(&format!("{DRIVER}/unbind"), name.clone())
         .unwrap();
@@ -109,7 +68,7 @@ fn a_device_taken_from_its_driver_ends_the_jobs_and_gives_the_pages_back() {
     vm.guest()
         .write_file(&format!("{DRIVER}/bind"), name)
         .unwrap();
-    assert_forgotten(&vm);
+    assert_nothing_left(&vm, 0);
     assert_serving(&vm);
     vm.finish().unwrap();
 }

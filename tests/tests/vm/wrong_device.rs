@@ -1,21 +1,24 @@
-//! A device that breaks the protocol cannot do more to its guest than be of no use.
+//! A device that breaks the protocol can do its guest no harm but to be useless.
 
-use hmm_tests::artifacts::Artifacts;
-use hmm_tests::guest::{Command, Output, Running};
-use hmm_tests::vm::{Vm, GIB, MIB};
+use hmm_vm::artifacts::Artifacts;
+use hmm_vm::guest::{Command, Output, Running};
+use hmm_vm::vm::{Vm, GIB, MIB};
+
+use super::support::{self, told};
 
 const QUEUES: [&str; 4] = ["control", "dma", "submit", "fault"];
 
-/// Work that uses every queue: jobs that fault, and pages that move both ways. It goes
-/// on when something fails, as a user's next program would; and a user who waits for a job
-/// that the device forgot loses patience some day.
+/// Work that uses every queue: jobs that fault, and pages that move both ways. It goes on after a
+/// failure, as a user's next program would, and gives up after a time, as a user does whose job the
+/// device has forgotten.
 const WORK: &str = "status=0; \
-    for work in 'list --size 5000' 'migrate --size 4M' 'churn --size 10'; do \
-    timeout 100 hmm --device $0 run $work || status=1; \
+    for work in 'hmm run list --size 5000' 'hmm run migrate --size 4M' \
+    'hmm-workloads run churn --size 10'; do \
+    timeout 100 $work --device $0 || status=1; \
     done; \
     exit $status";
 
-/// How many devices work at a time: more would only keep each other waiting.
+/// How many devices work at a time: more would only wait for each other.
 const AT_A_TIME: usize = 4;
 
 /// Starts the work on a device.
@@ -30,24 +33,14 @@ fn assert_no_panic(rule: &str, output: &Output) {
     assert!(!text.contains("panicked"), "{rule}: {text}");
 }
 
-/// Whether the driver has said that it uses a device no more.
-fn given_up(vm: &Vm) -> usize {
-    let records = vm.kernel_log().unwrap();
-    let mark = "the device is given up";
-    records
-        .iter()
-        .filter(|record| record.text.contains(mark))
-        .count()
-}
-
-/// One device for each rule and, as the last one, one that keeps the protocol.
+/// One device for each rule, and a last one that keeps the protocol.
 fn bear(mishaps: &[&str], every: u32) {
     let artifacts = Artifacts::required();
     let rules: Vec<String> = mishaps
         .iter()
-        .flat_map(|mishap| QUEUES.map(|queue| format!("{mishap}@{queue}={every}")))
+        .flat_map(|mishap| QUEUES.map(|queue| format!("{mishap}@{queue},every={every}")))
         .collect();
-    let machine = Vm::builder(&artifacts)
+    let machine = support::builder(&artifacts)
         .memory(2 * GIB)
         .device_memory(32 * MIB)
         .devices(rules.len() + 1);
@@ -55,7 +48,7 @@ fn bear(mishaps: &[&str], every: u32) {
         .iter()
         .enumerate()
         .fold(machine, |machine, (device, rule)| {
-            machine.mishap(device, rule)
+            machine.rule(device, rule)
         })
         .start()
         .unwrap();
@@ -75,16 +68,22 @@ fn bear(mishaps: &[&str], every: u32) {
         "the device that is right: {}",
         right.text()
     );
-    assert_ne!(given_up(&vm), 0, "no mishap was noticed");
+    assert_ne!(
+        told(&vm, "the device is given up"),
+        0,
+        "no mishap was noticed"
+    );
     vm.finish().unwrap();
 }
 
+// {drv-check-device}
 #[test]
-fn replies_that_are_lost_or_of_the_wrong_length_harm_nobody_else() {
+fn replies_that_are_lost_or_of_the_wrong_length_harm_no_other_process() {
     bear(&["lost-reply", "short-reply", "long-reply"], 15);
 }
 
+// {drv-check-device}
 #[test]
-fn replies_that_are_garbled_or_not_asked_for_harm_nobody_else() {
+fn replies_that_are_garbled_or_not_asked_for_harm_no_other_process() {
     bear(&["garbled-reply", "repeated-reply", "stray-reply"], 15);
 }

@@ -1,12 +1,12 @@
-//! The pages of one process, what each of their words may be, and the steps of its threads.
+//! The pages of one process, the possible values of their words, and the steps of its threads.
 //!
-//! Every writing thread owns one word of each page and knows what it holds. It writes and
-//! reads its words by CPU, by device and by the kernel, while other threads do so with
-//! theirs in the same pages, and while further threads move, swap and look at pages, which
-//! changes no word. One thread changes what is mapped where, and forks: then, and only
-//! then, all writing threads wait, since what they may expect changes.
+//! Every writing thread owns one word of each page and knows its value. It writes and reads its
+//! words by CPU, by device and by the kernel, while other threads do the same with their words of
+//! the same pages. Further threads move, swap and inspect pages, which changes no word. One thread
+//! changes mappings and forks: then, and only then, all writing threads wait, because the expected
+//! values change.
 //!
-//! Counters lie in pages of their own, which everybody adds to; of them the sum is known.
+//! Counters lie in pages of their own. All threads add to them, and their sum is known.
 
 use std::fmt;
 use std::process;
@@ -20,42 +20,42 @@ use fastrand::Rng;
 use hmm::spec::wire::operation::{Compare, Fill};
 use hmm::{Destination, Device, JobFailure, Reason, Status};
 
-use crate::area::{Area, PAGE};
+use crate::area::{Area, LARGE_PAGES, PAGE};
 use crate::bound::{add, Bound};
 use crate::child::Child;
 use crate::sys;
 
-/// How large a world is.
+/// The size of a world.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
     pub(super) threads: usize,
     pub(super) pages: usize,
 }
 
-/// Words of a page from one thread's to the next one's: each has a cache line of its own.
+/// The distance from one thread's word to the next one's, in words: each has its own cache line.
 const STRIDE: usize = 8;
 /// Pages of counters.
 const COUNTERS: usize = 2;
 /// Threads that change no word.
 const MOVERS: u64 = 2;
-/// Forked processes that live at a time.
+/// The most forked processes at a time.
 const CHILDREN: usize = 2;
-/// The most steps of which one may find its pages too busy: changes without end are what
-/// the others do, and a job may give up on them.
+/// One in this many steps may find its pages too busy: the other threads change them without end,
+/// and a job may give up on them.
 const BUSY: u64 = 20;
 
-/// What a word may be.
+/// The possible values of a word.
 #[derive(Clone, Copy, Debug, Default)]
 struct Word {
     value: u64,
-    /// Or zero: the kernel may have taken the page (`MADV_FREE`).
+    /// It may also be zero: the kernel may have taken the page (`MADV_FREE`).
     or_zero: bool,
 }
 
-/// What the words of one thread may be, by page.
+/// The possible values of one thread's words, by page.
 type Words = Vec<Word>;
 
-/// What has been done.
+/// Counts of the steps.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     steps: AtomicU64,
@@ -82,18 +82,20 @@ impl fmt::Display for Tally {
 
 struct World {
     area: Area,
+    /// Whether the area was made of huge pages.
+    large: bool,
     counters: Area,
-    /// What all have added to the counters.
+    /// The sums of what all threads have added to the counters.
     sums: Vec<AtomicU64>,
     devices: Vec<Bound>,
-    /// Held for reading during each step, for writing by who changes what is mapped.
+    /// Held for reading during each step, and for writing by the thread that changes mappings.
     words: RwLock<Vec<Mutex<Words>>>,
     stop: AtomicBool,
     deadline: Instant,
     tally: Tally,
 }
 
-/// Runs a world until the deadline, or until something is wrong.
+/// Runs a world until the deadline or until the first mistake.
 pub(super) fn run(seed: u64, size: Size, large: bool, deadline: Instant) -> Result<Tally> {
     let area = if large {
         Area::large((size.pages * PAGE).div_ceil(crate::area::LARGE))?
@@ -103,6 +105,7 @@ pub(super) fn run(seed: u64, size: Size, large: bool, deadline: Instant) -> Resu
     let pages = area.pages();
     let world = World {
         area,
+        large,
         counters: Area::small(COUNTERS)?,
         sums: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
         devices: (0..Device::list().len())
@@ -140,7 +143,7 @@ pub(super) fn run(seed: u64, size: Size, large: bool, deadline: Instant) -> Resu
             Ok(end) => end,
             Err(_) => bail!("a thread broke down"),
         });
-        // All have stopped before any is judged.
+        // All threads have stopped before any is judged.
         let ends: Vec<_> = ends.collect();
         children.into_iter().try_for_each(Child::end)?;
         std::iter::once(changer).chain(ends).collect()
@@ -149,7 +152,7 @@ pub(super) fn run(seed: u64, size: Size, large: bool, deadline: Instant) -> Resu
     Ok(world.tally)
 }
 
-/// The words, whoever broke down with them.
+/// The words, even if a thread panicked with the lock.
 fn read<'a>(words: &'a RwLock<Vec<Mutex<Words>>>) -> RwLockReadGuard<'a, Vec<Mutex<Words>>> {
     words.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -179,7 +182,14 @@ impl World {
         &self.devices[rng.usize(..self.devices.len())]
     }
 
+    /// Some pages. Every other time, if pages are large, whole large ones.
     fn range(&self, rng: &mut Rng) -> std::ops::Range<usize> {
+        if self.large && rng.bool() {
+            let count = self.area.pages() / LARGE_PAGES;
+            let first = rng.usize(..count);
+            let end = rng.usize(first + 1..=count);
+            return first * LARGE_PAGES..end * LARGE_PAGES;
+        }
         let most = if rng.u8(..4) == 0 {
             self.area.pages()
         } else {
@@ -189,7 +199,7 @@ impl World {
         start..(start + 1 + rng.usize(..most)).min(self.area.pages())
     }
 
-    /// The pages were too busy for a job, which then has done nothing.
+    /// Whether a job gave up because its pages were too busy, and so did nothing.
     fn is_busy(&self, failure: &JobFailure) -> Result<bool> {
         let busy = failure.status == Status::Storm || failure.reason == Some(Reason::Busy);
         if busy {
@@ -290,7 +300,7 @@ impl World {
                 bytes: 8,
             })
         };
-        // Not on the stack, whose page others would move.
+        // Not on the stack: others would move its page.
         let wanted = Box::new([word.value, 0]);
         for wanted in wanted.iter().take(if word.or_zero { 2 } else { 1 }) {
             match reads(wanted)? {
@@ -306,7 +316,7 @@ impl World {
         )
     }
 
-    /// A step that changes no word: pages move, are swapped out, are looked at.
+    /// A step that changes no word: it moves, swaps out or inspects pages.
     fn shuffle(&self, rng: &mut Rng) -> Result<()> {
         let range = self.range(rng);
         let device = self.device(rng);
@@ -325,7 +335,7 @@ impl World {
                 device.migrate(&self.counters, counters..counters + 1, to)?;
             }
             8..=9 => {
-                // All of it at once; others write meanwhile, so the result says nothing.
+                // All of it at once. Others write meanwhile, so the result is not judged.
                 let address = self.area.address(range.start) as u64;
                 let bytes = (range.len() * PAGE) as u64;
                 let compare = Compare {
@@ -340,8 +350,12 @@ impl World {
                 }
             }
             10 => {
-                // Part of it may be unmapped at this moment.
+                // Part of the range may be unmapped at this moment.
                 let _ = self.area.try_advise(range, libc::MADV_PAGEOUT);
+            }
+            11 if self.large && rng.bool() => {
+                // Split pages become large again where the kernel can do it.
+                let _ = self.area.try_advise(range, libc::MADV_COLLAPSE);
             }
             _ => {
                 device.states(&self.area, range)?;
@@ -350,13 +364,13 @@ impl World {
         Ok(())
     }
 
-    /// A step that changes what is mapped, while no other thread expects anything.
+    /// A step that changes mappings, while no other thread expects any value.
     fn change(&self, rng: &mut Rng, children: &mut Vec<Child>) -> Result<()> {
         if children.len() >= CHILDREN {
             children.remove(0).end()?;
         }
         let range = self.range(rng);
-        // The others have a turn before, however long each of these takes.
+        // The other threads get a turn first, however long their steps take.
         thread::yield_now();
         let mut words = write(&self.words);
         self.tally.changes.fetch_add(1, Ordering::Relaxed);
@@ -388,7 +402,7 @@ impl World {
                     return Ok(());
                 }
                 let moved = self.area.remap(range.clone(), &self.area, to)?;
-                // It is part of the area again.
+                // The moved range is part of the area again.
                 std::mem::forget(moved);
                 self.area.renew(range.clone())?;
                 for words in words.iter_mut() {
@@ -422,8 +436,8 @@ impl World {
         Ok(())
     }
 
-    /// What a forked child does: it finds the words of the moment of the fork, and its own
-    /// afterwards, whatever its parent and its siblings do.
+    /// The steps of a forked child. It finds the values of the moment of the fork, and afterwards
+    /// its own, whatever its parent and its siblings do.
     fn as_a_child(&self, mut words: Vec<Words>, rng: &mut Rng) -> Result<()> {
         let devices = (0..Device::list().len())
             .map(Bound::number)
@@ -474,7 +488,7 @@ impl World {
         Ok(())
     }
 
-    /// At the end, nothing is in flight: every word and every sum.
+    /// At the end no step is in flight: checks every word and every sum.
     fn check_all(&self, rng: &mut Rng) -> Result<()> {
         let mut words = write(&self.words);
         for (thread, words) in words.iter_mut().enumerate() {
@@ -505,7 +519,7 @@ impl World {
     }
 }
 
-/// Compares what was found with what may be.
+/// Compares a value with those that are possible.
 fn check(word: &mut Word, page: usize, who: &str, found: u64) -> Result<()> {
     if word.or_zero && found == 0 {
         *word = Word::default();

@@ -1,19 +1,20 @@
-//! Access by the kernel for somebody else: whoever reaches for a page that is on the
-//! device gets what it holds.
+//! Access by the kernel for another process: a reader or writer of a page on the device gets its
+//! contents.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
+use hmm::Place;
 
 use crate::area::{Area, Tag, PAGE};
 use crate::bound::Bound;
 use crate::child::{Child, Turns};
-use crate::kernel::RamDisk;
-use crate::row::{Chapter, Row};
+use crate::kernel::{RamDisk, Setting};
+use crate::row::{cannot_run, Chapter, Row};
 use crate::sys::{self, End};
 
 pub(crate) const CHAPTER: Chapter = Chapter {
@@ -27,7 +28,7 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "direct-io-reaches-moved-pages",
-            duty: "O_DIRECT transfers to and from pages on the device, which come home and are \
+            duty: "O_DIRECT transfers to and from pages on the device, which come back and are \
                    pinned meanwhile",
             source: "mm/gup.c: follow_page_pte (device-private entries are faulted in)",
             run: direct_io_reaches_moved_pages,
@@ -63,6 +64,15 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             source: "kernel/futex/core.c: get_futex_key",
             run: a_futex_on_a_moved_page,
         },
+        Row {
+            name: "a-core-dump-of-moved-pages",
+            duty: "a core dump has what the device wrote, of pages in system memory and of small \
+                 pages on the device; of huge pages there it has zeros, which is the kernel's \
+                 mistake",
+            source: "fs/coredump.c: dump_user_range; mm/gup.c: no_page_table (FOLL_DUMP), \
+                     docs/kernel-findings.md",
+            run: a_core_dump_of_moved_pages,
+        },
     ],
 };
 
@@ -72,10 +82,97 @@ const PAGES: usize = 16;
 fn written(bound: &Bound, tag: Tag) -> Result<Area> {
     let area = Area::small(PAGES)?;
     area.write(area.all(), 99);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.write(&area, area.all(), tag)?;
     Ok(area)
 }
+
+/// The path of a process's core file, and the file that sets it.
+const CORE: &str = "/tmp/contract.core";
+const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
+
+fn a_core_dump_of_moved_pages() -> Result<()> {
+    let _pattern = Setting::change(CORE_PATTERN, &format!("{CORE}.%p"))?;
+    let (small, large, system) = (Area::small(64)?, Area::large(2)?, Area::large(1)?);
+    let mut child = Child::fork(|turns| {
+        sys::allow_core_dump()?;
+        let bound = Bound::new()?;
+        for area in [&small, &large, &system] {
+            area.write(area.all(), 1);
+        }
+        for area in [&small, &large] {
+            bound.move_to_device(area, area.all())?;
+        }
+        for area in [&small, &large, &system] {
+            bound.write(area, area.all(), 2)?;
+        }
+        let states = bound.states(&large, large.all())?;
+        let is_whole = |state: &hmm::PageState| state.place() == Place::Device && state.is_large();
+        ensure!(states.iter().all(is_whole), "huge pages on the device");
+        turns.pass()?;
+        std::process::abort()
+    })?;
+    child.wait()?;
+    let path = format!("{CORE}.{}", child.id());
+    let end = child.status()?;
+    ensure!(end == End::Signalled(libc::SIGABRT), "{end:?}");
+    let core = fs::read(&path);
+    let _ = fs::remove_file(&path);
+    let core = core.map_err(|error| cannot_run(format!("there is no core dump: {error}")))?;
+    for (what, area) in [
+        ("in system memory", &system),
+        ("small, on the device", &small),
+    ] {
+        let found = dumped(&core, area)?;
+        ensure!(found == bytes_of(area, 2), "pages {what} are in the dump");
+    }
+    // If this fails because the dump is right, the kernel has been fixed: the finding can go.
+    let found = dumped(&core, &large)?;
+    let zeros = found.iter().filter(|byte| **byte == 0).count();
+    ensure!(
+        zeros == found.len(),
+        "of huge pages on the device {zeros} of {} bytes are zeros",
+        found.len()
+    );
+    Ok(())
+}
+
+/// The contents of an area in a core file.
+fn dumped(core: &[u8], area: &Area) -> Result<Vec<u8>> {
+    /// A number of the file's format, ELF of 64 bits.
+    fn number<const BYTES: usize>(bytes: &[u8], at: usize) -> Result<usize> {
+        let field = bytes
+            .get(at..at + BYTES)
+            .context("the core file is short")?;
+        let mut wide = [0; 8];
+        wide[..BYTES].copy_from_slice(field);
+        Ok(usize::try_from(u64::from_le_bytes(wide))?)
+    }
+    let (table, size) = (number::<8>(core, 32)?, number::<2>(core, 54)?);
+    let (start, end) = (area.address(0), area.address(area.pages()));
+    let mut found = vec![0; end - start];
+    let mut covered = 0;
+    for index in 0..number::<2>(core, 56)? {
+        let header = core.get(table + index * size..).context("a header")?;
+        let (offset, address) = (number::<8>(header, 8)?, number::<8>(header, 16)?);
+        let (from, to) = (
+            address.max(start),
+            (address + number::<8>(header, 32)?).min(end),
+        );
+        if number::<4>(header, 0)? == LOADED && from < to {
+            let part = core
+                .get(offset + from - address..offset + to - address)
+                .context("the core file is cut")?;
+            found[from - start..to - start].copy_from_slice(part);
+            covered += to - from;
+        }
+    }
+    ensure!(covered == found.len(), "{covered} bytes are in the dump");
+    Ok(found)
+}
+
+/// The type of a header that describes memory.
+const LOADED: usize = 1;
 
 fn bytes_of(area: &Area, tag: Tag) -> Vec<u8> {
     area.words(area.all(), tag)
@@ -123,7 +220,7 @@ fn direct_io_reaches_moved_pages() -> Result<()> {
     ensure!(count == bytes, "{count} bytes were written");
     bound.expect(&area, area.all(), 1)?;
     bound.write(&area, area.all(), 2)?;
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
     // SAFETY: the range lies in the area.
     let count = unsafe { sys::read_into(file.as_fd(), area.address(0), bytes) };
@@ -139,7 +236,7 @@ fn spliced_pages_are_the_pages() -> Result<()> {
     let bytes = 4 * PAGE;
     let count = sys::splice_pages(write.as_fd(), area.address(0), bytes).context("vmsplice")?;
     ensure!(count == bytes, "{count} bytes were spliced");
-    // They are the same pages: what the device writes now is seen through the pipe.
+    // The pipe has the same pages, not copies: a later write of the device shows in it.
     bound.write(&area, 2..4, 2)?;
     let mut found = vec![0; bytes];
     File::from(read).read_exact(&mut found)?;
@@ -153,18 +250,17 @@ fn spliced_pages_are_the_pages() -> Result<()> {
         found[2 * PAGE..] == wanted[2 * PAGE..bytes],
         "and two as the device wrote them"
     );
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.expect(&area, 4..PAGES, 1)
 }
 
-/// A child with pages on the device that hold tag 1; later it expects tag 2, on the
-/// device first.
+/// A child with pages on the device that hold tag 1. Later it expects tag 2, on the device first.
 fn other_process() -> Result<(Child, Area)> {
     let area = Area::small(PAGES)?;
     let body = |turns: &mut Turns| -> Result<()> {
         let bound = Bound::new()?;
         area.write(area.all(), 99);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         bound.write(&area, area.all(), 1)?;
         turns.pass_and_wait()?;
         bound.expect(&area, area.all(), 2)?;

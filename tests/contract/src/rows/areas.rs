@@ -1,11 +1,10 @@
-//! Kinds of memory: the device finds in each what a CPU would, and no more.
+//! Kinds of memory: in each the device finds what a CPU would, and no more.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::{Destination, Place, Reason};
@@ -23,8 +22,8 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     rows: &[
         Row {
             name: "userfaultfd-fills-for-the-device",
-            duty: "a device access to a missing page of a userfaultfd range waits for whoever \
-                   serves it, and finds what was put there",
+            duty: "a device access to a missing page of a userfaultfd range waits for the thread \
+                   that serves it, and finds what was put there",
             source:
                 "mm/userfaultfd.c: handle_userfault; mm/hmm.c: hmm_range_fault_unlocked_timeout",
             run: userfaultfd_fills_for_the_device,
@@ -32,7 +31,7 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         Row {
             name: "userfaultfd-sees-device-writes",
             duty: "a write-protected page of a userfaultfd range is written by the device only \
-                   after it was unprotected; its reads need nobody",
+                   after it was unprotected; its reads need no answer",
             source: "mm/userfaultfd.c: UFFDIO_WRITEPROTECT; mm/memory.c: do_wp_page",
             run: userfaultfd_sees_device_writes,
         },
@@ -116,6 +115,14 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: the_kernels_own_mappings,
         },
         Row {
+            name: "below-a-stack-only-cpus-grow-it",
+            duty: "a page below a VMA that grows downwards cannot be used by the device until a \
+                   CPU has accessed it; then it is as any other page",
+            source: "mm/mmap_lock.c: lock_mm_and_find_vma (the CPUs' faults alone grow an area); \
+                     mm/hmm.c: hmm_vma_walk_hole",
+            run: below_a_stack_only_cpus_grow_it,
+        },
+        Row {
             name: "code-is-only-read",
             duty: "the program's own code can be read by the device, and not written",
             source: "mm/hmm.c: hmm_vma_fault (VM_WRITE)",
@@ -137,7 +144,7 @@ fn userfaultfd_fills_for_the_device() -> Result<()> {
             while served.load(Ordering::Relaxed) < 16 {
                 let address = handler.next_fault().context("waiting for a fault")?;
                 let page = (address - area.address(0)) / PAGE;
-                // Before, because the device may go on before this thread does.
+                // Counted before the copy, because the device may go on before this thread does.
                 served.fetch_add(1, Ordering::Relaxed);
                 handler
                     .copy(area.address(page), source.address(page), PAGE)
@@ -162,7 +169,7 @@ fn userfaultfd_fills_for_the_device() -> Result<()> {
     area.expect(4..16, 5)
 }
 
-/// Serves write faults: says on which pages there were some, each once.
+/// Serves write faults. Returns the pages that had one, each once.
 fn unprotect_on_write(
     handler: &Userfault,
     area: &Area,
@@ -213,7 +220,7 @@ fn userfaultfd_sees_device_writes() -> Result<()> {
     let bound = Bound::new()?;
     let area = Area::small(16)?;
     area.write(area.all(), 1);
-    // Mapped for writing when the protection comes.
+    // So that the device has the pages mapped for writing when the protection comes.
     bound.write(&area, area.all(), 1)?;
     let handler = watch_writes(&area)?;
     bound.expect(&area, area.all(), 1)?;
@@ -233,7 +240,7 @@ fn userfaultfd_protection_moves_along() -> Result<()> {
     let handler = watch_writes(&area)?;
     let _ = bound.migrate(&area, area.all(), Destination::Device)?;
     bound.expect(&area, area.all(), 1)?;
-    // By the device where it lies, and by a CPU when it has come home.
+    // First by the device where the page is, then by a CPU when it is back in system memory.
     let pages = unprotect_on_write(&handler, &area, 1, || bound.write(&area, 3..4, 2))?;
     ensure!(
         pages == [3],
@@ -276,7 +283,7 @@ fn hugetlb_is_mirrored() -> Result<()> {
         area.expect(0..500, 1)?;
         area.expect(500..530, 2)?;
         area.expect(530..area.pages(), 1)?;
-        // Shared by fork if private, and shared for good if shared.
+        // Private pages are shared by the fork, shared ones for good.
         let mut child = Child::fork(|turns| {
             turns.wait()?;
             let tag = if kind == libc::MAP_SHARED { 3 } else { 2 };
@@ -448,7 +455,7 @@ fn guard_regions_guard() -> Result<()> {
         let area = Area::small(16)?;
         area.write(area.all(), 1);
         if on_device {
-            bound.move_there(&area, area.all())?;
+            bound.move_to_device(&area, area.all())?;
         }
         bound.write(&area, area.all(), 1)?;
         area.try_advise(4..8, GUARD_INSTALL)
@@ -486,7 +493,7 @@ fn merged() -> Result<([Area; 2], [Setting; 3])> {
         area.write(area.all(), 1);
         area.advise(area.all(), libc::MADV_MERGEABLE)?;
     }
-    kernel::until("merging", Duration::from_secs(30), || {
+    kernel::until("merging", || {
         let frames = |area: &Area| -> Result<Vec<u64>> {
             let entries = kernel::entries(area)?;
             Ok(entries.iter().map(|entry| entry.frame()).collect())
@@ -516,16 +523,14 @@ fn merged_pages_may_be_asked_to_move() -> Result<()> {
     let ([one, other], _settings) = merged()?;
     let moved = bound.migrate(&one, one.all(), Destination::Device)?;
     ensure!(moved.moved + moved.skipped == 16, "{moved:?}");
-    // Another one that is equal: ksmd compares it with those that were to move.
+    // A third area with equal contents: ksmd compares it with the pages that were to move.
     let third = Area::small(16)?;
     third.write(third.all(), 1);
     third.advise(third.all(), libc::MADV_MERGEABLE)?;
     let scans =
         || -> Result<u64> { Ok(kernel::read(format!("{KSM}/full_scans"))?.trim().parse()?) };
     let before = scans()?;
-    kernel::until("ksmd looks at all of them", Duration::from_secs(20), || {
-        Ok(scans()? >= before + 3)
-    })?;
+    kernel::until("ksmd looks at all of them", || Ok(scans()? >= before + 3))?;
     third.expect(third.all(), 1)?;
     bound.expect(&other, other.all(), 1)?;
     bound.expect(&one, one.all(), 1)?;
@@ -558,6 +563,29 @@ fn the_kernels_own_mappings() -> Result<()> {
         ensure!(!state[0].is_mapped(), "{name} is mapped on the device");
     }
     Ok(())
+}
+
+fn below_a_stack_only_cpus_grow_it() -> Result<()> {
+    let bound = Bound::new()?;
+    // Below it is far more room than the gap that the kernel keeps below a stack.
+    let (room, stack) = (Area::small(4096)?, 2048..2052);
+    room.unmap(room.all())?;
+    let flags =
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN | libc::MAP_FIXED_NOREPLACE;
+    let (address, bytes) = (room.address(stack.start), stack.len() * PAGE);
+    // SAFETY: it replaces nothing.
+    unsafe { sys::map(address, bytes, sys::READ_WRITE, flags, None) }.context("mmap")?;
+    bound.write(&room, stack.clone(), 1)?;
+    let below = stack.start - 1;
+    bound.refuse_write(&room, below, Reason::Unmapped)?;
+    bound.refuse_read(&room, below, Reason::Unmapped)?;
+    let log = sys::write_from(sys::pipe()?.1.as_fd(), room.address(below), 1);
+    ensure!(log.is_ok(), "a CPU of the kernel grows it: {log:?}");
+    bound.write(&room, below..stack.end, 2)?;
+    bound.refuse_write(&room, below - 1, Reason::Unmapped)?;
+    room.write(below - 1..below, 3);
+    bound.expect(&room, below - 1..below, 3)?;
+    room.expect(below..stack.end, 2)
 }
 
 fn code_is_only_read() -> Result<()> {

@@ -1,7 +1,7 @@
-//! Coherent device memory (`MEMORY_DEVICE_COHERENT`): CPUs reach it, so that its pages are
-//! moved on purpose only.
+//! Coherent device memory (`MEMORY_DEVICE_COHERENT`): CPUs reach it, so its pages move only on
+//! request.
 //!
-//! The rows need a device of that kind beside one with private memory.
+//! The rows need such a device and another one with private memory.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
@@ -26,17 +26,17 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         Row {
             name: "coherent-there-and-back",
             duty: "pages move into coherent memory, are present in the page table there, are \
-                   counted as before, stay when a CPU touches them and come home when asked",
+                   counted as before, stay when a CPU touches them and come back when asked",
             source: "include/linux/memremap.h: MEMORY_DEVICE_COHERENT; include/linux/migrate.h: \
                      MIGRATE_VMA_SELECT_DEVICE_COHERENT",
             run: coherent_there_and_back,
         },
         Row {
-            name: "coherent-large-there-and-back",
-            duty: "a large page gets there and back too, in pieces if need be, and holds what it \
+            name: "coherent-huge-there-and-back",
+            duty: "a huge page gets there and back too, in pieces if need be, and holds what it \
                    held",
             source: "mm/migrate_device.c: migrate_vma_collect_pmd (splits)",
-            run: coherent_large_there_and_back,
+            run: coherent_huge_there_and_back,
         },
         Row {
             name: "coherent-holes-are-cleared",
@@ -69,11 +69,11 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: coherent_and_the_kernels_access,
         },
         Row {
-            name: "coherent-pinned-for-long-comes-home",
-            duty: "pages in coherent memory that are pinned for long are moved home before, and \
+            name: "coherent-pinned-for-long-comes-back",
+            duty: "pages in coherent memory that are pinned for long are moved back before, and \
                    stay until they are let go",
             source: "mm/gup.c: migrate_longterm_unpinnable_folios (migrate_device_coherent_folio)",
-            run: coherent_pinned_for_long_comes_home,
+            run: coherent_pinned_for_long_comes_back,
         },
         Row {
             name: "coherent-follows-mprotect",
@@ -111,7 +111,7 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "coherent-outlives-its-file",
-            duty: "pages in coherent memory come home, intact, when the device's last file is \
+            duty: "pages in coherent memory come back, intact, when the device's last file is \
                    closed",
             source: "mm/migrate_device.c: migrate_device_range",
             run: coherent_outlives_its_file,
@@ -135,23 +135,23 @@ fn coherent_there_and_back() -> Result<()> {
     let area = Area::small(PAGES)?;
     area.write(area.all(), 1);
     bound.expect(&area, 0..4, 1)?;
-    let home: Vec<u64> = frames(&area)?;
-    // What asking takes is not to be counted as a difference.
+    let system: Vec<u64> = frames(&area)?;
+    // The first read allocates memory itself, which must not count as a difference.
     kernel::status("RssAnon")?;
     let before = kernel::status("RssAnon")?;
-    bound.move_there(&area, area.all())?;
-    let touched = bound.counters()?.driver.pages_touched;
+    bound.move_to_device(&area, area.all())?;
+    let touched = bound.counters()?.driver.cpu_fault_pages;
     ensure!(present(&area)? == PAGES, "they are present");
     let there = frames(&area)?;
     ensure!(
-        !there.iter().any(|frame| home.contains(frame)),
+        !there.iter().any(|frame| system.contains(frame)),
         "they are in other frames"
     );
     ensure!(
         bound.counters()?.driver.used_frames == PAGES as u64,
         "of the device"
     );
-    // Not of all memory: the program's own code comes in by sixteen pages at a time.
+    // Not exactly: faults on the program's own code map sixteen pages at a time.
     let after = kernel::status("RssAnon")?;
     ensure!(
         before.abs_diff(after) < (PAGES * PAGE / 2) as u64,
@@ -165,11 +165,11 @@ fn coherent_there_and_back() -> Result<()> {
     bound.expect_place(&area, area.all(), Place::Device)?;
     ensure!(frames(&area)? == there, "they have stayed");
     ensure!(
-        bound.counters()?.driver.pages_touched == touched,
+        bound.counters()?.driver.cpu_fault_pages == touched,
         "no touch moved any"
     );
-    bound.move_home(&area, area.all())?;
-    ensure!(bound.counters()?.driver.used_frames == 0, "all are home");
+    bound.move_to_system(&area, area.all())?;
+    ensure!(bound.counters()?.driver.used_frames == 0, "all are back");
     area.expect(0..8, 2)?;
     area.expect(8..16, 3)?;
     bound.expect(&area, 16..PAGES, 1)
@@ -180,16 +180,16 @@ fn frames(area: &Area) -> Result<Vec<u64>> {
     Ok(entries.iter().map(|entry| entry.frame()).collect())
 }
 
-fn coherent_large_there_and_back() -> Result<()> {
+fn coherent_huge_there_and_back() -> Result<()> {
     let bound = bound()?;
     let area = Area::large(2)?;
     area.write(area.all(), 1);
     for tag in 2..4 {
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         area.expect(area.all(), tag - 1)?;
         bound.write(&area, area.all(), tag)?;
         bound.expect_place(&area, area.all(), Place::Device)?;
-        bound.move_home(&area, area.all())?;
+        bound.move_to_system(&area, area.all())?;
         area.expect(area.all(), tag)?;
     }
     Ok(())
@@ -198,13 +198,13 @@ fn coherent_large_there_and_back() -> Result<()> {
 fn coherent_holes_are_cleared() -> Result<()> {
     let bound = bound()?;
     for area in [Area::small(PAGES)?, Area::large(1)?] {
-        // What the frames hold before.
+        // Fills the frames with other contents before.
         area.write(area.all(), 9);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         area.advise(area.all(), libc::MADV_DONTNEED)?;
-        // Of these, one has the page of zeros that all share.
+        // This read maps one of the pages to the shared zero page.
         area.expect(3..4, ZERO)?;
-        bound.move_there(&area, area.all())?;
+        bound.populate(&area, area.all())?;
         area.expect(area.all(), ZERO)?;
         bound.expect(&area, area.all(), ZERO)?;
         area.write(0..4, 1);
@@ -220,7 +220,7 @@ fn coherent_is_used_in_place() -> Result<()> {
     let bound = bound()?;
     let area = Area::small(1)?;
     area.write(0..1, ZERO);
-    bound.move_there(&area, 0..1)?;
+    bound.move_to_device(&area, 0..1)?;
     let before = frames(&area)?;
     let counter = area.counter(0, 5);
     let jobs = [
@@ -245,7 +245,7 @@ fn coherent_belongs_to_its_owner() -> Result<()> {
     let (bound, private) = (bound()?, Bound::new()?);
     let area = Area::small(PAGES)?;
     area.write(area.all(), 1);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     for destination in [Destination::Device, Destination::System] {
         let moved = private.migrate(&area, area.all(), destination)?;
         ensure!(moved.moved == 0, "{destination:?}: {moved:?}");
@@ -258,9 +258,9 @@ fn coherent_belongs_to_its_owner() -> Result<()> {
     area.protect(0..4, sys::READ)?;
     private.refuse_write(&area, 1, Reason::Denied)?;
     area.protect(0..4, sys::READ_WRITE)?;
-    // And the other way about.
-    bound.move_home(&area, area.all())?;
-    private.move_there(&area, area.all())?;
+    // And the other way round.
+    bound.move_to_system(&area, area.all())?;
+    private.move_to_device(&area, area.all())?;
     let moved = bound.migrate(&area, area.all(), Destination::Device)?;
     ensure!(moved.moved == 0, "{moved:?}");
     private.expect_place(&area, area.all(), Place::Device)?;
@@ -272,7 +272,7 @@ fn coherent_and_the_kernels_access() -> Result<()> {
     let bound = bound()?;
     let area = Area::small(PAGES)?;
     let me = i32::try_from(std::process::id()).context("a process id")?;
-    // From before there is anything, so that it shares no page with its parent.
+    // Forked before the pages exist, so that child and parent share none.
     let child = Child::fork(|turns| {
         turns.wait()?;
         let mut bytes = vec![0; PAGE];
@@ -286,7 +286,7 @@ fn coherent_and_the_kernels_access() -> Result<()> {
         Ok(())
     })?;
     area.write(area.all(), 9);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.write(&area, area.all(), 1)?;
     let before = frames(&area)?;
     let (read, write) = sys::pipe()?;
@@ -310,7 +310,7 @@ fn coherent_and_the_kernels_access() -> Result<()> {
     bound.expect(&area, 6..PAGES, 1)
 }
 
-fn coherent_pinned_for_long_comes_home() -> Result<()> {
+fn coherent_pinned_for_long_comes_back() -> Result<()> {
     let bound = bound()?;
     for (area, purpose) in [
         (Area::small(PAGES)?, For::Writing),
@@ -319,7 +319,7 @@ fn coherent_pinned_for_long_comes_home() -> Result<()> {
         (Area::large(1)?, For::Writing),
     ] {
         area.write(area.all(), 1);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         let pin = Pin::new(&area, 0..16, purpose)?;
         for _ in 0..2 {
             bound.expect_place(&area, 0..16, Place::System)?;
@@ -335,7 +335,7 @@ fn coherent_pinned_for_long_comes_home() -> Result<()> {
             ensure!(found == area.word(page, 2), "page {page} holds {found:#x}");
         }
         drop(pin);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         area.expect(0..16, 2)?;
         bound.expect(&area, 16..area.pages(), 1)?;
     }
@@ -346,13 +346,13 @@ fn coherent_follows_mprotect() -> Result<()> {
     let bound = bound()?;
     let area = Area::small(PAGES)?;
     area.write(area.all(), 1);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.write(&area, 0..8, 1)?;
     area.protect(area.all(), sys::READ)?;
     bound.refuse_write(&area, 3, Reason::Denied)?;
     bound.expect(&area, area.all(), 1)?;
-    bound.move_home(&area, 0..16)?;
-    bound.move_there(&area, 0..16)?;
+    bound.move_to_system(&area, 0..16)?;
+    bound.move_to_device(&area, 0..16)?;
     bound.refuse_write(&area, 3, Reason::Denied)?;
     let end = Child::fork(|_| {
         area.write_word(3, 0, 1);
@@ -368,7 +368,7 @@ fn coherent_follows_mprotect() -> Result<()> {
     area.expect(4..PAGES, 1)
 }
 
-/// Both sides of a fork write pages that were in coherent memory before.
+/// Both sides of a fork write pages that were in coherent memory at the fork.
 fn fork(cpu_first: bool) -> Result<()> {
     let parents = bound()?;
     let write = |bound: &Bound, area: &Area, tag| -> Result<()> {
@@ -384,7 +384,7 @@ fn fork(cpu_first: bool) -> Result<()> {
     for parent_first in [true, false] {
         let area = Area::small(PAGES)?;
         area.write(area.all(), 1);
-        parents.move_there(&area, area.all())?;
+        parents.move_to_device(&area, area.all())?;
         let mut child = Child::fork(|turns| {
             let bound = bound()?;
             turns.wait()?;
@@ -409,8 +409,8 @@ fn fork(cpu_first: bool) -> Result<()> {
         child.pass_and_end()?;
         area.expect(0..8, 3)?;
         parents.expect(&area, 8..PAGES, 1)?;
-        parents.move_there(&area, area.all())?;
-        parents.move_home(&area, area.all())?;
+        parents.move_to_device(&area, area.all())?;
+        parents.move_to_system(&area, area.all())?;
         area.expect(0..8, 3)?;
         area.expect(8..PAGES, 1)?;
     }
@@ -422,7 +422,7 @@ fn coherent_unmapped_is_free() -> Result<()> {
     let used = || -> Result<u64> { Ok(bound.counters()?.driver.used_frames) };
     let area = Area::small(PAGES)?;
     area.write(area.all(), 1);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.write(&area, area.all(), 2)?;
     area.unmap(0..8)?;
     ensure!(used()? == PAGES as u64 - 8, "{} frames are in use", used()?);
@@ -447,7 +447,7 @@ fn coherent_exit() -> Result<()> {
         let (small, large) = (Area::small(PAGES)?, Area::large(1)?);
         for area in [&small, &large] {
             area.write(area.all(), 1);
-            bound.move_there(area, area.all())?;
+            bound.move_to_device(area, area.all())?;
         }
         Ok(())
     })?;
@@ -457,8 +457,8 @@ fn coherent_exit() -> Result<()> {
             let bound = bound()?;
             let area = Area::small(PAGES)?;
             area.write(area.all(), 1);
-            bound.move_there(&area, area.all())?;
-            // It has no end that could be waited for.
+            bound.move_to_device(&area, area.all())?;
+            // It never ends, so dropping it must not wait for it.
             let _job = ManuallyDrop::new(bound.start(add(&area, 3, 0, 1, 1 << 40))?);
             turns.pass()?;
             loop {
@@ -477,14 +477,14 @@ fn coherent_outlives_its_file() -> Result<()> {
     let bound = bound()?;
     let area = Area::small(PAGES)?;
     area.write(area.all(), 9);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.write(&area, area.all(), 1)?;
     let there = frames(&area)?;
     drop(bound);
     let after = frames(&area)?;
     ensure!(
         !after.iter().any(|frame| there.contains(frame)),
-        "they are at home"
+        "they are in system memory"
     );
     area.expect(area.all(), 1)
 }

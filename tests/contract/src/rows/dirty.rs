@@ -2,7 +2,6 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::{Destination, Place};
@@ -61,36 +60,36 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: swapped_out_pages_are_not_lost_by_moving,
         },
         Row {
-            name: "pressure-swaps-what-came-home",
+            name: "pressure-swaps-what-came-back",
             duty: "under pressure of a memory limit, pages of the device and of the guest that \
                    the device writes all the time keep what was written last",
             source: "mm/vmscan.c: shrink_folio_list; mm/rmap.c: try_to_unmap_one (notifiers)",
-            run: pressure_swaps_what_came_home,
+            run: pressure_swaps_what_came_back,
         },
     ],
 };
 
 const SWAP: u64 = 64 << 20;
 
-/// Has the kernel reclaim pages if it thinks that it may.
+/// Makes the kernel reclaim pages, if it believes that it may.
 fn reclaim(area: &Area, pages: std::ops::Range<usize>) -> Result<()> {
     area.advise(pages, libc::MADV_PAGEOUT)
 }
 
 fn a_write_after_madv_free_stays() -> Result<()> {
-    // Lazily freed pages are discarded by reclaim with and without swap space; with it
-    // the kernel can also write out what it must not discard.
+    // Reclaim discards lazily freed pages with or without swap space. With swap space it can also
+    // write out pages that it must not discard.
     let _swap = Swap::new(SWAP)?;
     let bound = Bound::new()?;
-    for moved_home in [false, true] {
+    for moved_back in [false, true] {
         let area = Area::small(64)?;
         area.write(area.all(), 1);
-        if moved_home {
-            bound.move_there(&area, area.all())?;
+        if moved_back {
+            bound.move_to_device(&area, area.all())?;
             bound.write(&area, area.all(), 1)?;
-            bound.move_home(&area, area.all())?;
+            bound.move_to_system(&area, area.all())?;
         }
-        // Mapped on the device for writing already: the advice must end that.
+        // The device has them mapped for writing already: the advice must end that.
         bound.write(&area, area.all(), 2)?;
         area.advise(area.all(), libc::MADV_FREE)?;
         bound.write(&area, 0..32, 3)?;
@@ -112,11 +111,11 @@ fn madv_free_on_the_device() -> Result<()> {
     let bound = Bound::new()?;
     for area in [Area::small(64)?, Area::large(1)?] {
         area.write(area.all(), 1);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         area.advise(area.all(), libc::MADV_FREE)?;
         bound.write(&area, 0..16, 2)?;
         area.write(16..32, 2);
-        bound.move_home(&area, 0..32)?;
+        bound.move_to_system(&area, 0..32)?;
         reclaim(&area, area.all())?;
         bound.expect(&area, 0..32, 2)?;
         area.expect(0..32, 2)?;
@@ -144,7 +143,7 @@ fn mapped_file(path: &std::path::Path) -> Result<Area> {
     Area::map(PAGES * PAGE, sys::READ_WRITE, libc::MAP_SHARED, of_file)
 }
 
-/// The file holds a tag, on its disk and not only in memory.
+/// Checks that the file holds a tag on its disk, not only in memory.
 fn expect_on_disk(path: &std::path::Path, tag: crate::area::Tag) -> Result<()> {
     kernel::drop_caches()?;
     let found = fs::read(path).context("reading the file")?;
@@ -167,7 +166,7 @@ fn a_write_to_a_file_is_written_back() -> Result<()> {
         let area = mapped_file(&path)?;
         bound.write(&area, area.all(), 10 * tag)?;
         sys::synchronise(area.address(0), PAGES * PAGE).context("msync")?;
-        // It stays mapped, and the next write is as good as the first.
+        // The area stays mapped, and a second write must also reach the disk.
         bound.write(&area, area.all(), tag)?;
         sys::synchronise(area.address(0), PAGES * PAGE).context("msync")?;
         bound.expect(&area, area.all(), tag)?;
@@ -196,16 +195,16 @@ fn a_write_to_a_file_outlives_the_process() -> Result<()> {
     Ok(())
 }
 
-/// How many pages of an area are swapped out; none of it is on a device.
+/// How many pages of an area are swapped out; none of them may be on a device.
 fn swapped_out(area: &Area) -> Result<usize> {
     let entries = kernel::entries(area)?;
     Ok(entries.iter().filter(|entry| entry.is_swap()).count())
 }
 
-/// Pages go to swap, all but a few that somebody looks at in this moment.
+/// Swaps pages out, except for a few that are in use at that moment.
 fn swap_out(area: &Area) -> Result<()> {
     let most = area.pages() * 3 / 4;
-    kernel::until("swapping out", Duration::from_secs(10), || {
+    kernel::until("swapping out", || {
         reclaim(area, area.all())?;
         Ok(swapped_out(area)? >= most)
     })
@@ -223,8 +222,8 @@ fn what_was_written_is_swapped_out() -> Result<()> {
             }
             bound.expect(&area, 0..128, tag)?;
             area.expect(0..128, tag)?;
-            // What has been swapped out once and only read since may be dropped: a write
-            // of the device must be seen nevertheless.
+            // A page that was swapped out once and only read since may be dropped. A write of the
+            // device must prevent that.
             swap_out(&area)?;
             bound.expect(&area, 0..64, tag)?;
             bound.write(&area, 32..64, 10 + tag)?;
@@ -247,15 +246,15 @@ fn swapped_out_pages_are_not_lost_by_moving() -> Result<()> {
     let moved = bound.migrate(&area, area.all(), Destination::Device)?;
     ensure!(moved.moved + moved.skipped == 64, "{moved:?}");
     bound.expect(&area, area.all(), 1)?;
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.expect(&area, area.all(), 1)?;
-    // Pages of the device are not for the kernel to swap out.
+    // The kernel cannot swap out pages of the device.
     reclaim(&area, area.all())?;
     bound.expect_place(&area, area.all(), Place::Device)?;
     area.expect(area.all(), 1)
 }
 
-fn pressure_swaps_what_came_home() -> Result<()> {
+fn pressure_swaps_what_came_back() -> Result<()> {
     const STEP: usize = 64;
     let _swap = Swap::new(SWAP)?;
     let group = Group::new()?;
@@ -264,8 +263,8 @@ fn pressure_swaps_what_came_home() -> Result<()> {
         let bound = Bound::new()?;
         let (there, here) = (Area::small(4 * STEP)?, Area::small(12 * STEP)?);
         there.write(there.all(), 1);
-        bound.move_there(&there, there.all())?;
-        // Room for half of what is used at home.
+        bound.move_to_device(&there, there.all())?;
+        // Room for half of what is used in system memory.
         let now = group.number("memory.current")?;
         group.set("memory.max", &(now + (6 * STEP * PAGE) as u64).to_string())?;
         for tag in 1..4 {
@@ -293,6 +292,6 @@ fn pressure_swaps_what_came_home() -> Result<()> {
     })?
     .end()?;
     let kills = group.counter("memory.events", "oom_kill")?;
-    ensure!(kills == 0, "nobody had to be killed");
+    ensure!(kills == 0, "no process had to be killed");
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Ends: of processes, threads and programs with pages and jobs on the device.
+//! The end of processes, threads and programs that have pages and jobs on the device.
 //!
-//! That nothing is left on the device after any row is the runner's to check.
+//! The runner checks after each row that nothing is left on the device.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -20,15 +20,15 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     rows: &[
         Row {
             name: "exit-with-pages-on-the-device",
-            duty: "a process that ends with small and large pages on the device leaves no frame \
+            duty: "a process that ends with small and huge pages on the device leaves no frame \
                    in use",
             source: "mm/mmap.c: exit_mmap; dev_pagemap_ops.folio_free",
             run: exit_with_pages_on_the_device,
         },
         Row {
             name: "killed-in-the-middle-of-jobs",
-            duty: "a process that is killed while engines write its memory, at home and on the \
-                   device, is gone at once",
+            duty: "a process that is killed while engines write its memory, in system memory and \
+                   on the device, is gone at once",
             source: "include/linux/mmu_notifier.h: release; hmm.rst: MMU_NOTIFY_RELEASE",
             run: killed_in_the_middle_of_jobs,
         },
@@ -67,17 +67,17 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     ],
 };
 
-/// Small and large pages on the device.
+/// Small and huge pages on the device.
 fn pages(bound: &Bound) -> Result<(Area, Area)> {
     let (small, large) = (Area::small(256)?, Area::large(2)?);
     for area in [&small, &large] {
         area.write(area.all(), 1);
-        bound.move_there(area, area.all())?;
+        bound.move_to_device(area, area.all())?;
     }
     Ok((small, large))
 }
 
-/// Frames in use on the first device, whoever uses them.
+/// Frames in use on the first device, by any process.
 fn used_frames() -> Result<u64> {
     Ok(Device::open("/dev/hmm0")?.counters()?.driver.used_frames)
 }
@@ -104,9 +104,9 @@ fn killed_in_the_middle_of_jobs() -> Result<()> {
         let mut child = Child::fork(|turns| {
             let bound = Bound::new()?;
             let (small, large) = pages(&bound)?;
-            let home = Area::small(16)?;
-            home.write(home.all(), 0);
-            let jobs = [(&small, 5), (&large, 700), (&home, 3), (&home, 4)]
+            let system = Area::small(16)?;
+            system.write(system.all(), 0);
+            let jobs = [(&small, 5), (&large, 700), (&system, 3), (&system, 4)]
                 .map(|(area, page)| bound.start(add(area, page, 0, 1, 1 << 40)));
             turns.pass_and_wait()?;
             std::mem::forget(jobs);
@@ -132,7 +132,7 @@ fn killed_in_the_middle_of_a_move() -> Result<()> {
             }
         })?;
         child.wait()?;
-        // Another moment each time.
+        // A different moment each time.
         std::thread::sleep(std::time::Duration::from_micros(700 * round));
         child.kill()?;
     }
@@ -185,7 +185,7 @@ fn exec_replaces_everything() -> Result<()> {
 }
 
 fn a_file_that_is_handed_on() -> Result<()> {
-    // The child has the descriptor of a binding that is not its own.
+    // The child gets the file descriptor of its parent's binding.
     let mut last = None;
     let mut middle = Child::fork(|turns| {
         let bound = Bound::new()?;
@@ -194,7 +194,7 @@ fn a_file_that_is_handed_on() -> Result<()> {
             let refused = bound.migrate(&small, 0..1, hmm::Destination::System);
             ensure!(refused.is_err(), "it is bound to another process");
             turns.pass_and_wait()?;
-            // The parent, which was bound, is dead by now; the file is not.
+            // The parent, which was bound, is dead by now; the file still exists.
             let refused = bound.try_read(&small, 0);
             ensure!(refused.is_err(), "and it is so still");
             small.expect(small.all(), 1)
@@ -207,7 +207,7 @@ fn a_file_that_is_handed_on() -> Result<()> {
     })?;
     middle.wait()?;
     last.replace(middle.pass_and_end());
-    // What is left of it ends with the row, whose runner waits for that.
+    // The rest ends with the row; its runner waits for that.
     match last {
         Some(result) => result,
         None => bail!("there was no end"),
@@ -216,7 +216,7 @@ fn a_file_that_is_handed_on() -> Result<()> {
 
 fn many_short_lives() -> Result<()> {
     let slab = || -> Result<u64> { crate::kernel::meminfo("SUnreclaim") };
-    // What is made once is made now.
+    // The first life makes what is allocated once, so that it is not counted.
     one_short_life()?;
     let before = slab()?;
     for _ in 0..30 {
@@ -236,7 +236,7 @@ fn one_short_life() -> Result<()> {
         let bound = Bound::new()?;
         let area = Area::small(32)?;
         area.write(area.all(), 1);
-        bound.move_there(&area, 0..16)?;
+        bound.move_to_device(&area, 0..16)?;
         bound.write(&area, 8..24, 2)?;
         std::mem::forget(bound);
         Ok(())

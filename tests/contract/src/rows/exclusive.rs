@@ -1,10 +1,9 @@
-//! Exclusive access: the device's atomic operations and the CPU's are atomic to each
-//! other, wherever the page is, and end when the process says so.
+//! Exclusive access: atomic operations of the device and of the CPU are atomic to each other,
+//! wherever the page is, and end when the process asks for that.
 
 use std::mem::ManuallyDrop;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::spec::wire::operation::AtomicCompareExchange;
@@ -22,20 +21,20 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     rows: &[
         Row {
             name: "atomics-add-up",
-            duty: "CPU threads and device jobs count on one word of a page at home: no addition \
-                   is lost",
+            duty: "CPU threads and device jobs count on one word of a page in system memory: no \
+                   addition is lost",
             source: "hmm.rst: Exclusive access memory; mm/rmap.c: make_device_exclusive",
             run: || add_up(&Area::small(1)?, Moves::Never),
         },
         Row {
-            name: "atomics-add-up-in-a-large-page",
-            duty: "the same in a large page",
+            name: "atomics-add-up-in-a-huge-page",
+            duty: "the same in a huge page",
             source: "mm/rmap.c: make_device_exclusive (splits large mappings)",
             run: || add_up(&Area::large(1)?, Moves::Never),
         },
         Row {
             name: "atomics-add-up-while-the-page-moves",
-            duty: "the same while the page goes to the device and comes home",
+            duty: "the same while the page goes to the device and comes back",
             source: "mm/migrate_device.c; mm/memory.c: remove_device_exclusive_entry",
             run: || add_up(&Area::small(1)?, Moves::Always),
         },
@@ -86,6 +85,13 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: forks_succeed_beside_exclusive_access,
         },
         Row {
+            name: "an-exclusive-page-is-not-taken-again",
+            duty: "jobs that count on one word at the same time fault once each at most, and once \
+                   more for what was under way: the page is taken from the CPUs for all of them",
+            source: "mm/rmap.c: make_device_exclusive (gives a page back that is exclusive)",
+            run: an_exclusive_page_is_not_taken_again,
+        },
+        Row {
             name: "atomics-on-read-only-memory-are-refused",
             duty: "an atomic operation needs the right to write",
             source: "mm/rmap.c: make_device_exclusive (FOLL_WRITE)",
@@ -104,7 +110,7 @@ enum Moves {
     Always,
 }
 
-/// Additions by CPUs and jobs at the same time; then the sum must be exact.
+/// CPUs and jobs add at the same time; the sum must be exact.
 fn add_up(area: &Area, moves: Moves) -> Result<()> {
     let bound = Bound::new()?;
     area.write(0..1, ZERO);
@@ -132,7 +138,7 @@ fn add_up(area: &Area, moves: Moves) -> Result<()> {
         let found = counter.load(Ordering::Relaxed);
         ensure!(found == wanted, "{found} instead of {wanted}");
     }
-    // The words beside it belong to nobody.
+    // The words beside it must stay zero.
     for index in (0..16).filter(|index| *index != 7) {
         ensure!(area.read_word(0, index) == 0, "word {index} has changed");
     }
@@ -144,6 +150,24 @@ fn well(job: Job<'_>) -> Result<()> {
         Ok(_) => Ok(()),
         Err(failure) => bail!("a job could not do its atomics: {failure}"),
     }
+}
+
+fn an_exclusive_page_is_not_taken_again() -> Result<()> {
+    const MANY: u64 = 32;
+    /// Enough that an engine takes turns with all jobs before the first one ends.
+    const EACH: u64 = 100_000;
+    let (area, bound) = (Area::small(1)?, Bound::new()?);
+    area.write(0..1, ZERO);
+    let before = bound.counters()?.driver.faults;
+    let jobs = (0..MANY)
+        .map(|_| bound.start(add(&area, 0, 7, 1, EACH)))
+        .collect::<Result<Vec<_>>>()?;
+    jobs.into_iter().try_for_each(well)?;
+    let faults = bound.counters()?.driver.faults - before;
+    ensure!(faults <= 2 * MANY, "{MANY} jobs took {faults} faults");
+    let found = area.counter(0, 7).load(Ordering::Relaxed);
+    ensure!(found == MANY * EACH, "{found} additions");
+    Ok(())
 }
 
 fn atomics_add_up_in_shared_memory() -> Result<()> {
@@ -192,7 +216,7 @@ fn compare_exchange_is_one_step() -> Result<()> {
                 {
                     thread::yield_now();
                 }
-                // Neither of the two accesses is atomic together with the other one.
+                // The load and the store together are not atomic; only the lock makes them so.
                 let before = counter.load(Ordering::Relaxed);
                 thread::yield_now();
                 counter.store(before + 1, Ordering::Relaxed);
@@ -213,7 +237,10 @@ fn compare_exchange_is_one_step() -> Result<()> {
             counter.store(before + 1, Ordering::Relaxed);
             match bound.run(exchange(OF_DEVICE, FREE))? {
                 Ok([previous, replaced, ..]) => {
-                    ensure!(replaced == 1, "who holds the lock found {previous} in it");
+                    ensure!(
+                        replaced == 1,
+                        "the thread that holds the lock found {previous} in it"
+                    );
                 }
                 Err(failure) => bail!("{failure}"),
             }
@@ -226,21 +253,17 @@ fn compare_exchange_is_one_step() -> Result<()> {
     Ok(())
 }
 
-/// A job whose additions take much longer than any row. Dropping it would wait for it, so that
-/// a row that fails would not say why.
+/// A job whose additions take much longer than any row. Dropping it would wait for it, and a row
+/// that fails could not say why.
 fn without_end<'a>(bound: &'a Bound, area: &Area) -> Result<ManuallyDrop<Job<'a>>> {
     bound
         .start(add(area, 0, 0, 1, 1 << 40))
         .map(ManuallyDrop::new)
 }
 
-/// The counter moves: the device has begun.
+/// Waits until the counter moves: the device has begun.
 fn begun(read: impl Fn() -> u64) -> Result<()> {
-    kernel::until(
-        "the device's first addition",
-        Duration::from_secs(20),
-        || Ok(read() > 0),
-    )
+    kernel::until("the device's first addition", || Ok(read() > 0))
 }
 
 fn a_cpu_access_ends_exclusive_access() -> Result<()> {
@@ -269,7 +292,7 @@ fn a_cpu_access_ends_exclusive_access() -> Result<()> {
     Ok(())
 }
 
-/// The job has ended with a fault of this kind.
+/// Checks that the job has ended with a fault of this kind.
 fn stopped(job: ManuallyDrop<Job<'_>>, reason: Reason) -> Result<()> {
     match ended(ManuallyDrop::into_inner(job))? {
         Ok(_) => bail!("a job without an end has ended well"),
@@ -326,9 +349,7 @@ fn fork_ends_exclusive_access() -> Result<()> {
         })?;
         child.wait()?;
         let then = area.read_word(0, 0);
-        kernel::until("the device goes on", Duration::from_secs(20), || {
-            Ok(area.read_word(0, 0) > then)
-        })?;
+        kernel::until("the device goes on", || Ok(area.read_word(0, 0) > then))?;
         child.pass_and_end()?;
         area.protect(0..1, sys::READ)?;
         stopped(job, Reason::Denied)?;

@@ -1,10 +1,10 @@
-//! Both sides after fork: no process sees what the other writes.
+//! Both sides after fork: no process sees the other's writes.
 //!
-//! Whoever writes first, parent or child, on the CPU or on the device, and whoever
-//! writes second: each reads its own afterwards, on both sides. The pages are small or
-//! large, at home or on the device at the moment of the fork. A device's write to a page
-//! in device memory that is shared since a fork is the case to watch: range faults
-//! return such a page as present but not writable even when a write was asked for.
+//! Parent or child writes first, on the CPU or on the device, and the other writes second.
+//! Afterwards each side reads its own contents, on both. The pages are small or large, in system
+//! memory or on the device at the moment of the fork. The critical case is a device's write to a
+//! page in device memory that a fork has shared: range faults return such a page as present but not
+//! writable even when a write was asked for.
 
 use anyhow::{ensure, Result};
 use hmm::Place;
@@ -15,26 +15,26 @@ use crate::child::Child;
 use crate::row::{Chapter, Row};
 use crate::sys::{self, End};
 
-/// Who writes first.
+/// Which side writes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum First {
     Parent,
     Child,
 }
 
-/// With what.
+/// Which hardware writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum With {
     Cpu,
     Device,
 }
 
-/// What pages there are at the moment of the fork.
+/// The pages at the moment of the fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pages {
-    Home,
+    System,
     Moved,
-    LargeHome,
+    LargeSystem,
     LargeMoved,
 }
 
@@ -42,7 +42,7 @@ const SOURCE: &str = "mm/memory.c: copy_nonpresent_pte (device-private entries b
                       mm/hmm.c: hmm_vma_handle_pte";
 const SOURCE_LARGE: &str =
     "mm/huge_memory.c: copy_huge_non_present_pmd; mm/hmm.c: hmm_vma_handle_absent_pmd";
-const SOURCE_HOME: &str = "mm/memory.c: copy_present_ptes, do_wp_page; include/linux/hmm.h: \
+const SOURCE_SYSTEM: &str = "mm/memory.c: copy_present_ptes, do_wp_page; include/linux/hmm.h: \
                            HMM_PFN_WRITE";
 
 macro_rules! order {
@@ -60,38 +60,46 @@ macro_rules! order {
 pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Both sides after fork",
     rows: &[
-        order!("fork-parent-cpu", Home, Parent, Cpu, SOURCE_HOME,
-            "pages at home: the parent's CPU writes first, then the child's CPU or device"),
-        order!("fork-parent-device", Home, Parent, Device, SOURCE_HOME,
-            "pages at home: the parent's device writes first, then the child's CPU or device"),
-        order!("fork-child-cpu", Home, Child, Cpu, SOURCE_HOME,
-            "pages at home: the child's CPU writes first, then the parent's CPU or device"),
-        order!("fork-child-device", Home, Child, Device, SOURCE_HOME,
-            "pages at home: the child's device writes first, then the parent's CPU or device"),
+        order!("fork-parent-cpu", System, Parent, Cpu, SOURCE_SYSTEM,
+            "pages in system memory: the parent's CPU writes first, then \
+             the child's CPU or device"),
+        order!("fork-parent-device", System, Parent, Device, SOURCE_SYSTEM,
+            "pages in system memory: the parent's device writes first, then the child's CPU or \
+             device"),
+        order!("fork-child-cpu", System, Child, Cpu, SOURCE_SYSTEM,
+            "pages in system memory: the child's CPU writes first, then \
+             the parent's CPU or device"),
+        order!("fork-child-device", System, Child, Device, SOURCE_SYSTEM,
+            "pages in system memory: the child's device writes first, then the parent's CPU or \
+             device"),
         order!("fork-moved-parent-cpu", Moved, Parent, Cpu, SOURCE,
-            "pages on the device: the parent's CPU writes first, then the child's CPU or device"),
+            "pages on the device: the parent's CPU writes first, then \
+             the child's CPU or device"),
         order!("fork-moved-parent-device", Moved, Parent, Device, SOURCE,
-            "pages on the device: the parent's device writes first, then the child's CPU or device"),
+            "pages on the device: the parent's device writes first, then \
+             the child's CPU or device"),
         order!("fork-moved-child-cpu", Moved, Child, Cpu, SOURCE,
-            "pages on the device: the child's CPU writes first, then the parent's CPU or device"),
+            "pages on the device: the child's CPU writes first, then \
+             the parent's CPU or device"),
         order!("fork-moved-child-device", Moved, Child, Device, SOURCE,
-            "pages on the device: the child's device writes first, then the parent's CPU or device"),
-        order!("fork-large-parent-cpu", LargeHome, Parent, Cpu, SOURCE_HOME,
-            "large pages at home: the parent's CPU writes first"),
-        order!("fork-large-parent-device", LargeHome, Parent, Device, SOURCE_HOME,
-            "large pages at home: the parent's device writes first"),
-        order!("fork-large-child-cpu", LargeHome, Child, Cpu, SOURCE_HOME,
-            "large pages at home: the child's CPU writes first"),
-        order!("fork-large-child-device", LargeHome, Child, Device, SOURCE_HOME,
-            "large pages at home: the child's device writes first"),
-        order!("fork-large-moved-parent-cpu", LargeMoved, Parent, Cpu, SOURCE_LARGE,
-            "large pages on the device: the parent's CPU writes first"),
-        order!("fork-large-moved-parent-device", LargeMoved, Parent, Device, SOURCE_LARGE,
-            "large pages on the device: the parent's device writes first"),
-        order!("fork-large-moved-child-cpu", LargeMoved, Child, Cpu, SOURCE_LARGE,
-            "large pages on the device: the child's CPU writes first"),
-        order!("fork-large-moved-child-device", LargeMoved, Child, Device, SOURCE_LARGE,
-            "large pages on the device: the child's device writes first"),
+            "pages on the device: the child's device writes first, then \
+             the parent's CPU or device"),
+        order!("fork-huge-parent-cpu", LargeSystem, Parent, Cpu, SOURCE_SYSTEM,
+            "huge pages in system memory: the parent's CPU writes first"),
+        order!("fork-huge-parent-device", LargeSystem, Parent, Device, SOURCE_SYSTEM,
+            "huge pages in system memory: the parent's device writes first"),
+        order!("fork-huge-child-cpu", LargeSystem, Child, Cpu, SOURCE_SYSTEM,
+            "huge pages in system memory: the child's CPU writes first"),
+        order!("fork-huge-child-device", LargeSystem, Child, Device, SOURCE_SYSTEM,
+            "huge pages in system memory: the child's device writes first"),
+        order!("fork-huge-moved-parent-cpu", LargeMoved, Parent, Cpu, SOURCE_LARGE,
+            "huge pages on the device: the parent's CPU writes first"),
+        order!("fork-huge-moved-parent-device", LargeMoved, Parent, Device, SOURCE_LARGE,
+            "huge pages on the device: the parent's device writes first"),
+        order!("fork-huge-moved-child-cpu", LargeMoved, Child, Cpu, SOURCE_LARGE,
+            "huge pages on the device: the child's CPU writes first"),
+        order!("fork-huge-moved-child-device", LargeMoved, Child, Device, SOURCE_LARGE,
+            "huge pages on the device: the child's device writes first"),
         Row {
             name: "fork-while-mapped-for-writing",
             duty: "a page that the device has mapped for writing is mapped so no longer when fork \
@@ -102,7 +110,7 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         Row {
             name: "fork-and-a-child-that-ends",
             duty: "a child that never writes and ends leaves its parent's pages as they were, on \
-                   the device and at home",
+                   the device and in system memory",
             source: "mm/memory.c: copy_nonpresent_pte, zap_nonpresent_ptes",
             run: fork_and_a_child_that_ends,
         },
@@ -114,14 +122,14 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "fork-and-a-sharer-that-ends-in-a-touch",
-            duty: "a large page on the device that two processes share survives that one of them \
-                   ends while a CPU of the other one touches it",
+            duty: "a huge page on the device that two processes share survives that one of them \
+                   ends while a CPU of the other one accesses it",
             source: "mm/huge_memory.c: zap_huge_pmd_folio, do_huge_pmd_device_private",
             run: fork_and_a_sharer_that_ends_in_a_touch,
         },
         Row {
             name: "fork-and-both-touch-at-once",
-            duty: "two processes that share large pages on the device and use it both may touch \
+            duty: "two processes that share huge pages on the device and use it both may access \
                    them at the same time: neither holds up the other one",
             source: "mm/huge_memory.c: do_huge_pmd_device_private, split_folio",
             run: fork_and_both_touch_at_once,
@@ -142,22 +150,22 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     ],
 };
 
-/// What was there before the fork, what the parent writes, what the child writes.
+/// The tags before the fork, of the parent's write, and of the child's write.
 const BEFORE: Tag = 1;
 const OF_PARENT: Tag = 2;
 const OF_CHILD: Tag = 3;
 
-/// The pages that are written. What surrounds them must not change.
+/// The pages that are written. The others must not change.
 const WRITTEN: std::ops::Range<usize> = 3..9;
 
 fn area(bound: &Bound, pages: Pages) -> Result<Area> {
     let area = match pages {
-        Pages::Home | Pages::Moved => Area::small(24)?,
-        Pages::LargeHome | Pages::LargeMoved => Area::large(1)?,
+        Pages::System | Pages::Moved => Area::small(24)?,
+        Pages::LargeSystem | Pages::LargeMoved => Area::large(1)?,
     };
     area.write(area.all(), BEFORE);
     if matches!(pages, Pages::Moved | Pages::LargeMoved) {
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
     }
     // The device has them mapped for writing, which must not outlive the fork.
     bound.write(&area, WRITTEN, BEFORE)?;
@@ -172,7 +180,8 @@ fn write(bound: &Bound, area: &Area, with: With, tag: Tag) -> Result<()> {
     Ok(())
 }
 
-/// Both sides read the same: first the device, so that it does not find all at home.
+/// Checks that CPU and device read the same. The device reads first, so that it does not find all
+/// pages in system memory.
 fn expect(bound: &Bound, area: &Area, tag: Tag) -> Result<()> {
     let rest = WRITTEN.end..area.pages();
     bound.expect(area, WRITTEN, tag)?;
@@ -193,7 +202,7 @@ fn after_fork(pages: Pages, first: First, with: With) -> Result<()> {
             let bound = Bound::new()?;
             turns.wait()?;
             if first == First::Parent {
-                // The parent has written: nothing of that is to be seen.
+                // The parent has written: the child must not see it.
                 bound.expect(&area, WRITTEN, BEFORE)?;
             }
             write(&bound, &area, of_child, OF_CHILD)?;
@@ -218,9 +227,9 @@ fn after_fork(pages: Pages, first: First, with: With) -> Result<()> {
 fn fork_while_mapped_for_writing() -> Result<()> {
     let bound = Bound::new()?;
     for pages in [
-        Pages::Home,
+        Pages::System,
         Pages::Moved,
-        Pages::LargeHome,
+        Pages::LargeSystem,
         Pages::LargeMoved,
     ] {
         let area = area(&bound, pages)?;
@@ -243,9 +252,9 @@ fn fork_while_mapped_for_writing() -> Result<()> {
 fn fork_and_a_child_that_ends() -> Result<()> {
     let bound = Bound::new()?;
     for pages in [
-        Pages::Home,
+        Pages::System,
         Pages::Moved,
-        Pages::LargeHome,
+        Pages::LargeSystem,
         Pages::LargeMoved,
     ] {
         let area = area(&bound, pages)?;
@@ -256,7 +265,7 @@ fn fork_and_a_child_that_ends() -> Result<()> {
             expect(&bound, &area, OF_PARENT)?;
             area.write(WRITTEN, BEFORE);
             if round % 2 == 0 {
-                bound.move_there(&area, area.all())?;
+                bound.move_to_device(&area, area.all())?;
             }
         }
     }
@@ -265,7 +274,7 @@ fn fork_and_a_child_that_ends() -> Result<()> {
 
 fn fork_and_a_parent_that_ends() -> Result<()> {
     for pages in [Pages::Moved, Pages::LargeMoved] {
-        // A process whose parent and child outlive it.
+        // A process that ends before its parent and its child.
         let (read, write) = sys::pipe()?;
         let mut middle = Child::fork(|turns| {
             let bound = Bound::new()?;
@@ -309,7 +318,7 @@ fn fork_and_a_sharer_that_ends_in_a_touch() -> Result<()> {
         let area = area(&bound, Pages::LargeMoved)?;
         let mut child = Child::fork(|turns| turns.wait())?;
         child.pass()?;
-        // So that its end falls into another part of the touch each time.
+        // So that its end meets another part of the CPU fault each time.
         for _ in 0..round % 16 * 1000 {
             std::hint::spin_loop();
         }
@@ -328,7 +337,7 @@ fn fork_and_both_touch_at_once() -> Result<()> {
     for _ in 0..4 {
         let area = Area::large(LARGE)?;
         area.write(area.all(), BEFORE);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         let firsts = || (0..area.pages()).step_by(area.pages() / LARGE);
         let mut child = Child::fork(|turns| {
             let _bound = Bound::new()?;
@@ -399,7 +408,7 @@ fn vfork_shares() -> Result<()> {
         bound.write(&area, WRITTEN, OF_PARENT)?;
         expect(&bound, &area, OF_PARENT)?;
         area.write(WRITTEN, BEFORE);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Limits: pages on the device count for their process and its control group, and the
-//! killer of processes that take too much finds its way.
+//! Limits: pages on the device are charged to their process and its control group, and the OOM
+//! killer finds processes that take too much.
 
 use anyhow::{ensure, Result};
 use hmm::{Destination, Place};
@@ -9,15 +9,15 @@ use crate::bound::{add, Bound};
 use crate::child::Child;
 use crate::kernel::Group;
 use crate::row::{Chapter, Row};
-use crate::sys::End;
+use crate::sys::{self, End};
 
 pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Limits",
     rows: &[
         Row {
             name: "a-control-group-pays-as-before",
-            duty: "a page on the device is charged to its control group as it was at home, and \
-                   uncharged when it is freed there",
+            duty: "a page on the device is charged to its control group as it was in system \
+                   memory, and uncharged when it is freed there",
             source: "hmm.rst: Memory cgroup (memcg) and rss accounting; mm/memcontrol.c: \
                      mem_cgroup_migrate",
             run: a_control_group_pays_as_before,
@@ -30,8 +30,10 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "pages-on-the-device-count-for-the-limit",
-            duty: "who has used up its limit on the device gets no more at home, and is killed if \
-                   it insists; its frames come free, and nobody else is disturbed",
+            duty:
+                "a group that has used up its limit on the device gets no more in system memory, \
+                   and is killed if it insists; its frames come free, and no other process is \
+                   disturbed",
             source: "mm/oom_kill.c: oom_reap_task_mm (non-blockable notifiers); mm/memcontrol.c",
             run: pages_on_the_device_count_for_the_limit,
         },
@@ -43,20 +45,29 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: killed_for_memory_in_the_middle_of_jobs,
         },
         Row {
-            name: "pages-come-home-at-the-limit",
-            duty: "a group at its limit can bring its pages home: they are charged already",
+            name: "a-control-group-pays-for-what-the-driver-keeps",
+            duty:
+                "what the driver keeps for a process, and grows as that wishes, is charged to its \
+                   control group: for mappings, made by workers of the driver, and for jobs",
+            source: "Documentation/core-api/memory-allocation.rst: GFP_KERNEL_ACCOUNT; \
+                     include/linux/sched/mm.h: set_active_memcg",
+            run: a_control_group_pays_for_what_the_driver_keeps,
+        },
+        Row {
+            name: "pages-come-back-at-the-limit",
+            duty: "a group at its limit can bring its pages back: they are charged already",
             source: "mm/memcontrol.c: mem_cgroup_migrate (no new charge)",
-            run: pages_come_home_at_the_limit,
+            run: pages_come_back_at_the_limit,
         },
     ],
 };
 
 const MIB: usize = (1 << 20) / PAGE;
 
-/// What the kernel's own batches and page tables may make of a difference.
+/// The difference that the kernel's own batches and page tables may make.
 const SLACK: u64 = 1 << 20;
 
-/// Does it in a process of a control group of its own.
+/// Runs `body` in a child process in this control group.
 fn in_group(group: &Group, body: impl FnOnce(&Group) -> Result<()>) -> Result<()> {
     Child::fork(|_| {
         group.join()?;
@@ -72,24 +83,24 @@ fn a_control_group_pays_as_before() -> Result<()> {
         for area in [Area::small(8 * MIB)?, Area::large(4)?] {
             let before = group.number("memory.current")?;
             area.write(area.all(), 1);
-            let home = group.number("memory.current")?;
+            let system = group.number("memory.current")?;
             ensure!(
-                home >= before + (8 << 20) - SLACK,
-                "8 MiB: {before}, then {home}"
+                system >= before + (8 << 20) - SLACK,
+                "8 MiB: {before}, then {system}"
             );
-            bound.move_there(&area, area.all())?;
+            bound.move_to_device(&area, area.all())?;
             let there = group.number("memory.current")?;
             ensure!(
-                home.abs_diff(there) <= SLACK,
-                "{home} at home, {there} on the device"
+                system.abs_diff(there) <= SLACK,
+                "{system} in system memory, {there} on the device"
             );
-            bound.move_home(&area, area.all())?;
+            bound.move_to_system(&area, area.all())?;
             let back = group.number("memory.current")?;
             ensure!(
-                home.abs_diff(back) <= SLACK,
-                "{home} at first, {back} when back"
+                system.abs_diff(back) <= SLACK,
+                "{system} at first, {back} when back"
             );
-            bound.move_there(&area, area.all())?;
+            bound.move_to_device(&area, area.all())?;
             area.unmap(area.all())?;
             let gone = group.number("memory.current")?;
             ensure!(gone <= before + SLACK, "{before} before, {gone} when freed");
@@ -104,7 +115,7 @@ fn holes_on_the_device_are_charged() -> Result<()> {
         let bound = Bound::new()?;
         for area in [Area::small(8 * MIB)?, Area::large(4)?] {
             let before = group.number("memory.current")?;
-            bound.move_there(&area, area.all())?;
+            bound.populate(&area, area.all())?;
             let there = group.number("memory.current")?;
             ensure!(
                 there >= before + (8 << 20) - SLACK,
@@ -122,17 +133,17 @@ fn holes_on_the_device_are_charged() -> Result<()> {
 pub(super) fn limited(mib: usize) -> Result<Group> {
     let group = Group::new()?;
     group.set("memory.max", &(mib << 20).to_string())?;
-    // A kernel without swap has no limit of it, and needs none.
+    // A kernel without swap has no such limit, and needs none.
     let _ = group.set("memory.swap.max", "0");
     Ok(group)
 }
 
-/// A child of a group with a limit, which insists on more.
+/// Checks that a child in a group with a limit is killed when it takes more.
 fn insists(group: &Group, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let bystander = Area::small(16)?;
     bystander.write(bystander.all(), 1);
     let bound = Bound::new()?;
-    bound.move_there(&bystander, 0..8)?;
+    bound.move_to_device(&bystander, 0..8)?;
     let child = Child::fork(|_| {
         group.join()?;
         body()
@@ -155,7 +166,7 @@ fn pages_on_the_device_count_for_the_limit() -> Result<()> {
         let bound = Bound::new()?;
         let there = Area::small(12 * MIB)?;
         there.write(there.all(), 1);
-        bound.move_there(&there, there.all())?;
+        bound.move_to_device(&there, there.all())?;
         let here = Area::small(12 * MIB)?;
         here.write(here.all(), 1);
         Ok(())
@@ -168,27 +179,63 @@ fn killed_for_memory_in_the_middle_of_jobs() -> Result<()> {
         let bound = Bound::new()?;
         let (there, here) = (Area::small(6 * MIB)?, Area::small(6 * MIB)?);
         there.write(there.all(), 1);
-        bound.move_there(&there, there.all())?;
+        bound.move_to_device(&there, there.all())?;
         let endless = |area: &Area, page| bound.start(add(area, page, 0, 1, 1 << 40));
         let jobs = [endless(&there, 7)?, endless(&here, 9)?];
         here.write(here.all(), 1);
         let more = Area::small(12 * MIB)?;
         more.write(more.all(), 1);
-        // Not reached, and not to be waited for.
+        // The child is killed before; if not, it must not wait for its jobs.
         std::mem::forget(jobs);
         Ok(())
     })
 }
 
-fn pages_come_home_at_the_limit() -> Result<()> {
+fn a_control_group_pays_for_what_the_driver_keeps() -> Result<()> {
+    /// Each region has a record of its own of more than a hundred bytes.
+    const REGIONS: usize = 4096;
+    const RECORD: u64 = 128;
+    const REGION: usize = 2 << 20;
+    let group = Group::new()?;
+    in_group(&group, |group| {
+        let bound = Bound::new()?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let area = Area::map(REGIONS * REGION, sys::READ_WRITE, flags, None)?;
+        // Otherwise reads map large zero pages.
+        area.advise(area.all(), libc::MADV_NOHUGEPAGE)?;
+        let slab = || group.counter("memory.stat", "slab");
+        for page in area.all().step_by(REGION / PAGE) {
+            // Makes the process allocate its page tables and other memory of its own first.
+            area.read_word(page, 0);
+        }
+        let before = slab()?;
+        for page in area.all().step_by(REGION / PAGE) {
+            bound
+                .try_read(&area, page)?
+                .map_err(|failure| anyhow::anyhow!("page {page}: {failure}"))?;
+        }
+        let after = slab()?;
+        let least = before + REGIONS as u64 * RECORD;
+        ensure!(after >= least, "{before} before, {after} with all mapped");
+        area.unmap(area.all())?;
+        let gone = slab()?;
+        ensure!(
+            gone < after - REGIONS as u64 * RECORD / 2,
+            "{after} with all mapped, {gone} when they are gone"
+        );
+        Ok(())
+    })
+}
+
+fn pages_come_back_at_the_limit() -> Result<()> {
     let group = Group::new()?;
     in_group(&group, |group| {
         let bound = Bound::new()?;
         let area = Area::small(8 * MIB)?;
         area.write(area.all(), 1);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         let now = group.number("memory.current")?;
-        // The faults of jobs and of this program itself need a little.
+        // The faults of jobs and of this program itself need a little memory.
         group.set("memory.max", &(now + SLACK).to_string())?;
         area.expect(0..4 * MIB, 1)?;
         bound.migrate(&area, 4 * MIB..8 * MIB, Destination::System)?;
@@ -198,6 +245,6 @@ fn pages_come_home_at_the_limit() -> Result<()> {
         area.expect(area.all(), 1)
     })?;
     let kills = group.counter("memory.events", "oom_kill")?;
-    ensure!(kills == 0, "nobody was killed");
+    ensure!(kills == 0, "no process was killed");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Mappings that drivers have made: pages that are in no file and no anonymous area, and
-//! addresses that are no memory.
+//! Mappings made by drivers: pages that belong to no file and to no anonymous area, and addresses
+//! that are no memory.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
@@ -30,7 +30,8 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         Row {
             name: "a-private-mixed-map-is-copied",
             duty: "the same in a private mapping: what the device writes is a copy of the \
-                   process's own, at home, which other mappings do not see and which fork shares",
+                   process's own, in system memory, which other mappings do not see and which fork \
+                   shares",
             source: "mm/memory.c: do_wp_page (vm_normal_page); mm/migrate_device.c: \
                      migrate_vma_setup (VM_SPECIAL)",
             run: a_private_mixed_map_is_copied,
@@ -47,7 +48,7 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     ],
 };
 
-/// A node whose mappings are of that kind: the driver has it with `dmirror=1`.
+/// A node with such mappings, which the driver offers with `dmirror=1`.
 const NODE: &str = "/dev/hmm_dmirror0";
 
 const PAGES: usize = 16;
@@ -136,7 +137,7 @@ fn a_private_mixed_map_is_copied() -> Result<()> {
     area.expect(0..8, 1)?;
     bound.expect(&area, 0..8, 1)?;
     bound.expect(&area, 8..PAGES, ZERO)?;
-    // Even what is anonymous memory now.
+    // Nothing moves, not even the pages that are anonymous memory now.
     stays(&bound, &area)?;
     let mut child = Child::fork(|turns| {
         let bound = Bound::new()?;
@@ -152,14 +153,14 @@ fn a_private_mixed_map_is_copied() -> Result<()> {
     area.expect(0..8, 3)
 }
 
-/// Registers of some device on the PCI bus.
+/// Registers of any device on the PCI bus.
 fn registers() -> Result<PathBuf> {
     let devices = fs::read_dir("/sys/bus/pci/devices")
         .map_err(|error| cannot_run(format!("there is no PCI bus: {error}")))?;
     for device in devices.flatten() {
         for number in 0..6 {
             let path = device.path().join(format!("resource{number}"));
-            // What is smaller than a page, or no memory, cannot be mapped.
+            // A resource that is smaller than a page, or no memory, cannot be mapped.
             if fs::metadata(&path).is_ok_and(|data| data.len() >= PAGE as u64) {
                 return Ok(path);
             }
@@ -178,7 +179,7 @@ fn addresses_of_the_bus_are_refused() -> Result<()> {
         .write(true)
         .open(&path)
         .with_context(|| format!("opening {}", path.display()))?;
-    // In the middle of memory.
+    // In the middle of ordinary memory.
     let area = Area::small(3)?;
     area.write(area.all(), 1);
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;

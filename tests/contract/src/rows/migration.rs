@@ -1,4 +1,4 @@
-//! Migration: pages move, and what they hold does not change.
+//! Migration: pages move, and their contents do not change.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ use crate::kernel;
 use crate::row::{cannot_run, Chapter, Row};
 use crate::sys;
 
-/// Longer than touches have to do with each other.
+/// Longer than the driver relates one CPU fault to the next (fault-around).
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub(crate) const CHAPTER: Chapter = Chapter {
@@ -24,16 +24,16 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     rows: &[
         Row {
             name: "there-and-back",
-            duty: "pages go to the device and come back by request or touch, holding what the \
+            duty: "pages go to the device and come back by request or CPU fault, holding what the \
                    CPU or the device wrote last",
             source: "hmm.rst: Migration to and from device memory, steps 1 to 7",
             run: there_and_back,
         },
         Row {
-            name: "large-there-and-back",
-            duty: "a large page moves as one, in both directions, and keeps its contents",
+            name: "huge-there-and-back",
+            duty: "a huge page moves as one, in both directions, and keeps its contents",
             source: "mm/migrate_device.c: migrate_vma_collect_huge_pmd, MIGRATE_PFN_COMPOUND",
-            run: large_there_and_back,
+            run: huge_there_and_back,
         },
         Row {
             name: "a-moved-page-is-counted-as-before",
@@ -43,8 +43,8 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "holes-arrive-cleared",
-            duty: "where nothing is, pages of zeros are made on the device, whatever its frames \
-                   held before",
+            duty: "where nothing is, pages of zeros are made on the device if that is asked for, \
+                   whatever its frames held before",
             source: "mm/migrate_device.c: migrate_vma_collect_hole; hmm.rst, step 3",
             run: holes_arrive_cleared,
         },
@@ -57,14 +57,14 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "the-huge-zero-page-arrives-cleared",
-            duty: "the same of the large page of zeros",
+            duty: "the same of the huge page of zeros",
             source: "mm/migrate_device.c: migrate_vma_collect_huge_pmd (is_huge_zero_pmd)",
             run: the_huge_zero_page_arrives_cleared,
         },
         Row {
             name: "a-pinned-page-stays",
-            duty: "a page that somebody else holds stays at home, its neighbours move, and it \
-                   moves too when it is let go",
+            duty: "a page that another process holds stays in system memory, its neighbours move, \
+                   and it moves too when it is let go",
             source: "mm/migrate_device.c: migrate_device_unmap (folio refcount)",
             run: a_pinned_page_stays,
         },
@@ -77,86 +77,87 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "a-full-device-refuses-the-rest",
-            duty: "what the device has no memory for stays at home and is counted, and is used \
-                   from there",
+            duty:
+                "what the device has no memory for stays in system memory and is counted, and is \
+                   used from there",
             source: "hmm.rst: Migration, step 3: clearing a page's bit",
             run: a_full_device_refuses_the_rest,
         },
         Row {
             name: "a-touch-takes-one-request",
             duty: "a page on the device that a CPU touches is taken away from the device, which \
-                   has written it, and copied home by one request",
+                   has written it, and copied back by one request",
             source: "hmm.rst: Migration, steps 1 to 7; drivers take their own mappings back",
             run: a_touch_takes_one_request,
         },
         Row {
-            name: "a-touch-of-a-large-page-takes-one-request",
-            duty: "a large page on the device that a CPU touches is taken away from the device, \
-                   which has written it, and copied home by one request",
+            name: "a-touch-of-a-huge-page-takes-one-request",
+            duty: "a huge page on the device that a CPU touches is taken away from the device, \
+                   which has written it, and copied back by one request",
             source: "hmm.rst: Migration, steps 1 to 7; drivers take their own mappings back",
-            run: a_touch_of_a_large_page_takes_one_request,
+            run: a_touch_of_a_huge_page_takes_one_request,
         },
         Row {
             name: "a-touch-misses-no-write",
-            duty: "what a job adds to a word goes on counting, whatever CPU touches the page and \
+            duty: "what a job adds to a word goes on counting, whatever CPU accesses the page and \
                    however often it goes back to the device meanwhile",
             source: "mm/memory.c: do_swap_page; include/linux/mmu_notifier.h: MMU_NOTIFY_MIGRATE",
             run: a_touch_misses_no_write,
         },
         Row {
             name: "many-threads-touch-one-page",
-            duty: "a page on the device that several CPUs touch at once comes home once, and no \
+            duty: "a page on the device that several CPUs touch at once comes back once, and no \
                    write is lost",
             source: "mm/memory.c: do_swap_page (migrate_to_ram with the page locked)",
             run: many_threads_touch_one_page,
         },
         Row {
-            name: "many-threads-touch-one-large-page",
-            duty: "the same of a large page, whose fault the kernel retries without sleeping",
+            name: "many-threads-touch-one-huge-page",
+            duty: "the same of a huge page, whose fault the kernel retries without sleeping",
             source: "mm/huge_memory.c: do_huge_pmd_device_private",
-            run: many_threads_touch_one_large_page,
+            run: many_threads_touch_one_huge_page,
         },
         Row {
-            name: "a-large-page-loses-a-part",
-            duty: "munmap of a part of a large page on the device leaves the rest as it was",
+            name: "a-huge-page-loses-a-part",
+            duty: "munmap of a part of a huge page on the device leaves the rest as it was",
             source: "mm/huge_memory.c: __split_huge_pmd_locked; dev_pagemap_ops.folio_split",
-            run: a_large_page_loses_a_part,
+            run: a_huge_page_loses_a_part,
         },
         Row {
-            name: "a-large-page-has-a-part-discarded",
+            name: "a-huge-page-has-a-part-discarded",
             duty: "the same of MADV_DONTNEED, where zeros are left",
             source: "mm/madvise.c: madvise_dontneed_single_vma",
-            run: a_large_page_has_a_part_discarded,
+            run: a_huge_page_has_a_part_discarded,
         },
         Row {
-            name: "a-large-page-is-protected-in-part",
-            duty: "mprotect of a part of a large page on the device forbids writing there only",
+            name: "a-huge-page-is-protected-in-part",
+            duty: "mprotect of a part of a huge page on the device forbids writing there only",
             source: "mm/huge_memory.c: change_huge_pmd; mm/mprotect.c",
-            run: a_large_page_is_protected_in_part,
+            run: a_huge_page_is_protected_in_part,
         },
         Row {
-            name: "a-large-page-is-moved-as-a-whole",
-            duty: "mremap of a large page on the device to another aligned place",
+            name: "a-huge-page-is-moved-as-a-whole",
+            duty: "mremap of a huge page on the device to another aligned place",
             source: "mm/huge_memory.c: move_huge_pmd",
-            run: a_large_page_is_moved_as_a_whole,
+            run: a_huge_page_is_moved_as_a_whole,
         },
         Row {
-            name: "a-large-page-is-moved-in-part",
-            duty: "mremap of a part of a large page on the device, and to an odd place",
+            name: "a-huge-page-is-moved-in-part",
+            duty: "mremap of a part of a huge page on the device, and to an odd place",
             source: "mm/mremap.c: move_page_tables (split_huge_pmd)",
-            run: a_large_page_is_moved_in_part,
+            run: a_huge_page_is_moved_in_part,
         },
         Row {
-            name: "a-large-page-leaves-its-mapping",
+            name: "a-huge-page-leaves-its-mapping",
             duty: "mremap with MREMAP_DONTUNMAP takes the pages along and leaves zeros",
             source: "mm/mremap.c: MREMAP_DONTUNMAP",
-            run: a_large_page_leaves_its_mapping,
+            run: a_huge_page_leaves_its_mapping,
         },
         Row {
-            name: "a-closed-file-sends-pages-home",
+            name: "a-closed-file-moves-pages-back",
             duty: "pages stay intact when the file that moved them is closed",
             source: "mm/memory.c: do_swap_page; include/linux/memremap.h: migrate_to_ram",
-            run: a_closed_file_sends_pages_home,
+            run: a_closed_file_moves_pages_back,
         },
         Row {
             name: "locked-memory-moves-and-stays-locked",
@@ -186,7 +187,7 @@ fn round_trips(area: &Area, large: bool) -> Result<()> {
     let all = area.all();
     area.write(all.clone(), 1);
     for round in 1..5 {
-        bound.move_there(area, all.clone())?;
+        bound.move_to_device(area, all.clone())?;
         let states = bound.states(area, all.clone())?;
         ensure!(
             states.iter().all(|state| state.is_large() == large),
@@ -197,7 +198,7 @@ fn round_trips(area: &Area, large: bool) -> Result<()> {
         bound.write(area, sample.clone(), 2 * round)?;
         bound.expect_place(area, all.clone(), Place::Device)?;
         if round % 2 == 0 {
-            bound.move_home(area, all.clone())?;
+            bound.move_to_system(area, all.clone())?;
         }
         area.expect(sample, 2 * round)?;
         area.expect(20..all.end, 2 * round - 1)?;
@@ -211,7 +212,7 @@ fn there_and_back() -> Result<()> {
     round_trips(&Area::small(96)?, false)
 }
 
-fn large_there_and_back() -> Result<()> {
+fn huge_there_and_back() -> Result<()> {
     let area = Area::large(2)?;
     area.write(area.all(), 1);
     let bound = Bound::new()?;
@@ -219,12 +220,12 @@ fn large_there_and_back() -> Result<()> {
     round_trips(&area, true)?;
     let after = bound.counters()?.driver;
     let (there, back) = (
-        after.large_to_device - before.large_to_device,
-        after.large_to_system - before.large_to_system,
+        after.huge_to_device - before.huge_to_device,
+        after.huge_to_system - before.huge_to_system,
     );
     ensure!(
         there == 8 && back == 8,
-        "{there} large pages went, {back} came"
+        "{there} huge pages went, {back} came"
     );
     Ok(())
 }
@@ -233,10 +234,10 @@ fn a_moved_page_is_counted_as_before() -> Result<()> {
     let bound = Bound::new()?;
     for area in [Area::small(512)?, Area::large(1)?] {
         area.write(area.all(), 1);
-        // What reading /proc itself touches is touched now.
+        // Reads once before, because the reading itself faults pages in.
         let (_, _) = (kernel::status("RssAnon")?, kernel::entries(&area)?);
         let before = kernel::status("RssAnon")?;
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         let after = kernel::status("RssAnon")?;
         let slack = 32 * PAGE as u64;
         ensure!(
@@ -250,12 +251,12 @@ fn a_moved_page_is_counted_as_before() -> Result<()> {
             );
         }
         area.expect(area.all(), 1)?;
-        let home = kernel::status("RssAnon")?;
+        let system = kernel::status("RssAnon")?;
         ensure!(
-            before.abs_diff(home) <= slack,
-            "it was {before} and is {home}"
+            before.abs_diff(system) <= slack,
+            "it was {before} and is {system}"
         );
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         area.unmap(area.all())?;
         let gone = kernel::status("RssAnon")?;
         ensure!(
@@ -266,19 +267,20 @@ fn a_moved_page_is_counted_as_before() -> Result<()> {
     Ok(())
 }
 
-/// Leaves frames of device memory behind that hold something.
+/// Leaves frames of device memory behind that have old contents.
 fn soil_frames(bound: &Bound, pages: usize) -> Result<()> {
     let dirty = Area::small(pages)?;
     dirty.write(dirty.all(), 0xdd);
-    bound.move_there(&dirty, dirty.all())
+    bound.move_to_device(&dirty, dirty.all())
 }
 
+// {drv-no-stale-frames}
 fn holes_arrive_cleared() -> Result<()> {
     let bound = Bound::new()?;
     soil_frames(&bound, 1024)?;
     let large = Area::large(1)?;
     for area in [Area::small(512)?, large] {
-        bound.move_there(&area, area.all())?;
+        bound.populate(&area, area.all())?;
         bound.expect(&area, area.all(), ZERO)?;
         bound.write(&area, 5..6, 1)?;
         area.expect(0..5, ZERO)?;
@@ -295,7 +297,7 @@ fn the_zero_page_arrives_cleared() -> Result<()> {
     area.expect(area.all(), ZERO)?;
     other.expect(other.all(), ZERO)?;
     let zeros = kernel::entries(&other)?;
-    bound.move_there(&area, area.all())?;
+    bound.populate(&area, area.all())?;
     bound.expect(&area, area.all(), ZERO)?;
     bound.write(&area, area.all(), 1)?;
     ensure!(kernel::entries(&other)? == zeros, "it stays where it was");
@@ -316,9 +318,9 @@ fn the_huge_zero_page_arrives_cleared() -> Result<()> {
         kernel::entries(&area)?
             .iter()
             .all(|entry| entry.is_present()),
-        "one read made all of the large page present"
+        "one read made all of the huge page present"
     );
-    bound.move_there(&area, area.all())?;
+    bound.populate(&area, area.all())?;
     bound.expect(&area, area.all(), ZERO)?;
     bound.write(&area, 100..130, 1)?;
     ensure!(kernel::entries(&other)? == zeros, "it stays where it was");
@@ -328,7 +330,7 @@ fn the_huge_zero_page_arrives_cleared() -> Result<()> {
     area.expect(130..LARGE_PAGES, ZERO)
 }
 
-/// Pins pages by putting them into a pipe; they are let go when it is emptied.
+/// Pins pages by putting them into a pipe; emptying it unpins them.
 fn pin(area: &Area, pages: std::ops::Range<usize>) -> Result<File> {
     let (read, write) = sys::pipe()?;
     let bytes = pages.len() * PAGE;
@@ -354,9 +356,9 @@ fn a_pinned_page_stays() -> Result<()> {
     pipe.read_exact(&mut bytes).context("emptying the pipe")?;
     ensure!(
         bytes[..8] == area.word(10, 1).to_ne_bytes(),
-        "who holds a page reads what it held"
+        "the process that holds a page reads what it held"
     );
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.expect(&area, area.all(), 1)?;
     area.expect(area.all(), 1)
 }
@@ -365,19 +367,20 @@ fn a_mixed_range_moves_in_part() -> Result<()> {
     let bound = Bound::new()?;
     let area = Area::small(64)?;
     area.write(0..8, 1); // Ordinary pages; 8..16 are holes.
-    area.expect(16..24, ZERO)?; // The page of zeros.
+    area.expect(16..24, ZERO)?; // The zero page.
     area.write(24..56, 1);
     area.protect(24..32, sys::READ)?;
     let _pipe = pin(&area, 32..40)?;
     area.protect(40..48, sys::NO_ACCESS)?;
     area.unmap(48..50)?;
-    let moved = bound.migrate(&area, area.all(), Destination::Device)?;
+    let populate = || bound.space().populate(area.range(area.all()));
+    let moved = populate()?;
     ensure!(
         moved.moved + moved.skipped == 64,
         "each is counted once: {moved:?}"
     );
     for _ in 0..3 {
-        bound.migrate(&area, area.all(), Destination::Device)?;
+        populate()?;
     }
     bound.expect_place(&area, 0..32, Place::Device)?;
     bound.expect_place(&area, 32..40, Place::System)?;
@@ -393,7 +396,7 @@ fn a_mixed_range_moves_in_part() -> Result<()> {
     bound.expect(&area, 56..64, ZERO)?;
     area.protect(40..48, sys::READ_WRITE)?;
     bound.expect(&area, 40..48, 1)?;
-    bound.move_home(&area, 0..8)?;
+    bound.move_to_system(&area, 0..8)?;
     area.expect(0..8, 1)?;
     area.expect(8..24, ZERO)?;
     area.expect(24..48, 1)?;
@@ -434,7 +437,7 @@ fn many_threads_touch(area: &Area, bound: &Bound, rounds: u64) -> Result<()> {
         area.write_word(page, index, 0);
     }
     for round in 0..rounds {
-        bound.move_there(area, area.all())?;
+        bound.move_to_device(area, area.all())?;
         let barrier = Barrier::new(THREADS);
         let right = thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
@@ -470,14 +473,14 @@ fn a_touch_takes_one_request() -> Result<()> {
     let (area, bound) = (Area::small(64)?, Bound::new()?);
     for page in [5, 6, 40] {
         area.write(area.all(), 1);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         bound.write(&area, area.all(), 2)?;
         ensure!(bound.mapped(&area, area.all())? == area.pages());
-        // As after any pause, the page comes alone.
+        // After a pause the driver moves the faulting page alone.
         thread::sleep(PAUSE);
         let before = bound.counters()?.driver.control_requests;
         let word = area.read_word(page, 7);
-        // One of them reads the counters themselves.
+        // One request reads the counters themselves.
         let requests = bound.counters()?.driver.control_requests - before - 1;
         ensure!(requests == 1, "the touch took {requests} requests");
         ensure!(word == area.word(page, 2), "the device's write is lost");
@@ -491,7 +494,7 @@ fn a_touch_takes_one_request() -> Result<()> {
     Ok(())
 }
 
-fn a_touch_of_a_large_page_takes_one_request() -> Result<()> {
+fn a_touch_of_a_huge_page_takes_one_request() -> Result<()> {
     let bound = Bound::new()?;
     for page in [0, 300] {
         let area = large_on_device(&bound)?;
@@ -500,7 +503,7 @@ fn a_touch_of_a_large_page_takes_one_request() -> Result<()> {
         let before = bound.counters()?.driver;
         let word = area.read_word(page, 7);
         let after = bound.counters()?.driver;
-        // One of them reads the counters themselves.
+        // One request reads the counters themselves.
         let control = after.control_requests - before.control_requests - 1;
         let dma = after.dma_requests - before.dma_requests;
         // A device that checks is also told which frames are free now.
@@ -511,7 +514,7 @@ fn a_touch_of_a_large_page_takes_one_request() -> Result<()> {
         ensure!(word == area.word(page, 2), "the device's write is lost");
         ensure!(bound.mapped(&area, area.all())? == 0);
         area.expect(area.all(), 2)?;
-        ensure!(bound.counters()?.driver.large_to_system - before.large_to_system == 1);
+        ensure!(bound.counters()?.driver.huge_to_system - before.huge_to_system == 1);
     }
     Ok(())
 }
@@ -521,7 +524,7 @@ fn a_touch_misses_no_write() -> Result<()> {
     let (area, bound) = (Area::small(8)?, Bound::new()?);
     area.write(area.all(), 1);
     area.write_word(3, 9, 0);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     let mut job = bound.start(add(&area, 3, 9, 1, TIMES))?;
     let (mut last, mut touches) = (0, 0);
     loop {
@@ -546,19 +549,19 @@ fn many_threads_touch_one_page() -> Result<()> {
     many_threads_touch(&Area::small(4)?, &Bound::new()?, 20)
 }
 
-fn many_threads_touch_one_large_page() -> Result<()> {
+fn many_threads_touch_one_huge_page() -> Result<()> {
     let (area, bound) = (Area::large(1)?, Bound::new()?);
     many_threads_touch(&area, &bound, 8)?;
-    let large = bound.counters()?.driver.large_to_device;
+    let large = bound.counters()?.driver.huge_to_device;
     ensure!(large >= 8, "only {large} were large");
     Ok(())
 }
 
-/// A large page on the device that holds tag 1.
+/// A huge page on the device that holds tag 1.
 fn large_on_device(bound: &Bound) -> Result<Area> {
     let area = Area::large(1)?;
     area.write(area.all(), 1);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     let states = bound.states(&area, area.all())?;
     if !states.iter().all(|state| state.is_large()) {
         bail!("it did not move as one");
@@ -566,7 +569,7 @@ fn large_on_device(bound: &Bound) -> Result<Area> {
     Ok(area)
 }
 
-fn a_large_page_loses_a_part() -> Result<()> {
+fn a_huge_page_loses_a_part() -> Result<()> {
     let bound = Bound::new()?;
     for (lost, kept) in [(0..256, 256..512), (256..512, 0..256), (100..101, 101..512)] {
         let area = large_on_device(&bound)?;
@@ -582,7 +585,7 @@ fn a_large_page_loses_a_part() -> Result<()> {
     Ok(())
 }
 
-fn a_large_page_has_a_part_discarded() -> Result<()> {
+fn a_huge_page_has_a_part_discarded() -> Result<()> {
     let bound = Bound::new()?;
     let area = large_on_device(&bound)?;
     area.advise(50..300, libc::MADV_DONTNEED)?;
@@ -596,7 +599,7 @@ fn a_large_page_has_a_part_discarded() -> Result<()> {
     area.expect(50..300, ZERO)
 }
 
-fn a_large_page_is_protected_in_part() -> Result<()> {
+fn a_huge_page_is_protected_in_part() -> Result<()> {
     let bound = Bound::new()?;
     let area = large_on_device(&bound)?;
     area.protect(100..200, sys::READ)?;
@@ -615,7 +618,7 @@ fn a_large_page_is_protected_in_part() -> Result<()> {
     area.expect(201..512, 1)
 }
 
-fn a_large_page_is_moved_as_a_whole() -> Result<()> {
+fn a_huge_page_is_moved_as_a_whole() -> Result<()> {
     let bound = Bound::new()?;
     let area = large_on_device(&bound)?;
     let place = Area::large(1)?;
@@ -629,7 +632,7 @@ fn a_large_page_is_moved_as_a_whole() -> Result<()> {
     moved.expect(20..512, 1)
 }
 
-fn a_large_page_is_moved_in_part() -> Result<()> {
+fn a_huge_page_is_moved_in_part() -> Result<()> {
     let bound = Bound::new()?;
     for at in [0, 7, 512] {
         let area = large_on_device(&bound)?;
@@ -646,7 +649,7 @@ fn a_large_page_is_moved_in_part() -> Result<()> {
     Ok(())
 }
 
-fn a_large_page_leaves_its_mapping() -> Result<()> {
+fn a_huge_page_leaves_its_mapping() -> Result<()> {
     let bound = Bound::new()?;
     for part in [0..512, 64..192] {
         let area = large_on_device(&bound)?;
@@ -662,15 +665,15 @@ fn a_large_page_leaves_its_mapping() -> Result<()> {
     Ok(())
 }
 
-fn a_closed_file_sends_pages_home() -> Result<()> {
+fn a_closed_file_moves_pages_back() -> Result<()> {
     let (small, large) = (Area::small(64)?, Area::large(1)?);
     for area in [&small, &large] {
         area.write(area.all(), 1);
         let bound = Bound::new()?;
-        bound.move_there(area, area.all())?;
+        bound.move_to_device(area, area.all())?;
         bound.write(area, 4..8, 2)?;
     }
-    // Whether they are home by now is not promised; what they hold is.
+    // They may or may not be in system memory by now; their contents must be right.
     let again = Bound::new()?;
     for area in [&small, &large] {
         again.expect(area, 0..4, 1)?;
@@ -686,7 +689,7 @@ fn locked_memory_moves_and_stays_locked() -> Result<()> {
     let area = Area::small(32)?;
     area.write(area.all(), 1);
     sys::lock(area.address(0), 32 * PAGE).context("mlock")?;
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.write(&area, 0..16, 2)?;
     ensure!(
         kernel::smaps(&area, "VmFlags")?.contains(" lo"),
@@ -695,7 +698,10 @@ fn locked_memory_moves_and_stays_locked() -> Result<()> {
     area.expect(0..16, 2)?;
     area.expect(16..32, 1)?;
     let locked = kernel::smaps(&area, "Locked")?;
-    ensure!(locked == "128 kB", "of 128 kB at home are locked: {locked}");
+    ensure!(
+        locked == "128 kB",
+        "of 128 kB in system memory are locked: {locked}"
+    );
     let error = area.try_advise(0..1, libc::MADV_DONTNEED);
     ensure!(error.is_err(), "locked memory cannot be discarded");
     Ok(())
@@ -737,9 +743,9 @@ fn file_pages_stay() -> Result<()> {
         bound.expect(area, area.all(), 1)?;
         area.expect(area.all(), 1)?;
     }
-    // What was copied on a write is anonymous memory and moves.
+    // Pages that were copied on a write are anonymous memory and move.
     private.write(0..8, 2);
-    bound.move_there(&private, 0..8)?;
+    bound.move_to_device(&private, 0..8)?;
     bound.write(&private, 4..8, 3)?;
     private.expect(0..4, 2)?;
     private.expect(4..8, 3)?;

@@ -1,7 +1,7 @@
 //! The rows, by chapter.
 //!
-//! A row begins with a process that has nothing on any device, and may leave behind
-//! whatever its process's end takes away.
+//! A row begins in a process that has nothing on any device. It may leave behind anything that goes
+//! with its process.
 
 mod access;
 mod areas;
@@ -13,14 +13,21 @@ mod ends;
 mod exclusive;
 mod failures;
 mod fork;
+mod jobs;
 mod limits;
+mod looks;
 mod mappings;
 mod migration;
 mod mirroring;
+mod moves;
+mod order;
 mod pins;
 mod poison;
 mod reaper;
+mod shares;
+mod tracking;
 mod two_devices;
+mod waits;
 
 use crate::row::Chapter;
 
@@ -28,14 +35,20 @@ use crate::row::Chapter;
 pub(crate) const CHAPTERS: &[Chapter] = &[
     mirroring::CHAPTER,
     migration::CHAPTER,
+    moves::CHAPTER,
     fork::CHAPTER,
     dirty::CHAPTER,
+    tracking::CHAPTER,
     exclusive::CHAPTER,
     areas::CHAPTER,
     mappings::CHAPTER,
     access::CHAPTER,
+    jobs::CHAPTER,
+    waits::CHAPTER,
     pins::CHAPTER,
     limits::CHAPTER,
+    looks::CHAPTER,
+    shares::CHAPTER,
     reaper::CHAPTER,
     ends::CHAPTER,
     poison::CHAPTER,
@@ -44,4 +57,5 @@ pub(crate) const CHAPTERS: &[Chapter] = &[
     coherent::CHAPTER,
     two_devices::CHAPTER,
     concurrency::CHAPTER,
+    order::CHAPTER,
 ];

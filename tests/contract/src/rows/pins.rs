@@ -1,4 +1,5 @@
-//! Pins for long: who holds pages for as long as it likes, as RDMA does, holds them at home.
+//! Long-term pins: pages that are pinned without a limit in time, as by RDMA, stay in system
+//! memory.
 
 use std::ops::Range;
 
@@ -15,18 +16,19 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Pins",
     rows: &[
         Row {
-            name: "pinned-for-long-comes-home",
+            name: "pinned-for-long-comes-back",
             duty:
-                "pages on the device that are pinned for long come home before, stay there until \
-                   they are let go, whoever asks, and are the pages that CPU and device use",
+                "pages on the device that are pinned for long come back before, stay there until \
+                 they are let go, whatever asks for them, and are the pages that CPU and device \
+                 use",
             source: "mm/gup.c: follow_page_pte (faults device-private entries in), \
                      check_and_migrate_movable_pages",
-            run: pinned_for_long_comes_home,
+            run: pinned_for_long_comes_back,
         },
         Row {
             name: "pinned-for-long-in-part",
-            duty: "of a large page on the device of which a few pages are pinned for long, these \
-                   stay at home, and none of it is lost",
+            duty: "of a huge page on the device of which a few pages are pinned for long, these \
+                   stay in system memory, and none of it is lost",
             source: "mm/gup.c: follow_pmd_mask; mm/migrate_device.c: migrate_vma_collect_huge_pmd \
                      (folio refcount)",
             run: pinned_for_long_in_part,
@@ -57,7 +59,7 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     ],
 };
 
-/// The pinned pages hold what these pages of an area hold with a tag.
+/// Checks that the pinned pages have the contents that these pages of an area have with a tag.
 fn expect_pinned(pin: &Pin, area: &Area, pages: Range<usize>, tag: Tag) -> Result<()> {
     let contents = pin.contents()?;
     for (index, page) in pages.enumerate() {
@@ -70,7 +72,7 @@ fn expect_pinned(pin: &Pin, area: &Area, pages: Range<usize>, tag: Tag) -> Resul
     Ok(())
 }
 
-/// They are at home, and stay there when they are asked to move.
+/// Checks that they are in system memory, and stay there when they are asked to move.
 fn expect_held(bound: &Bound, area: &Area, pages: Range<usize>) -> Result<()> {
     bound.expect_place(area, pages.clone(), Place::System)?;
     let moved = bound.migrate(area, pages.clone(), Destination::Device)?;
@@ -78,12 +80,12 @@ fn expect_held(bound: &Bound, area: &Area, pages: Range<usize>) -> Result<()> {
     bound.expect_place(area, pages, Place::System)
 }
 
-fn pinned_for_long_comes_home() -> Result<()> {
+fn pinned_for_long_comes_back() -> Result<()> {
     let bound = Bound::new()?;
     for area in [Area::small(64)?, Area::large(1)?] {
         for purpose in [For::Writing, For::FastWriting] {
             area.write(area.all(), 9);
-            bound.move_there(&area, area.all())?;
+            bound.move_to_device(&area, area.all())?;
             bound.write(&area, area.all(), 1)?;
             let pin = Pin::new(&area, area.all(), purpose)?;
             expect_pinned(&pin, &area, area.all(), 1)?;
@@ -100,7 +102,7 @@ fn pinned_for_long_comes_home() -> Result<()> {
             }
             expect_held(&bound, &area, area.all())?;
             drop(pin);
-            bound.move_there(&area, area.all())?;
+            bound.move_to_device(&area, area.all())?;
             bound.expect(&area, 0..16, 2)?;
             bound.expect(&area, 16..32, 3)?;
             bound.expect(&area, 32..area.pages(), 1)?;
@@ -113,12 +115,12 @@ fn pinned_for_long_in_part() -> Result<()> {
     let bound = Bound::new()?;
     let area = Area::large(2)?;
     area.write(area.all(), 1);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     let pinned = 100..104;
     let pin = Pin::new(&area, pinned.clone(), For::Writing)?;
     expect_held(&bound, &area, pinned.clone())?;
     bound.expect_place(&area, LARGE_PAGES..2 * LARGE_PAGES, Place::Device)?;
-    // Whatever may move of the rest does.
+    // The other pages may move.
     bound.migrate(&area, area.all(), Destination::Device)?;
     expect_held(&bound, &area, pinned.clone())?;
     bound.write(&area, 96..108, 2)?;
@@ -126,7 +128,7 @@ fn pinned_for_long_in_part() -> Result<()> {
     bound.expect(&area, 0..96, 1)?;
     bound.expect(&area, 108..area.pages(), 1)?;
     drop(pin);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.expect(&area, 96..108, 2)?;
     area.expect(0..96, 1)?;
     area.expect(96..108, 2)?;
@@ -137,7 +139,7 @@ fn pinned_for_reading_after_fork() -> Result<()> {
     let bound = Bound::new()?;
     for area in [Area::small(32)?, Area::large(1)?] {
         area.write(area.all(), 1);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         let mut child = Child::fork(|turns| {
             turns.pass_and_wait()?;
             area.expect(area.all(), 1)
@@ -161,7 +163,7 @@ fn pinned_and_forked() -> Result<()> {
     let bound = Bound::new()?;
     for area in [Area::small(32)?, Area::large(1)?] {
         area.write(area.all(), 1);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         let pin = Pin::new(&area, 0..16, For::Writing)?;
         let mut child = Child::fork(|turns| {
             area.expect(area.all(), 1)?;
@@ -188,7 +190,7 @@ fn pinned_outlives_its_mapping() -> Result<()> {
     let bound = Bound::new()?;
     for area in [Area::small(32)?, Area::large(1)?] {
         area.write(area.all(), 9);
-        bound.move_there(&area, area.all())?;
+        bound.move_to_device(&area, area.all())?;
         bound.write(&area, area.all(), 1)?;
         let pin = Pin::new(&area, 8..16, For::Writing)?;
         area.renew(area.all())?;
@@ -197,7 +199,7 @@ fn pinned_outlives_its_mapping() -> Result<()> {
         bound.write(&area, 8..12, 2)?;
         area.write(12..16, 2);
         expect_pinned(&pin, &area, 8..16, 1)?;
-        bound.move_there(&area, 8..16)?;
+        bound.move_to_device(&area, 8..16)?;
         drop(pin);
         bound.expect(&area, 8..16, 2)?;
     }

@@ -1,4 +1,4 @@
-//! Poison: memory that the hardware has given up is used by nobody any more.
+//! Poison: memory that the hardware has given up is not used any more.
 
 use anyhow::{bail, ensure, Result};
 use hmm::{Destination, Place, Reason};
@@ -23,7 +23,7 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "a-page-that-was-on-the-device-can-fail",
-            duty: "the same when the page had been on the device: it comes home to fail",
+            duty: "the same when the page had been on the device: it comes back to fail",
             source: "mm/madvise.c: madvise_inject_error (pins the page)",
             run: a_page_that_was_on_the_device_can_fail,
         },
@@ -53,8 +53,8 @@ fn inject(area: &Area, page: usize, advice: i32) -> Result<()> {
         .map_err(|error| cannot_run(format!("failures cannot be injected (madvise): {error}")))
 }
 
-/// The CPU cannot read this page, and the kernel tells so by SIGBUS.
-fn cpu_is_told(area: &Area, page: usize) -> Result<()> {
+/// Checks that the CPU cannot read this page, and that the kernel reports it by SIGBUS.
+pub(super) fn cpu_is_told(area: &Area, page: usize) -> Result<()> {
     let end = Child::fork(|_| {
         std::hint::black_box(area.read_word(page, 0));
         Ok(())
@@ -66,7 +66,7 @@ fn cpu_is_told(area: &Area, page: usize) -> Result<()> {
 
 fn poisoned(area: &Area, bound: &Bound) -> Result<()> {
     inject(area, 5, libc::MADV_HWPOISON)?;
-    // A range fault does not tell poison from other refusals: it is EFAULT for all.
+    // A range fault does not distinguish poison from other refusals: it returns EFAULT for all.
     bound.refuse_read(area, 5, Reason::Denied)?;
     bound.refuse_write(area, 5, Reason::Denied)?;
     cpu_is_told(area, 5)?;
@@ -77,7 +77,7 @@ fn poisoned(area: &Area, bound: &Bound) -> Result<()> {
     bound.refuse_read(area, 5, Reason::Denied)?;
     area.expect(0..5, 1)?;
     area.expect(6..16, 1)?;
-    // The address is good again with new memory.
+    // The address works again with new memory.
     area.renew(5..6)?;
     bound.write(area, 5..6, 2)?;
     area.expect(5..6, 2)
@@ -93,7 +93,7 @@ fn a_poisoned_page_is_refused() -> Result<()> {
 fn a_page_that_was_on_the_device_can_fail() -> Result<()> {
     let (area, bound) = (Area::small(16)?, Bound::new()?);
     area.write(area.all(), 1);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     bound.expect(&area, area.all(), 1)?;
     poisoned(&area, &bound)
 }
@@ -101,7 +101,7 @@ fn a_page_that_was_on_the_device_can_fail() -> Result<()> {
 fn device_memory_does_not_fail_so() -> Result<()> {
     let (area, bound) = (Area::small(16)?, Bound::new()?);
     area.write(area.all(), 1);
-    bound.move_there(&area, area.all())?;
+    bound.move_to_device(&area, area.all())?;
     let frame = kernel::entries(&area)?[5].frame();
     let path = "/sys/devices/system/memory/hard_offline_page";
     if !std::path::Path::new(path).exists() {

@@ -1,14 +1,14 @@
-//! Whoever is killed for memory while pages are on the device: the kernel frees what they had,
-//! in another thread if they do not get to it themselves, which may wait for nobody.
+//! Processes that the OOM killer ends while their pages are on the device. The kernel frees their
+//! memory, in the OOM reaper's thread if they do not get to it themselves, and that thread may not
+//! block.
 //!
-//! That thread begins two seconds after a process was killed, and has no work if the process is
-//! gone by then. Rows that are about it hold the victim's address space, as a debugger may do.
+//! That thread starts two seconds after the kill, and has no work if the process is gone by then.
+//! Rows about it hold the victim's address space, as a debugger may do.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::Place;
@@ -26,12 +26,12 @@ pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Out of memory",
     rows: &[
         Row {
-            name: "who-is-killed-for-memory-is-reaped",
-            duty: "of a process that was killed for its memory, and whose address space somebody \
-                   holds, everything comes free at once, at home and on the device, small and \
-                   large pages; nobody else's pages do",
+            name: "a-process-killed-for-memory-is-reaped",
+            duty: "of a process that was killed for its memory, and whose address space another \
+                   process holds, everything comes free at once, in system memory and on the \
+                   device, small and huge pages; no other process's pages do",
             source: "mm/oom_kill.c: oom_reap_task_mm; mm/memory.c: zap_vma_for_reaping",
-            run: who_is_killed_for_memory_is_reaped,
+            run: a_process_killed_for_memory_is_reaped,
         },
         Row {
             name: "what-the-device-uses-is-not-reaped",
@@ -40,14 +40,15 @@ pub(crate) const CHAPTER: Chapter = Chapter {
                    not wait for it: these pages stay, mapped as they were, all other ones come \
                    free, and none is brought in any more",
             source: "include/linux/mmu_notifier.h: mmu_notifier_range_blockable; \
-                     mm/mmu_notifier.c: mn_itree_invalidate (EAGAIN); mm/hmm.c: check_stable_address_space",
+                     mm/mmu_notifier.c: mn_itree_invalidate (EAGAIN); mm/hmm.c: \
+                     check_stable_address_space",
             run: what_the_device_uses_is_not_reaped,
         },
         Row {
             name: "killed-when-all-memory-is-gone",
             duty: "when the whole machine has no memory left, a process that is killed for it \
-                   gives its frames of the device back, nobody else is killed, and other \
-                   processes' pages, at home and there, are as they were",
+                   gives its frames of the device back, no other process is killed, and other \
+                   processes' pages, in system memory and there, are as they were",
             source: "mm/oom_kill.c: out_of_memory, __oom_kill_process (no control group \
                      concerned)",
             run: killed_when_all_memory_is_gone,
@@ -57,13 +58,10 @@ pub(crate) const CHAPTER: Chapter = Chapter {
 
 const MIB: usize = (1 << 20) / PAGE;
 
-/// How long the kernel takes at most: two seconds until it begins, one in which it tries again.
-const REAPING: Duration = Duration::from_secs(15);
-
-/// What a dead process costs its control group still, in bytes: page tables and the like.
+/// What a dead process still costs its control group, in bytes: page tables and the like.
 const REST: u64 = 2 << 20;
 
-/// Pages of a process that looks on.
+/// Pages of a process that only watches.
 struct Bystander {
     bound: Bound,
     small: Area,
@@ -77,8 +75,8 @@ impl Bystander {
         let (small, large) = (Area::small(16)?, Area::large(1)?);
         small.write(small.all(), 1);
         large.write(large.all(), 1);
-        bound.move_there(&small, 0..8)?;
-        bound.move_there(&large, large.all())?;
+        bound.move_to_device(&small, 0..8)?;
+        bound.move_to_device(&large, large.all())?;
         let frames = bound.counters()?.driver.used_frames;
         Ok(Self {
             bound,
@@ -88,19 +86,19 @@ impl Bystander {
         })
     }
 
-    /// Frames of the device that others use.
+    /// Frames of the device that other processes use.
     fn others(&self) -> Result<u64> {
         let used = self.bound.counters()?.driver.used_frames;
         used.checked_sub(self.frames)
             .context("the device has lost some of the bystander's pages")
     }
 
-    /// How many pages are mapped on the device, whosever they are.
+    /// How many pages are mapped on the device, by all processes.
     fn mapped(&self) -> Result<u64> {
         Ok(self.bound.counters()?.device.mapped_pages.get())
     }
 
-    /// Nothing has happened to its pages.
+    /// Checks that nothing has happened to its pages.
     fn is_undisturbed(&self) -> Result<()> {
         self.bound.expect_place(&self.small, 0..8, Place::Device)?;
         self.bound
@@ -112,7 +110,7 @@ impl Bystander {
     }
 }
 
-/// Does `body` while a system call holds the address space of another process, which must have
+/// Runs `body` while a system call holds the address space of another process, which must have
 /// `readable` too.
 fn holding(id: i32, readable: &Area, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let (into, source) = (Area::small(1)?, Area::small(1)?);
@@ -126,7 +124,7 @@ fn holding(id: i32, readable: &Area, body: impl FnOnce() -> Result<()>) -> Resul
         // SAFETY: the range lies in the area.
         let reader =
             scope.spawn(|| unsafe { sys::read_into(memory.as_fd(), into.address(0), PAGE) });
-        // The call has read the page, and waits for a place to put it.
+        // The call has read the page, and blocks on the fault at its destination.
         handler.next_fault().context("waiting for the call")?;
         let result = body();
         let holds = !reader.is_finished();
@@ -141,8 +139,8 @@ fn holding(id: i32, readable: &Area, body: impl FnOnce() -> Result<()>) -> Resul
     })
 }
 
-/// The device reads all pages of an area, and has them mapped then. Not at once: what it compares
-/// them with takes as much memory as they do.
+/// Has the device read, and so map, all pages of an area. In parts, because the memory that they
+/// are compared with is as large.
 fn is_mapped(bound: &Bound, area: &Area) -> Result<()> {
     for first in area.all().step_by(64) {
         bound.expect(area, first..area.pages().min(first + 64), 1)?;
@@ -152,9 +150,9 @@ fn is_mapped(bound: &Bound, area: &Area) -> Result<()> {
     Ok(())
 }
 
-/// More memory than the process may have.
+/// Uses more memory than the process may have.
 fn insist(pages: usize) -> Result<()> {
-    // More than the kernel would promise.
+    // Without a reservation: it is more than the kernel would promise.
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let more = Area::map(pages * PAGE, sys::READ_WRITE, flags, None)?;
     for page in more.all() {
@@ -163,7 +161,7 @@ fn insist(pages: usize) -> Result<()> {
     Ok(())
 }
 
-/// The child goes on until the kernel kills it.
+/// Lets the child go on until the kernel kills it.
 fn is_killed(mut child: Child) -> Result<()> {
     child.pass()?;
     let end = child.status()?;
@@ -180,7 +178,7 @@ fn was_for_memory(group: &Group) -> Result<()> {
     Ok(())
 }
 
-fn who_is_killed_for_memory_is_reaped() -> Result<()> {
+fn a_process_killed_for_memory_is_reaped() -> Result<()> {
     const THERE: usize = 6 * MIB;
     let group = limited(32)?;
     let bystander = Bystander::new()?;
@@ -194,9 +192,9 @@ fn who_is_killed_for_memory_is_reaped() -> Result<()> {
         for area in [&small, &large, &here] {
             area.write(area.all(), 1);
         }
-        bound.move_there(&small, small.all())?;
-        bound.move_there(&large, large.all())?;
-        // All of it is mapped on the device until the file is closed.
+        bound.move_to_device(&small, small.all())?;
+        bound.move_to_device(&large, large.all())?;
+        // All of it stays mapped on the device until the file is closed.
         for area in [&small, &large, &here] {
             is_mapped(&bound, area)?;
         }
@@ -209,8 +207,8 @@ fn who_is_killed_for_memory_is_reaped() -> Result<()> {
     holding(child.id(), &shared, || {
         is_killed(child)?;
         was_for_memory(&group)?;
-        // The process cannot free anything, as long as its address space is held.
-        kernel::until("it is reaped", REAPING, || {
+        // The process cannot free anything while its address space is held.
+        kernel::until("it is reaped", || {
             Ok(bystander.others()? == 0 && group.number("memory.current")? < REST)
         })
     })?;
@@ -225,7 +223,7 @@ fn what_the_device_uses_is_not_reaped() -> Result<()> {
     let shared = Area::small(1)?;
     shared.write(shared.all(), 1);
     let (there, idle) = (Area::small(THERE)?, Area::small(IDLE)?);
-    // Another process keeps the victim's file open, until this end is closed.
+    // Another process keeps the victim's file open until this end is closed.
     let (read, end) = sys::pipe()?;
     let mut ends = Some((read, end));
     let mut child = Child::fork(|turns| {
@@ -235,7 +233,7 @@ fn what_the_device_uses_is_not_reaped() -> Result<()> {
         group.join()?;
         there.write(there.all(), 1);
         idle.write(idle.all(), 1);
-        bound.move_there(&there, there.all())?;
+        bound.move_to_device(&there, there.all())?;
         is_mapped(&bound, &there)?;
         let _job = std::mem::ManuallyDrop::new(bound.start(add(&there, 7, 0, 1, 1 << 40))?);
         turns.pass_and_wait()?;
@@ -249,7 +247,7 @@ fn what_the_device_uses_is_not_reaped() -> Result<()> {
         is_killed(child)?;
         was_for_memory(&group)?;
         let given_up = format!("oom_reaper: unable to reap pid:{id} ");
-        kernel::until("the kernel has tried", REAPING, || log.says(&given_up))?;
+        kernel::until("the kernel has tried", || log.says(&given_up))?;
         let others = bystander.others()?;
         ensure!(
             others == THERE as u64,
@@ -262,7 +260,8 @@ fn what_the_device_uses_is_not_reaped() -> Result<()> {
             current < (THERE * PAGE) as u64 + REST,
             "{current} bytes are charged still"
         );
-        // What the kernel has taken pages out of is not looked at any more, nor faulted in.
+        // The driver neither reports nor faults in pages of an address space that the kernel has
+        // reaped.
         let device = bystander.bound.space().device();
         let states = device.residency_of(id, there.range(0..1));
         let error = states.as_ref().err().and_then(hmm::Error::errno);
@@ -270,20 +269,18 @@ fn what_the_device_uses_is_not_reaped() -> Result<()> {
         Ok(())
     })?;
     drop(ends);
-    kernel::until("its frames come free", REAPING, || {
-        Ok(bystander.others()? == 0)
-    })?;
+    kernel::until("its frames come free", || Ok(bystander.others()? == 0))?;
     bystander.is_undisturbed()
 }
 
-/// Waits until nobody has the other end of a pipe.
+/// Waits until all other ends of a pipe are closed.
 fn wait_for_end(read: Option<OwnedFd>) -> Result<()> {
     let mut read = File::from(read.context("there is a pipe")?);
     read.read_to_end(&mut Vec::new())?;
     Ok(())
 }
 
-/// How often the kernel has killed somebody for lack of memory.
+/// How many processes the kernel has killed for lack of memory.
 fn kills() -> Result<u64> {
     let text = kernel::read("/proc/vmstat")?;
     let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -293,7 +290,7 @@ fn kills() -> Result<u64> {
 fn killed_when_all_memory_is_gone() -> Result<()> {
     const THERE: usize = 8 * MIB;
     machine::may_be_exhausted()?;
-    // It is to be the child and no other: not this process, nor the one that waits for it.
+    // The kernel must pick the child: not this process, nor its parent that waits for it.
     let parent = rustix::process::getppid().context("a row has a parent")?;
     let parent = parent.as_raw_nonzero();
     let _spared = [
@@ -301,7 +298,7 @@ fn killed_when_all_memory_is_gone() -> Result<()> {
         Setting::change(format!("/proc/{parent}/oom_score_adj"), "-1000")?,
     ];
     let bystander = Bystander::new()?;
-    // If the kernel kills one more, it shall be this one, and be noticed.
+    // If the kernel kills a second process, it is this one, and that is noticed.
     let mut next = Child::fork(|turns| {
         kernel::write("/proc/self/oom_score_adj", "0")?;
         turns.pass_and_wait()
@@ -316,8 +313,8 @@ fn killed_when_all_memory_is_gone() -> Result<()> {
         for area in [&there, &here] {
             area.write(area.all(), 1);
         }
-        bound.move_there(&there, there.all())?;
-        // No job runs meanwhile: a worker that serves its faults would hold the memory.
+        bound.move_to_device(&there, there.all())?;
+        // No job may run meanwhile: a worker that serves its faults would hold the memory.
         is_mapped(&bound, &there)?;
         is_mapped(&bound, &here)?;
         turns.pass_and_wait()?;
@@ -327,9 +324,7 @@ fn killed_when_all_memory_is_gone() -> Result<()> {
     let others = bystander.others()?;
     ensure!(others >= THERE as u64, "{others} frames are in use");
     is_killed(child)?;
-    kernel::until("its frames come free", REAPING, || {
-        Ok(bystander.others()? == 0)
-    })?;
+    kernel::until("its frames come free", || Ok(bystander.others()? == 0))?;
     let kills = kills()? - before;
     ensure!(kills == 1, "the kernel killed {kills}");
     next.pass_and_end()?;

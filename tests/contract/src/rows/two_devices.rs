@@ -1,17 +1,16 @@
-//! Two devices: each follows the process, and leaves the other one's pages alone.
+//! Two devices: each mirrors the process, and leaves the other one's pages alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::{Destination, Device, Place, Reason, Status};
 
 use crate::area::{Area, PAGE, ZERO};
-use crate::bound::{add, ended, Bound};
+use crate::bound::{add, ended, fill, Bound};
 use crate::child::Child;
 use crate::kernel;
 use crate::row::{Chapter, Row};
@@ -21,6 +20,16 @@ use crate::trace::{Call, Trace};
 pub(crate) const CHAPTER: Chapter = Chapter {
     title: "Two devices",
     rows: &[
+        Row {
+            name: "two-devices-pull-at-the-same-pages",
+            duty: "while many threads move the same small pages to two devices, without a pause, \
+                   jobs of both that write there end well, and few changes of mappings go by for \
+                   each of them",
+            source: "mm/memory.c: do_swap_page (a fault of one device takes the page from the \
+                     other); mm/migrate_device.c: migrate_vma_collect; mm/mmu_notifier.c: \
+                     mn_itree_inv_end (the sequence moves on only when no change goes on)",
+            run: two_devices_pull_at_the_same_pages,
+        },
         Row {
             name: "two-devices-see-the-same",
             duty: "what one device or the CPU writes, the other device reads; mprotect and munmap \
@@ -53,8 +62,9 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         },
         Row {
             name: "a-page-on-the-other-device",
-            duty: "a device that needs a page of another device's memory finds it at home with \
-                   what it held",
+            duty:
+                "a device that needs a page of another device's memory finds it in system memory \
+                   with what it held",
             source: "mm/hmm.c: hmm_vma_handle_pte (device-private of another owner is faulted in)",
             run: a_page_on_the_other_device,
         },
@@ -108,7 +118,7 @@ fn two_devices_see_the_same() -> Result<()> {
     Ok(())
 }
 
-/// Pages of a memory file, seen twice.
+/// Pages of a memory file, mapped twice.
 fn twice(pages: usize) -> Result<[Area; 2]> {
     let file = rustix::fs::memfd_create("twice", rustix::fs::MemfdFlags::CLOEXEC)?;
     rustix::fs::ftruncate(&file, (pages * PAGE) as u64)?;
@@ -119,7 +129,7 @@ fn twice(pages: usize) -> Result<[Area; 2]> {
     Ok([view()?, view()?])
 }
 
-/// All devices there are, two at least.
+/// All devices of the machine; the row needs at least two.
 fn every_device() -> Result<Vec<Bound>> {
     let (one, two) = Bound::two()?;
     let mut all = vec![one, two];
@@ -139,7 +149,7 @@ fn all_devices_have_forgotten() -> Result<()> {
         for bound in &all {
             bound.expect(&area, area.all(), 1)?;
         }
-        // Each adds to a word of its own, in the same page, without end.
+        // Each job adds to its own word of the same page, without end.
         other.write(3..4, ZERO);
         let jobs = all
             .iter()
@@ -153,7 +163,7 @@ fn all_devices_have_forgotten() -> Result<()> {
             let words = 0..all.len();
             words.map(|word| other.read_word(3, word)).collect()
         };
-        kernel::until("all are at it", Duration::from_secs(10), || {
+        kernel::until("all are at it", || {
             Ok(values().iter().all(|&value| value > 0))
         })?;
         for bound in &all {
@@ -174,7 +184,12 @@ fn all_devices_have_forgotten() -> Result<()> {
                 "{before} pages were mapped on a device, and {after} are"
             );
         }
-        std::thread::sleep(Duration::from_millis(3));
+        // A job that still ran would write while its device does something else.
+        for (word, bound) in all.iter().enumerate() {
+            bound
+                .run(add(&other, 4, word, 1, 1))?
+                .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        }
         ensure!(values() == last, "one writes on: {last:?}, {:?}", values());
         for job in jobs {
             match ended(ManuallyDrop::into_inner(job))? {
@@ -189,7 +204,7 @@ fn all_devices_have_forgotten() -> Result<()> {
 
 fn all_are_asked_before_any_is_waited_for() -> Result<()> {
     let all = every_device()?;
-    // The driver looks for an answer before it sleeps for it, as long as nobody else is to run.
+    // The driver polls for an answer before it sleeps for it, as long as no other task is to run.
     let trace = Trace::new(&[
         ("asked", "virtqueue_kick_prepare"),
         ("looked", "virtio_hmm_need_resched"),
@@ -201,7 +216,11 @@ fn all_are_asked_before_any_is_waited_for() -> Result<()> {
         |area| area.protect(area.all(), sys::NO_ACCESS),
         |area| area.advise(area.all(), libc::MADV_DONTNEED),
     ];
-    for change in changes.into_iter().cycle().take(12) {
+    for (count, change) in changes.into_iter().cycle().take(120).enumerate() {
+        // A fast device may have answered before the driver looks.
+        if count >= 12 && waits > 0 {
+            break;
+        }
         let area = Area::small(32)?;
         area.write(area.all(), 1);
         for bound in &all {
@@ -216,8 +235,8 @@ fn all_are_asked_before_any_is_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// All devices are asked, each once, before any is waited for; one that has answered by then need
-/// not be.
+/// Checks that all devices are asked, each once, before any is waited for. A device that has
+/// answered by then need not be waited for.
 fn is_in_two_passes(calls: &[Call], devices: usize) -> Result<()> {
     let (first, second) = calls.split_at_checked(devices).context("too few calls")?;
     ensure!(
@@ -261,7 +280,7 @@ fn a_page_on_the_other_device() -> Result<()> {
     for area in [Area::small(32)?, Area::large(1)?] {
         area.write(area.all(), 1);
         for tag in 2..6 {
-            one.move_there(&area, area.all())?;
+            one.move_to_device(&area, area.all())?;
             let states = two.states(&area, area.all())?;
             let reachable = |place| matches!(place, Place::System | Place::Device);
             ensure!(
@@ -284,15 +303,15 @@ fn the_owner_moves_its_pages_only() -> Result<()> {
     let (one, two) = Bound::two()?;
     for area in [Area::small(32)?, Area::large(1)?] {
         area.write(area.all(), 1);
-        one.move_there(&area, area.all())?;
+        one.move_to_device(&area, area.all())?;
         for destination in [Destination::System, Destination::Device] {
             let moved = two.migrate(&area, area.all(), destination)?;
             ensure!(moved.moved == 0, "{destination:?}: {moved:?}");
             one.expect_place(&area, area.all(), Place::Device)?;
         }
         one.expect(&area, area.all(), 1)?;
-        one.move_home(&area, area.all())?;
-        two.move_there(&area, area.all())?;
+        one.move_to_system(&area, area.all())?;
+        two.move_to_device(&area, area.all())?;
         two.expect(&area, area.all(), 1)?;
         area.expect(area.all(), 1)?;
     }
@@ -303,7 +322,7 @@ fn fork_between_two_devices() -> Result<()> {
     let (one, two) = Bound::two()?;
     for area in [Area::small(32)?, Area::large(1)?] {
         area.write(area.all(), 1);
-        one.move_there(&area, area.all())?;
+        one.move_to_device(&area, area.all())?;
         let mut child = Child::fork(|turns| {
             let (one, two) = Bound::two()?;
             turns.wait()?;
@@ -335,17 +354,17 @@ fn a_storm_on_two_devices() -> Result<()> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| -> Result<()> {
         let storm = scope.spawn(|| -> Result<()> {
-            let mut home = true;
+            let mut system = true;
             while !stop.load(Ordering::Relaxed) {
                 area.protect(0..32, sys::READ)?;
                 area.protect(0..32, sys::READ_WRITE)?;
-                let to = if home {
+                let to = if system {
                     Destination::Device
                 } else {
                     Destination::System
                 };
                 one.migrate(&area, 0..32, to)?;
-                home = !home;
+                system = !system;
             }
             Ok(())
         });
@@ -353,7 +372,7 @@ fn a_storm_on_two_devices() -> Result<()> {
             for tag in 2..12 {
                 for (bound, pages) in [(&one, 0..16), (&two, 16..32)] {
                     for page in pages.clone() {
-                        // Written while it may only be read, it is refused.
+                        // A write is refused while the page is read-only.
                         while bound.try_write(&area, page, tag)?.is_err() {}
                     }
                     bound.expect(&area, pages, tag)?;
@@ -369,4 +388,88 @@ fn a_storm_on_two_devices() -> Result<()> {
             Err(_) => bail!("the storm broke down"),
         }
     })
+}
+
+/// Runs jobs on a device, several at a time, until `stop`. Counts each job that has ended.
+fn keep_at_it(bound: &Bound, area: &Area, ended_jobs: &AtomicU64, stop: &AtomicBool) -> Result<()> {
+    const JOBS: usize = 64;
+    let mut jobs = VecDeque::new();
+    for page in area.all().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        jobs.push_back(bound.start(fill(area, page, 2))?);
+        if jobs.len() < JOBS {
+            continue;
+        }
+        let Some(job) = jobs.pop_front() else { break };
+        if let Err(failure) = ended(job)? {
+            bail!("{failure}");
+        }
+        ended_jobs.fetch_add(1, Ordering::Relaxed);
+    }
+    for job in jobs {
+        if let Err(failure) = ended(job)? {
+            bail!("at the end: {failure}");
+        }
+    }
+    Ok(())
+}
+
+fn two_devices_pull_at_the_same_pages() -> Result<()> {
+    const PAGES: usize = 8;
+    // With fewer threads there are moments in which none of them moves anything.
+    const THREADS: usize = 8;
+    /// How many jobs of each device must end.
+    const ENOUGH: u64 = 64;
+    /// How many invalidations may happen for each of these: for its faults, one by each thread, and
+    /// more for pages that migrate away again before the job has written there.
+    const CHANGES: u64 = 100;
+    let (one, two) = Bound::two()?;
+    let devices = [&one, &two];
+    let area = Area::small(PAGES)?;
+    area.write(area.all(), 1);
+    let (stop, pulled) = (AtomicBool::new(false), AtomicU64::new(0));
+    let counts = [const { AtomicU64::new(0) }; 2];
+    let changes = || -> Result<u64> { Ok(one.counters()?.driver.invalidations) };
+    let before = changes()?;
+    thread::scope(|scope| {
+        let (area, stop, pulled) = (&area, &stop, &pulled);
+        for bound in devices {
+            for _ in 0..THREADS {
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let moved = bound.migrate(area, area.all(), Destination::Device);
+                        pulled.fetch_add(moved.map_or(0, |moved| moved.moved), Ordering::Relaxed);
+                    }
+                });
+            }
+        }
+        let work = devices
+            .into_iter()
+            .zip(&counts)
+            .map(|(bound, count)| scope.spawn(move || keep_at_it(bound, area, count, stop)))
+            .collect::<Vec<_>>();
+        let result = kernel::until("jobs of both devices end", || {
+            let numbers = counts.each_ref().map(|count| count.load(Ordering::Relaxed));
+            let fewest = numbers.into_iter().min().unwrap_or(0);
+            let changes = changes()? - before;
+            ensure!(
+                changes < CHANGES * ENOUGH,
+                "{changes} changes, and so many jobs of the devices: {numbers:?}"
+            );
+            Ok(fewest >= ENOUGH || work.iter().any(|work| work.is_finished()))
+        });
+        stop.store(true, Ordering::Relaxed);
+        for work in work {
+            match work.join() {
+                Ok(end) => end?,
+                Err(_) => bail!("a thread broke down"),
+            }
+        }
+        result
+    })?;
+    let pulled = pulled.load(Ordering::Relaxed);
+    ensure!(pulled > 0, "nothing was moved meanwhile");
+    area.expect(area.all(), 2)
 }

@@ -1,7 +1,7 @@
 //! Chains that break the rules of virtqueues (virtio 1.3, 2.7.4 and 2.7.5).
 //!
-//! Each one is followed by a chain that keeps them, on the same queue: that one must
-//! be answered whatever became of the first.
+//! After each of them comes a chain on the same queue that keeps the rules: it must be answered
+//! whatever became of the first.
 
 use anyhow::{ensure, Context, Result};
 use virtio_hmm_spec::wire::command::{Request, Status};
@@ -21,10 +21,10 @@ const CHAINS: usize = 32;
 /// Queues that take requests.
 const QUEUES: [Queue; 3] = [Queue::Control, Queue::Dma, Queue::Submit];
 
-/// Room that every device-writable descriptor of a broken chain really has.
+/// The memory that every device-writable descriptor of a broken chain really has.
 const ROOM: usize = 16 << 10;
 
-/// Where no guest has memory, and where addresses end.
+/// Addresses where no guest has memory, and where addresses end.
 const NOWHERE: [u64; 6] = [
     0xfee0_0000,
     1 << 44,
@@ -84,7 +84,7 @@ pub(super) fn broken_chains(session: &mut Session, random: &mut fastrand::Rng) -
     Ok(())
 }
 
-/// Where a descriptor leads that does not lead to its neighbour.
+/// The target of a descriptor's link if it is not the next one.
 #[derive(Clone, Copy)]
 enum Link {
     /// A descriptor of the same chain.
@@ -93,7 +93,7 @@ enum Link {
     Raw(u16),
 }
 
-/// Breaks a chain of a request and room for a reply; says which link is not the usual.
+/// Breaks a chain of a request and room for a reply. Returns the link that differs from the usual.
 fn mutate_chain(
     random: &mut fastrand::Rng,
     which: u8,
@@ -169,7 +169,7 @@ pub(super) fn broken_indirect_tables(
             3 => head_flags |= flags::NEXT,
             4 => head_flags |= flags::WRITE,
             5 => {
-                // As many as an index can tell apart, each leading to the next.
+                // As many as an index can distinguish, each linked to the next.
                 let step = table[1];
                 table = (0..u16::MAX)
                     .map(|index| Descriptor {
@@ -205,7 +205,7 @@ pub(super) fn broken_indirect_tables(
     Ok(())
 }
 
-/// Requests and replies in many small descriptors: unusual, and right.
+/// Requests and replies in many small descriptors: unusual, but right.
 pub(super) fn chains_cut_into_bytes(
     session: &mut Session,
     random: &mut fastrand::Rng,
@@ -214,7 +214,7 @@ pub(super) fn chains_cut_into_bytes(
         let request = bare(Request::Statistics, 0);
         let room = reply_room(&request);
         let mut parts: Vec<_> = request.chunks(1).map(Part::Read).collect();
-        // The last piece takes what is left.
+        // The last piece takes the rest.
         let pieces = random.usize(1..200);
         parts.extend((1..pieces).map(|_| Part::Write(1)));
         parts.push(Part::Write(room - (pieces - 1)));
@@ -228,7 +228,7 @@ pub(super) fn chains_cut_into_bytes(
     Ok(())
 }
 
-/// Requests of which the answer has nowhere to go.
+/// Requests without room for an answer.
 pub(super) fn replies_without_room(
     session: &mut Session,
     random: &mut fastrand::Rng,
@@ -258,7 +258,7 @@ pub(super) fn replies_without_room(
     Ok(())
 }
 
-/// Something harmless that the queue answers.
+/// A harmless request that the queue answers.
 fn a_request(queue: Queue) -> Vec<u8> {
     match queue {
         Queue::Control | Queue::Fault => bare(Request::Statistics, 0),
@@ -274,8 +274,8 @@ fn a_request(queue: Queue) -> Vec<u8> {
     }
 }
 
-/// The chain comes back, with or without an answer. What is offered to the fault
-/// queue may be kept until there is a fault.
+/// Checks that the chain comes back, with or without an answer. The device may keep a buffer of the
+/// fault queue until there is a fault.
 fn returned(session: &mut Session, queue: Queue, ticket: crate::device::Ticket) -> Result<()> {
     if queue == Queue::Fault {
         return Ok(());

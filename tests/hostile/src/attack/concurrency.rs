@@ -1,7 +1,7 @@
-//! Everything at the same time.
+//! Attacks that do several things at the same time.
 //!
-//! Jobs run and wait while what they use is taken away, and what they used is watched
-//! after it was.
+//! Jobs run and wait while the memory that they use is unmapped, and that memory is watched
+//! afterwards.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -30,16 +30,16 @@ const NOWHERE: u64 = 0x10_0000;
 /// Where attacks map a large leaf of their own.
 const LARGE: u64 = 0x6000_0000_0000;
 
-/// How long something is watched that must not change.
+/// How long memory is watched that must not change.
 ///
-/// There is no event to wait for: what is hoped for is that nothing happens.
+/// There is no event to wait for: the check hopes that nothing happens.
 const WATCH: Duration = Duration::from_millis(10);
 
-/// The counter that an endless job counts up.
+/// The counter that an endless job increments.
 const COUNTER: usize = DATA + 8 * PAGE;
 const COUNTER_ADDRESS: u64 = Ground::SYSTEM + 8 * PAGE_BYTES;
 
-/// A job that never ends by itself and is seen by all that share its memory.
+/// A job that never ends by itself; others that share its memory can see it run.
 fn endless() -> AtomicAdd {
     AtomicAdd {
         address: COUNTER_ADDRESS,
@@ -95,7 +95,7 @@ pub(super) fn invalidation_under_jobs(
     all_end(session, jobs)
 }
 
-/// The space goes while jobs wait for pages in it.
+/// The space is destroyed while jobs wait for pages in it.
 pub(super) fn destruction_under_faults(
     session: &mut Session,
     random: &mut fastrand::Rng,
@@ -117,7 +117,7 @@ pub(super) fn destruction_under_faults(
     all_end(session, jobs)
 }
 
-/// Nobody answers; everything else goes on, and the jobs can be cancelled.
+/// Faults stay unanswered; everything else goes on, and the jobs can be cancelled.
 pub(super) fn unanswered_faults(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     Ground::lay(session)?;
     let jobs: Vec<_> = (0..random.usize(8..48))
@@ -151,7 +151,7 @@ pub(super) fn no_fault_buffers(session: &mut Session, random: &mut fastrand::Rng
     Ok(())
 }
 
-/// Answers to faults that there never were.
+/// Answers to faults that never happened.
 pub(super) fn unknown_faults(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     Ground::lay(session)?;
     let job = session.submit(Ground::SPACE, parked())?;
@@ -235,10 +235,10 @@ fn flip_while_it_is_read(
         .device
         .request_of(ticket)
         .context("it was just queued")?;
-    // The thread writes to what the device may only read: not a byte to be watched.
+    // The thread writes to memory that the device may only read, so the arena must not check it.
     session.device.arena.offer(at.clone());
     let memory = session.device.arena.unwatched();
-    // What is to be done stays: something else might write to memory that is not ours.
+    // The operation stays as it is: another one might write to memory that is not ours.
     let header = size_of::<RequestHeader>();
     let place = at.start
         + match queue {
@@ -264,7 +264,7 @@ fn flip_while_it_is_read(
         done.store(true, Ordering::Relaxed);
         answer
     })?;
-    // Which of the two it saw cannot be known; it is one answer of the ladder.
+    // It is unknown which of the two bytes the device saw; the answer must be one of the ladder.
     Reply::parse(&answer)?;
     Ok(())
 }
@@ -321,7 +321,7 @@ fn started(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-/// The memory that the endless job wrote to is left alone from now on.
+/// Checks that the memory of the endless job does not change any more.
 fn stands_still(session: &Session) -> Result<()> {
     let before = counter(session)?;
     thread::sleep(WATCH);
@@ -337,7 +337,7 @@ fn counter(session: &Session) -> Result<Vec<u8>> {
     session.device.arena.read(COUNTER, 8)
 }
 
-/// A job that needs no page, and requests, do not wait for those that do.
+/// Checks that a job that needs no page, and requests, do not wait for jobs that do.
 fn others_go_on(session: &mut Session) -> Result<()> {
     let sum = Sum {
         source: Ground::SYSTEM,

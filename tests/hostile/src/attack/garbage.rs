@@ -1,4 +1,4 @@
-//! Bytes that were never meant to be a request.
+//! Bytes that are no request.
 
 use anyhow::{ensure, Context, Result};
 use virtio_hmm_spec::wire::command::{FetchEntry, Request, RequestHeader};
@@ -69,7 +69,7 @@ pub(super) fn flipped_bits(session: &mut Session, random: &mut fastrand::Rng) ->
     Ok(())
 }
 
-/// Buffers on the fault queue that hold no fault, and ones that are no buffers.
+/// Buffers on the fault queue without room for a fault, and chains that are no buffers.
 pub(super) fn garbage_on_the_fault_queue(
     session: &mut Session,
     random: &mut fastrand::Rng,
@@ -88,7 +88,7 @@ pub(super) fn garbage_on_the_fault_queue(
         useless.push(session.device.send(Queue::Fault, &parts)?);
         session.offer_fault_buffer()?;
     }
-    // A fault for every buffer, useful or not.
+    // Raises a fault for every buffer, useful or not.
     let nowhere = Checksum {
         source: 0x10_0000,
         bytes: 1,
@@ -124,8 +124,8 @@ fn send(session: &mut Session, random: &mut fastrand::Rng, request: &[u8]) -> Re
     }
 }
 
-/// Whether the device, doing exactly what is asked, writes to nothing but what is
-/// ours: a guest that overwrites its own kernel tells nothing about the device.
+/// Whether the device, if it does exactly what is asked, writes only to our memory. A guest that
+/// overwrites its own kernel tells nothing about the device.
 fn spares_our_kernel(session: &mut Session, request: &[u8]) -> bool {
     let Ok((header, entries)) = RequestHeader::ref_from_prefix(request) else {
         return true;

@@ -12,13 +12,13 @@ use super::requests::Ground;
 use crate::request::{bare, cancel, flags, item, list, mapping, range};
 use crate::session::{Faults, Session};
 
-/// The most entries that are sent at once: what one chain has room for here.
+/// The most entries that are sent at once, because one chain here has room for no more.
 const MOST_ENTRIES: u32 = 16 << 10;
 
-/// Requests after which a device that still has memory for tables is believed.
+/// After this many requests it is accepted that the device still has memory for tables.
 const MOST_MAPS: u64 = 256;
 
-/// Lists of no, one, all and more entries than allowed, and ones that lie about it.
+/// Lists with no, one, all and more entries than allowed, and lists with a wrong count.
 pub(super) fn lists_of_every_length(
     session: &mut Session,
     random: &mut fastrand::Rng,
@@ -58,7 +58,7 @@ fn lie_about_count(random: &mut fastrand::Rng, request: &mut [u8]) {
     request[8..12].copy_from_slice(&count.to_le_bytes());
 }
 
-/// Every space that may exist, with something in it, and one more.
+/// As many spaces as may exist, with something in each, and one more.
 pub(super) fn every_space(session: &mut Session, _: &mut fastrand::Rng) -> Result<()> {
     let most = session.device.config.max_spaces.get();
     let flags = map_flags::DEVICE | flags(rights::READ);
@@ -88,7 +88,7 @@ pub(super) fn every_job(session: &mut Session, _: &mut fastrand::Rng) -> Result<
         jobs.push(job);
     }
     ensure!(!jobs.is_empty(), "not one job fits into the queue");
-    // The device is full of parked jobs and does everything else as before.
+    // The device is full of parked jobs and must do everything else as before.
     session.statistics()?;
     session.done(&bare(Request::SpaceDestroy, Ground::SPACE))?;
     for job in jobs {
@@ -102,8 +102,8 @@ pub(super) fn every_job(session: &mut Session, _: &mut fastrand::Rng) -> Result<
     Ok(())
 }
 
-/// Mappings so far apart that each needs page tables of its own, until there is no
-/// memory for them.
+/// Mappings so far apart that each needs page tables of its own, until the device has no memory for
+/// them.
 pub(super) fn every_page_table(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     session.done(&bare(Request::SpaceCreate, 0))?;
     let most = session.device.config.max_entries.get().min(1024);

@@ -54,7 +54,7 @@ pub(super) fn mutated_copies(session: &mut Session, random: &mut fastrand::Rng) 
         for _ in 0..random.usize(1..8) {
             let item = any_item(session, random);
             items.push(item);
-            // What is discarded must not be read until it is written again.
+            // Discarded memory must not be read until it is written again.
             if item.kind.get() == Kind::Discard.raw() {
                 let (pages, frame) = (item.pages.get(), item.destination.get());
                 items.push(self::item(Kind::Clear, pages, 0, frame));
@@ -66,7 +66,7 @@ pub(super) fn mutated_copies(session: &mut Session, random: &mut fastrand::Rng) 
     Ok(())
 }
 
-/// Pages to be fetched whose entries make no sense.
+/// Fetches of pages whose entries make no sense.
 pub(super) fn mutated_fetches(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     Ground::lay(session)?;
     for _ in 0..REQUESTS {
@@ -100,8 +100,7 @@ pub(super) fn mutated_jobs(session: &mut Session, random: &mut fastrand::Rng) ->
 
 /// Everything but `Init`, after a reset.
 ///
-/// Whether the device has learnt of the reset is not said, and so neither what it
-/// answers.
+/// It is undefined whether the device has noticed the reset, and so what it answers.
 pub(super) fn requests_after_a_reset(
     session: &mut Session,
     random: &mut fastrand::Rng,
@@ -118,11 +117,11 @@ pub(super) fn requests_after_a_reset(
     Ok(())
 }
 
-/// What jobs of an attack find mapped: some memory that is theirs to spoil.
+/// The mappings that jobs of an attack find: memory that they may spoil.
 pub(super) struct Ground;
 
 impl Ground {
-    /// The space that has it.
+    /// The space of these mappings.
     pub(super) const SPACE: u32 = 1;
     /// Guest memory, to read and write, [`Self::PAGES`] pages.
     pub(super) const SYSTEM: u64 = 0x7000_0000_0000;
@@ -130,7 +129,7 @@ impl Ground {
     pub(super) const READ_ONLY: u64 = 0x7000_1000_0000;
     /// Device memory, for everything.
     pub(super) const DEVICE: u64 = 0x7000_2000_0000;
-    /// How many pages there are of each.
+    /// The number of pages of each.
     pub(super) const PAGES: u32 = 64;
 
     /// Creates the space and maps everything.
@@ -237,7 +236,7 @@ fn control_request(session: &Session, random: &mut fastrand::Rng) -> Vec<u8> {
     }
 }
 
-/// Half of the time, a field of the header that does not fit.
+/// Half of the time, makes a field of the header wrong.
 fn mutate_header(random: &mut fastrand::Rng, mut request: Vec<u8>) -> Vec<u8> {
     if let Ok((header, _)) = RequestHeader::mut_from_prefix(&mut request) {
         match random.u8(0..16) {
@@ -491,7 +490,7 @@ fn any_device_frame(session: &Session, random: &mut fastrand::Rng) -> u64 {
     }
 }
 
-/// Large leaves that fit, for attacks that need one.
+/// Valid large leaves, for attacks that need one.
 pub(super) fn large_leaf(session: &Session, address: u64) -> Vec<u8> {
     let order = u16::try_from(LARGE_ORDER).unwrap_or(0);
     let pages = u32::try_from(LARGE_PAGES).unwrap_or(0);

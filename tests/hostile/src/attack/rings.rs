@@ -1,7 +1,7 @@
 //! Rings and registers that hold nonsense.
 //!
-//! Nothing is promised to a driver that does this until the next reset, but that
-//! nothing outside of what was offered is written, and that the reset works.
+//! For a driver that does this, only two things are promised until the next reset: nothing outside
+//! of the offered memory is written, and the reset works.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,12 @@ use crate::ring::{flags, Descriptor, SIZE, STRIDE};
 use crate::session::Session;
 use crate::transport::QueueAddresses;
 
-/// How long the device is given to do what it should not.
+/// How long the device gets to do what it should not.
 ///
-/// There is no event to wait for: what is hoped for is that nothing happens.
+/// There is no event to wait for: the check hopes that nothing happens.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Indices of the available ring that jump.
+/// Jumping indices of the available ring.
 pub(super) fn jumping_indices(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     let queue = pick(random, &QUEUES);
     describe_all(&mut session.device, queue)?;
@@ -53,7 +53,7 @@ pub(super) fn impossible_heads(session: &mut Session, random: &mut fastrand::Rng
     kick_and_settle(session, queue)
 }
 
-/// The same chain again and again, while it is in the device's hands.
+/// The same chain again and again, while the device still has it.
 pub(super) fn heads_used_twice(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     let queue = pick(random, &QUEUES);
     describe_all(&mut session.device, queue)?;
@@ -65,13 +65,13 @@ pub(super) fn heads_used_twice(session: &mut Session, random: &mut fastrand::Rng
     kick_and_settle(session, queue)
 }
 
-/// Chains whose buffers are the rings that they are in.
+/// Chains whose buffers are the rings themselves.
 pub(super) fn buffers_inside_the_rings(
     session: &mut Session,
     random: &mut fastrand::Rng,
 ) -> Result<()> {
     let queue = pick(random, &QUEUES);
-    // All three parts of the ring become the device's to write.
+    // The device may write to all three parts of the ring.
     let base = usize::from(queue.raw()) * STRIDE;
     session.device.arena.offer(base..base + STRIDE);
     let start = session.device.arena.physical(base);
@@ -99,11 +99,10 @@ pub(super) fn buffers_inside_the_rings(
     kick_and_settle(session, queue)
 }
 
-/// Queues whose parts lie on top of each other and of those of other queues, and hold
-/// anything.
+/// Queues whose parts overlap with each other and with those of other queues, and hold anything.
 ///
-/// An address outside of the guest's memory or one that is not aligned is not tried:
-/// the machine monitor itself gives up the machine then.
+/// Addresses outside of the guest's memory, or not aligned, are not tried: with them QEMU itself
+/// stops the machine.
 pub(super) fn entangled_queues(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     start_with(&mut session.device, |arena, _| {
         let mut any = || arena.physical(DATA + random.usize(..0x1000) * 16);
@@ -116,7 +115,7 @@ pub(super) fn entangled_queues(session: &mut Session, random: &mut fastrand::Rng
     })
 }
 
-/// Queues of one descriptor, of none, and of a number that is no power of two.
+/// Queues with one descriptor, with none, and with a number that is no power of two.
 pub(super) fn odd_queue_sizes(session: &mut Session, random: &mut fastrand::Rng) -> Result<()> {
     start_with(&mut session.device, |arena, index| {
         let base = DATA + index * STRIDE;
@@ -129,7 +128,7 @@ pub(super) fn odd_queue_sizes(session: &mut Session, random: &mut fastrand::Rng)
     })
 }
 
-/// Writes to what the driver may only read.
+/// Writes to fields that the driver may only read.
 pub(super) fn writes_to_the_configuration(
     session: &mut Session,
     random: &mut fastrand::Rng,
@@ -146,7 +145,7 @@ pub(super) fn writes_to_the_configuration(
     Ok(())
 }
 
-/// Fills the descriptor table with chains of their own, each a request and room.
+/// Fills the descriptor table with chains, each a request and room.
 fn describe_all(device: &mut Device, queue: Queue) -> Result<()> {
     let request = device.buffer(&bare(Request::Statistics, 0))?;
     let room = device.room(4096)?;

@@ -1,8 +1,7 @@
-//! The kernel's own tests of HMM, unchanged, on our device; and in the same boot on
-//! the kernel's own test driver, so that a difference is seen.
+//! Runs the kernel's own tests of HMM, unchanged, on our device, and in the same boot on the
+//! kernel's own test driver, so that differences show.
 //!
-//! Which tests there are the program says; what became of each is `outcome`'s, and
-//! what people read is `table`'s.
+//! The program has the list of tests; `outcome` judges them, and `table` writes the report.
 
 mod outcome;
 mod table;
@@ -10,31 +9,31 @@ mod table;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use hmm_tests::artifacts::{Artifacts, Kernel};
-use hmm_tests::guest::{Command, Error, Status};
-use hmm_tests::kselftest::{self, Reader};
-use hmm_tests::pace::DRIVER;
-use hmm_tests::vm::{default_kernel, Vm, DRIVER_NAME, GIB, MIB};
+use hmm_vm::artifacts::{Artifacts, Kernel};
+use hmm_vm::guest::{Command, Status};
+use hmm_vm::kselftest::{self, Reader};
+use hmm_vm::pace::DRIVER;
+use hmm_vm::vm::{default_kernel, Vm, DRIVER_NAME, GIB, MIB};
 
 use self::outcome::{Exception, Half};
 use self::table::Table;
+use crate::support::until_unused;
 
 /// The program in the guest.
 const PROGRAM: &str = "hmm-tests";
 
-/// The one test that measures. It runs last and by itself: it has a limit of its own
-/// of 120 s, which emulation together with KASAN and lock checking can exceed with
-/// any driver.
+/// The one test that measures. It runs last and by itself. Its own limit is 120 s, and with any
+/// driver it can take longer under emulation with KASAN and lock checking.
 const BENCHMARK: &str = "benchmark_thp_migration";
 
 /// What the program says when a test exceeds its own limit.
 const TOO_SLOW: &str = "Test terminated by timeout";
 
-/// What the program exits with when it has only listed its tests (`KSFT_SKIP`).
+/// The program's exit status when it has only listed its tests (`KSFT_SKIP`).
 const LISTED: Status = Status::Exited(4);
 
-/// All tests but one. On the stock kernel they take a minute when emulated; each has a
-/// limit of its own of 30 s.
+/// All tests but one. On the stock kernel they take a minute when emulated; each has its own limit
+/// of 30 s.
 const SUITE: Duration = Duration::from_secs(300);
 
 /// The benchmark, for two kinds of memory.
@@ -43,11 +42,11 @@ const MEASURING: Duration = Duration::from_secs(270);
 /// The tests map up to 256 MiB of huge pages, twice.
 const MEMORY: u64 = 3 * GIB;
 
-/// Twice the benchmark's largest buffer, of which each half may be on its way.
+/// Twice the benchmark's largest buffer: each half of it may be migrating.
 const DEVICE_MEMORY: u64 = 512 * MIB;
 
-/// Devices of each kind: the nodes 0 and 1 have private memory, 2 and 3 such that
-/// processors can address.
+/// Devices of each kind: nodes 0 and 1 have private memory, 2 and 3 have memory that CPUs can
+/// address.
 const DEVICES: usize = 2;
 
 /// Our driver offers the nodes of the kernel's test driver.
@@ -115,7 +114,7 @@ fn exceptions(kernel: &str, kvm: bool) -> Vec<Exception> {
     }
 }
 
-/// A machine with all that the tests look for.
+/// A machine with everything that the tests need.
 fn start(artifacts: &Artifacts, kernel: &Kernel) -> Vm {
     let files = [&artifacts.kernel_tests.program, &kernel.test_hmm];
     let vm = files
@@ -127,13 +126,13 @@ fn start(artifacts: &Artifacts, kernel: &Kernel) -> Vm {
         .check()
         .memory(MEMORY)
         .device_memory(DEVICE_MEMORY)
-        // The program asks for one when it starts, which fails if memory is in pieces.
+        // The program allocates one when it starts, which fails if memory is fragmented.
         .kernel_argument("hugepages=2")
         .without_driver()
         .start()
         .unwrap();
     if !kernel.test_helpers.is_empty() {
-        // What a module cannot ask the kernel it takes for granted.
+        // The helper module cannot ask the kernel about CMA and assumes that there is none.
         let memory = vm.run(["grep", "CmaTotal", "/proc/meminfo"]).unwrap();
         let words = memory.text();
         assert_eq!(words.split_whitespace().nth(1), Some("0"), "{words}");
@@ -147,7 +146,7 @@ fn start(artifacts: &Artifacts, kernel: &Kernel) -> Vm {
     vm
 }
 
-/// The tests that there are, by the program's own list.
+/// The tests, by the program's own list.
 fn listed(vm: &Vm) -> Vec<String> {
     let output = vm.run([PROGRAM, "-l"]).unwrap();
     assert_eq!(output.status, LISTED, "{}", output.text());
@@ -171,9 +170,9 @@ fn half(vm: &Vm, tests: &[String]) -> Half {
     half
 }
 
-/// Runs some of the tests; whether it came to its end.
+/// Runs some of the tests. Returns whether the program came to its end.
 fn run(vm: &Vm, half: &mut Half, choice: [&str; 2], limit: Duration) -> bool {
-    // Both streams in one, or nobody knew which test a message belongs to.
+    // Both streams go into one: otherwise a message could not be assigned to its test.
     let together = format!("exec {PROGRAM} \"$@\" 2>&1");
     let command = Command::new("sh")
         .arguments(["-c", &together, PROGRAM])
@@ -191,7 +190,7 @@ fn run(vm: &Vm, half: &mut Half, choice: [&str; 2], limit: Duration) -> bool {
     half.add(reader, unreadable, status)
 }
 
-/// The same on the kernel's own driver. What it does wrong is no failure of ours.
+/// The same on the kernel's own driver. Its mistakes are no failures of ours.
 fn half_of_test_hmm(vm: &Vm, kernel: &Kernel, tests: &[String]) -> Half {
     let guest = vm.guest();
     guest
@@ -202,20 +201,11 @@ fn half_of_test_hmm(vm: &Vm, kernel: &Kernel, tests: &[String]) -> Half {
         .load_module(&format!("/root/{file}"), "", DRIVER)
         .unwrap();
     let mut half = half(vm, tests);
-    // Where it broke the kernel there is nobody left to ask.
+    // If it broke the kernel, the guest can no longer be asked.
     if half.broken.is_none() {
         let unloaded =
             until_unused(vm, TEST_HMM).and_then(|()| guest.unload_module(TEST_HMM, DRIVER));
         half.broken = unloaded.err().map(|error| error.to_string());
     }
     half
-}
-
-/// Waits until nobody uses a module: a test that exceeded its limit was killed, and
-/// may still be on its way out.
-fn until_unused(vm: &Vm, module: &str) -> Result<(), Error> {
-    let wait = format!("until [ \"$(cat /sys/module/{module}/refcnt)\" = 0 ]; do sleep 0.1; done");
-    let output = vm.run(["sh", "-c", &wait])?;
-    assert!(output.success(), "{module} is loaded");
-    Ok(())
 }

@@ -1,27 +1,27 @@
-//! What became of each test on one driver, and which of it is a failure of ours.
+//! The outcome of each test on one driver, and which of these are failures of ours.
 //!
-//! It knows nothing of machines and nothing of how a table looks.
+//! It knows neither machines nor the format of the table.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use hmm_tests::guest::{Result as GuestResult, Status};
-use hmm_tests::kselftest::{Error, Reader, TestResult, Verdict};
+use hmm_vm::guest::{Result as GuestResult, Status};
+use hmm_vm::kselftest::{Error, Reader, TestResult, Verdict};
 
-/// What became of a test.
+/// The outcome of a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The program has a verdict.
     Ended(TestResult),
-    /// It was running when the run broke off; what it had printed.
+    /// It was running when the run broke off; the lines that it had printed.
     Interrupted(Vec<String>),
-    /// It is on the list and did not run.
+    /// The test is on the list and did not run.
     Missing,
 }
 
 impl Outcome {
-    /// What it printed.
+    /// The lines that it printed.
     pub(crate) fn notes(&self) -> &[String] {
         match self {
             Self::Ended(result) => &result.notes,
@@ -56,12 +56,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A test that may fail if it says this.
+/// A test that may fail if its output has this note.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exception {
     /// The last part of its name.
     pub(crate) test: &'static str,
-    /// What must stand in a note of it.
+    /// A text that one of its notes must contain.
     pub(crate) note: &'static str,
 }
 
@@ -76,9 +76,9 @@ impl Exception {
 /// All tests on one driver.
 #[derive(Debug)]
 pub(crate) struct Half {
-    /// By name; every test of the list is there.
+    /// By name; every test of the list is included.
     pub(crate) outcomes: BTreeMap<String, Outcome>,
-    /// Why it broke off, if it did.
+    /// Why the run broke off, if it did.
     pub(crate) broken: Option<String>,
     /// How long it took.
     pub(crate) took: Duration,
@@ -87,7 +87,7 @@ pub(crate) struct Half {
 }
 
 impl Half {
-    /// Nothing has run yet of these.
+    /// None of these tests has run yet.
     pub(crate) fn new(tests: &[String]) -> Self {
         Self {
             outcomes: tests
@@ -100,7 +100,7 @@ impl Half {
         }
     }
 
-    /// Adds what a run of the program said; whether it came to its end.
+    /// Adds the output of a run of the program. Returns whether it came to its end.
     pub(crate) fn add(
         &mut self,
         reader: Reader,
@@ -131,7 +131,7 @@ impl Half {
         }
     }
 
-    /// Everything that must not be, one sentence each.
+    /// All problems, one sentence each.
     pub(crate) fn problems(&self, exceptions: &[Exception]) -> Vec<String> {
         let mut problems: Vec<String> = self.broken.iter().cloned().collect();
         let unlisted = self.unlisted.iter();
@@ -163,13 +163,13 @@ impl Half {
             .collect()
     }
 
-    /// How many tests have an outcome like that.
+    /// How many tests have such an outcome.
     pub(crate) fn count(&self, is: impl Fn(&Outcome) -> bool) -> usize {
         self.outcomes.values().filter(|outcome| is(outcome)).count()
     }
 }
 
-/// The program exits with 0 exactly when nothing failed.
+/// The program must exit with 0 exactly when no test failed.
 fn disagreement(results: &[TestResult], status: Status) -> Option<String> {
     let failed = results
         .iter()
@@ -194,7 +194,7 @@ mod tests {
         half
     }
 
-    /// What the program prints for its tests with these results.
+    /// The output of the program for tests with these results.
     fn printed(results: &[(&str, &str, &str)]) -> String {
         let mut text = format!(
             "TAP version 13\n1..{0}\n# Starting {0} tests\n",
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_nobody_listed_is_a_problem() {
+    fn a_test_that_is_not_listed_is_a_problem() {
         let text = printed(&[
             (NAMES[0], "", "passed"),
             (NAMES[1], "", "passed"),

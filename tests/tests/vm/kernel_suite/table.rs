@@ -1,16 +1,16 @@
-//! What people read of the kernel's tests: a table in Markdown, one row for each test.
+//! The report of the kernel's tests for people: a table in Markdown, one row for each test.
 //!
-//! It judges nothing.
+//! It does not judge.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hmm_tests::kselftest::Verdict;
+use hmm_vm::kselftest::Verdict;
 
 use super::outcome::{Half, Outcome};
 use super::BENCHMARK;
 
-/// All that was found on one kernel.
+/// The results on one kernel.
 #[derive(Debug)]
 pub(crate) struct Table<'a> {
     /// The kernel's name.
@@ -23,11 +23,11 @@ pub(crate) struct Table<'a> {
     pub(crate) emulated: bool,
     /// Every test, in the program's order.
     pub(crate) tests: &'a [String],
-    /// On our device.
+    /// The results on our device.
     pub(crate) ours: &'a Half,
-    /// On the kernel's test driver, if it came to that.
+    /// The results on the kernel's test driver, if it was tested.
     pub(crate) theirs: Option<&'a Half>,
-    /// What the kernel complained of while the kernel's test driver was tested.
+    /// The kernel's complaints while its test driver was tested.
     pub(crate) said: &'a [String],
 }
 
@@ -111,7 +111,7 @@ impl Table<'_> {
         Ok(())
     }
 
-    /// Why what did not pass did not.
+    /// The reasons of the tests that did not pass.
     fn reasons(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (driver, half) in self.halves() {
             let wrong = |outcome: &Outcome| !outcome.passed();
@@ -130,7 +130,7 @@ impl Table<'_> {
         Ok(())
     }
 
-    /// The tests that did not pass, by what became of them and why.
+    /// The tests that did not pass, grouped by outcome and reason.
     fn grouped(&self, half: &Half) -> BTreeMap<String, Vec<&str>> {
         let mut groups = BTreeMap::<_, Vec<&str>>::new();
         for name in self.tests {
@@ -150,7 +150,7 @@ impl Table<'_> {
         groups
     }
 
-    /// What the benchmark printed, also when it came to no end.
+    /// The output of the benchmark, even if it did not end.
     fn measurements(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (driver, half) in self.halves() {
             for (name, outcome) in &half.outcomes {
@@ -181,12 +181,12 @@ impl Table<'_> {
     }
 }
 
-/// The variant that a test runs in, and the test.
+/// Splits a name into the variant and the test.
 fn split(name: &str) -> (&str, &str) {
     name.rsplit_once('.').unwrap_or(("", name))
 }
 
-/// Lines that were printed, as they are.
+/// Printed lines, unchanged.
 fn block(lines: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     let mut text = String::from("```text\n");
     for line in lines {
@@ -197,7 +197,7 @@ fn block(lines: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     text
 }
 
-/// What the harness says, without what the test prints for itself.
+/// The harness's lines, without those of the test itself.
 fn remarks(notes: &[String]) -> String {
     let remarks: Vec<_> = notes
         .iter()
@@ -209,7 +209,7 @@ fn remarks(notes: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hmm_tests::kselftest::TestResult;
+    use hmm_vm::kselftest::TestResult;
 
     fn half(outcomes: &[(&String, Verdict)]) -> Half {
         let mut half = Half::new(&[]);
