@@ -1,14 +1,20 @@
-//! The command line. It says what can be asked, not how it is done.
+//! The command line: what can be asked for, not how it is done.
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use hmm_explorer::schedule::Shard;
+
+use crate::patches::Person;
+
+/// The log levels of a daemon, from nothing to everything.
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Set up, build, demonstrate and test virtio-hmm.
 ///
-/// Whatever a command needs and does not find, it prepares first and says so.
-/// Downloads and prepared kernels live in $VIRTIO_HMM_CACHE, else in
-/// $XDG_CACHE_HOME/virtio-hmm, else in ~/.cache/virtio-hmm.
+/// Whatever a command needs and does not find, it prepares first and reports. Downloads and
+/// prepared kernels live in $VIRTIO_HMM_CACHE, else in $XDG_CACHE_HOME/virtio-hmm, else in
+/// ~/.cache/virtio-hmm.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", version, max_term_width = 100)]
 pub(crate) struct Args {
@@ -30,9 +36,20 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Check formatting, lints, documentation and host tests: the quick part, before a push
     Check,
+    /// Check the driver as the tests do: its lints, and that nothing in it can panic
+    Lint(BuildArgs),
+    /// Make the driver's documentation for its developers, of private items too, as web pages
+    ///
+    /// The stock kernel's own rustdoc reads the driver and the sample as its compiler does. A link
+    /// that does not resolve is an error. Prints where the pages are.
+    Doc,
     /// Run every test: the checks, then the tests in virtual machines
     Test(TestArgs),
-    /// Remove prepared kernels and toolboxes that nothing has used for a while
+    /// Search for bugs that appear when the device or the driver is late
+    Explore(ExploreArgs),
+    /// Write the driver's abstractions and the sample as patches for the kernel
+    Patches(PatchesArgs),
+    /// Remove prepared kernels and toolboxes that have not been used for a while
     Clean(CleanArgs),
 }
 
@@ -88,6 +105,47 @@ pub(crate) struct VmArgs {
     #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
     pub(crate) kernel: KernelChoice,
 
+    /// The guest's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: u32,
+
+    /// Let the guest's clock count instructions instead of time, on one processor
+    #[arg(long, conflicts_with = "cpus")]
+    pub(crate) icount: bool,
+
+    /// The kind of machine: q35, or microvm, which has no PCI
+    #[arg(long, value_enum, default_value_t = MachineChoice::Q35)]
+    pub(crate) machine: MachineChoice,
+
+    /// Each device's engines; by default the daemon's own number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) engines: Option<u32>,
+
+    /// Let the devices look for uses of stale translations and freed frames
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// Let a device be late or wrong on purpose, by its number, or every device; RULE is as
+    /// for vhost-device-hmm --rule, such as 0:delay=5ms@dma.taken; may be repeated
+    #[arg(long = "rule", value_name = "[DEVICE:]RULE", value_parser = rule)]
+    pub(crate) rules: Vec<(Option<usize>, String)>,
+
+    /// Print where the devices' control sockets are, for vhost-device-hmm ctl
+    #[arg(long)]
+    pub(crate) control: bool,
+
+    /// What the daemons log
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = LOG_LEVELS)]
+    pub(crate) daemon_log: String,
+
+    /// A parameter of the driver, such as dmirror=1; may be repeated
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    pub(crate) parameters: Vec<String>,
+
+    /// Add to the kernel's command line; may be repeated
+    #[arg(long, value_name = "ARGUMENTS")]
+    pub(crate) append: Vec<String>,
+
     /// Make the nodes that the kernel's own tests of HMM use, /dev/hmm_dmirrorN
     #[arg(long)]
     pub(crate) dmirror: bool,
@@ -103,7 +161,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) json: Option<PathBuf>,
 
-    /// Say what has become worse or better since an earlier run
+    /// Report what has become worse or better since an earlier run
     #[arg(long, value_name = "OLD.json")]
     pub(crate) compare: Option<PathBuf>,
 
@@ -114,6 +172,11 @@ pub(crate) struct BenchArgs {
     /// Measure one part only; those of the host need no virtual machine
     #[arg(long, value_enum)]
     pub(crate) only: Option<BenchPart>,
+
+    /// Let the guest's clock count instructions instead of time, on one processor, to compare two
+    /// versions on a busy machine; leaves out the parts that need no virtual machine
+    #[arg(long)]
+    pub(crate) icount: bool,
 
     /// How often the kernel's own benchmark runs on each of the two drivers, in turns
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
@@ -138,15 +201,85 @@ pub(crate) struct TestArgs {
     /// The kernels to run the virtual machine tests on; may be repeated
     #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock, KernelChoice::Debug])]
     pub(crate) kernels: Vec<KernelChoice>,
+
+    /// How many seconds the explorer searches on each kernel
+    #[arg(long, value_name = "SECONDS", default_value_t = 100)]
+    pub(crate) explore: u64,
+
+    /// The seed of that search: two runs of one checkout with the same seed search alike
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) explore_seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExploreArgs {
+    /// Only rows and other programs whose names, such as row:munmap-while-it-moves or model:4096:8,
+    /// contain this
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) row: Option<String>,
+
+    /// How many seconds to search
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seconds: u64,
+
+    /// The seed of the order and the lateness; by default the time
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+
+    /// The guest's kernel
+    #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
+    pub(crate) kernel: KernelChoice,
+
+    /// Search the I-th of N shares, while other machines search the rest with the same seed; then
+    /// see --merge
+    #[arg(long, value_name = "I/N", default_value = "1/1", value_parser = shard)]
+    pub(crate) shard: Shard,
+
+    /// Go on without a program that was broken, instead of ending with the first one
+    #[arg(long)]
+    pub(crate) keep_going: bool,
+
+    /// Add up tables of coverage, instead of searching
+    #[arg(long, value_name = "FILES", num_args = 1.., conflicts_with_all = ["replay", "row", "seconds", "seed", "kernel", "shard", "keep_going"])]
+    pub(crate) merge: Vec<PathBuf>,
+
+    /// Try a finding of a search once more, instead of searching; fails if the failure comes back
+    #[arg(long, value_name = "FILE")]
+    pub(crate) replay: Option<PathBuf>,
+
+    /// How often to try the finding
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) times: u32,
+
+    /// Where to write findings and tables; by default among Cargo's output
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PatchesArgs {
+    /// The directory for the patches; it must be empty or missing
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) out: PathBuf,
+
+    /// The person that signs the patches off; by default git's user
+    #[arg(long, value_name = "NAME <ADDRESS>", value_parser = Person::parse)]
+    pub(crate) signoff: Option<Person>,
+
+    /// Also prove, as the tests do, that the patches apply to the kernel's source, build, and pass
+    /// their KUnit tests
+    #[arg(long)]
+    pub(crate) prove: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CleanArgs {
-    /// For how many days a thing must have been unused; a day at least, for no run lasts longer
+    /// For how many days an entry must have been unused; at least one day, because no run lasts
+    /// longer
     #[arg(long, value_name = "DAYS", default_value_t = 14, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) unused_for: u64,
 
-    /// Only say what would be removed
+    /// Only print what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
@@ -161,7 +294,7 @@ pub(crate) enum KernelChoice {
 }
 
 impl KernelChoice {
-    /// The name that the artifact manifest and the tests use.
+    /// The name in the artifact manifest and in tests.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stock => "stock",
@@ -170,15 +303,62 @@ impl KernelChoice {
     }
 }
 
+/// A kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MachineChoice {
+    /// A PC with PCI Express
+    Q35,
+    /// A small machine without PCI
+    Microvm,
+}
+
+/// A rule, with the number of its device if it begins with a number and a colon.
+fn rule(text: &str) -> Result<(Option<usize>, String), String> {
+    match text.split_once(':') {
+        None => Ok((None, text.to_owned())),
+        Some((device, rule)) => match device.parse() {
+            Ok(device) => Ok((Some(device), rule.to_owned())),
+            Err(_) => Err(format!("{device:?} is not the number of a device")),
+        },
+    }
+}
+
 /// Bytes, from a number with an optional unit; 1K is 1024.
 fn size(text: &str) -> Result<u64, parse_size::Error> {
     parse_size::Config::new().with_binary().parse_size(text)
+}
+
+/// A share of a search, `I/N` with I from 1 to N.
+///
+/// # Errors
+///
+/// When the text is no share.
+fn shard(text: &str) -> Result<Shard, String> {
+    let parts = text.split_once('/').and_then(|(index, count)| {
+        Some((index.parse::<usize>().ok()?, count.parse::<usize>().ok()?))
+    });
+    match parts {
+        Some((index, count)) if (1..=count).contains(&index) => Ok(Shard {
+            index: index - 1,
+            count,
+        }),
+        _ => Err("a share is I/N, with I from 1 to N".to_owned()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn shares_are_counted_from_one() {
+        assert_eq!(shard("1/1"), Ok(Shard::WHOLE));
+        assert_eq!(shard("3/4"), Ok(Shard { index: 2, count: 4 }));
+        for text in ["0/4", "5/4", "4", "a/b", "1/0", ""] {
+            assert!(shard(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_in_powers_of_1024() {
@@ -198,6 +378,14 @@ mod tests {
         assert_eq!(vm.devices, 2);
         assert_eq!(vm.files, [PathBuf::from("a"), PathBuf::from("b")]);
         assert_eq!(vm.command, ["hmm", "--devices", "3"]);
+    }
+
+    #[test]
+    fn a_rule_is_for_one_device_or_for_all() {
+        let one = (Some(1), "hold@dma.taken".to_owned());
+        assert_eq!(rule("1:hold@dma.taken"), Ok(one));
+        assert_eq!(rule("hold@dma.taken"), Ok((None, "hold@dma.taken".into())));
+        assert!(rule("first:hold@dma.taken").is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! `cargo xtask`: everything that is done to the project rather than by it.
+//! `cargo xtask`: all tasks for the project.
 //!
-//! This file chooses the command and is the only exit. It knows nothing of
-//! how anything is prepared, built or run.
+//! This file chooses the command and is the only exit. It does not know how anything is prepared,
+//! built or run.
 
 use std::process::ExitCode;
 
@@ -9,24 +9,14 @@ use clap::Parser;
 
 mod args;
 mod bench;
-mod boot_modules;
-mod cache;
-mod cargo;
-mod clean;
-mod demo;
-mod driver;
-mod host;
-mod kernel;
-mod kernel_tests;
-mod kvm;
-mod prepare;
-mod progress;
-mod report;
-mod suite;
-mod toolbox;
-mod vm;
+mod layers;
+mod patches;
+mod run;
+mod setup;
 
 use args::{Args, Command};
+use run::{demo, explore, suite, vm};
+use setup::{clean, prepare};
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
@@ -36,7 +26,11 @@ fn main() -> ExitCode {
         Command::Vm(args) => vm::vm(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Check => suite::check(),
+        Command::Lint(args) => suite::lint(&args),
+        Command::Doc => prepare::document(),
         Command::Test(args) => suite::test(&args),
+        Command::Explore(args) => explore::run(&args),
+        Command::Patches(args) => patches::patches(&args),
         Command::Clean(args) => clean::clean(&args),
     };
     match result {

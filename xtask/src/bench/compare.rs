@@ -1,9 +1,9 @@
-//! Two runs: what got worse, what got better, beyond noise.
+//! Compares two runs: what got worse or better, beyond noise.
 //!
-//! Where both runs have the same reference, the ratios are compared, because they hold
-//! whatever else the machine did; other values only if the machine is the same. A
-//! change counts if the middle halves of the repetitions have nothing in common and
-//! the medians are further apart than two runs of the same thing usually are.
+//! If both runs have the same reference, their ratios are compared, because these do not depend on
+//! the machine's other work. Other values are compared only if the machine is the same. A change
+//! counts if the middle halves of the repetitions do not overlap and the medians differ by more
+//! than two runs of the same thing usually do.
 
 use std::fmt;
 
@@ -11,27 +11,27 @@ use hmm_bench::{Better, Measurement, Spread};
 
 use super::record::Record;
 
-/// How far two runs of the same thing may be apart, as a share.
+/// How far two runs of the same thing may differ, as a share.
 const NOISE: f64 = 0.05;
 
-/// What two runs say about each other.
+/// The differences of two runs.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Comparison {
-    /// When the earlier one was.
+    /// The date of the earlier run.
     date: String,
     worse: Vec<Change>,
     better: Vec<Change>,
-    /// How many have not changed beyond noise.
+    /// How many measurements have not changed beyond noise.
     same: usize,
-    /// In one of the runs only, or not comparable.
+    /// Measurements of one run only, or not comparable.
     apart: Vec<String>,
 }
 
-/// What has changed about a measurement.
+/// The change of a measurement.
 #[derive(Clone, Debug, PartialEq)]
 struct Change {
     name: String,
-    /// The unit, or what the ratio is to.
+    /// The unit, or the reference of the ratio.
     of: String,
     before: f64,
     after: f64,

@@ -1,27 +1,27 @@
-//! How large things are, and how long they take to be built and to start.
+//! Sizes, and the times to build and to start.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hmm_bench::{own_mebibytes, processor_share, Better, Line, Measurement, Spread, Unit};
-use hmm_tests::artifacts::Kernel;
-use hmm_tests::vm::{Vm, DRIVER_NAME};
+use hmm_vm::artifacts::Kernel;
+use hmm_vm::vm::{Vm, DRIVER_NAME};
 
 use super::lines::Lines;
 use crate::args::KernelChoice;
-use crate::cargo::Checkout;
-use crate::driver;
-use crate::prepare::Foundation;
+use crate::setup::cargo::Checkout;
+use crate::setup::driver;
+use crate::setup::prepare::Foundation;
 
 /// How long the daemon is watched while its guest does nothing.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// The smallest work that there is, by a program that any user has.
+/// The smallest possible work, by a program that every user has.
 const FIRST_JOB: [&str; 5] = ["hmm", "run", "list", "--size", "1000"];
 
-/// From `begun`, when the machine was to be started, to the end of its first job; then how
-/// large the driver is.
+/// Measures the time from `begun`, when the machine was to be started, to the end of its first job;
+/// then the size of the driver.
 pub(super) fn start(vm: &Vm, begun: Instant, kernel: &Kernel, lines: &mut Lines) -> Result<()> {
     let loaded = begun.elapsed();
     vm.run(FIRST_JOB)?.succeeded().context("the first job")?;
@@ -39,7 +39,7 @@ pub(super) fn start(vm: &Vm, begun: Instant, kernel: &Kernel, lines: &mut Lines)
         .read_file(&format!("/sys/module/{DRIVER_NAME}/coresize"))?;
     let size = String::from_utf8_lossy(&size);
     let size: f64 = size.trim().parse().context("the size of the module")?;
-    // Some hundred kilobytes.
+    // A few hundred kilobytes.
     #[allow(clippy::cast_precision_loss)]
     let file = file.len() as f64;
     for (name, bytes) in [("the driver's file", file), ("the driver, loaded", size)] {
@@ -49,22 +49,22 @@ pub(super) fn start(vm: &Vm, begun: Instant, kernel: &Kernel, lines: &mut Lines)
     Ok(())
 }
 
-/// What the daemon takes while its guest does nothing.
+/// The daemon's processor time and memory while its guest does nothing.
 pub(super) fn idle(vm: &Vm, lines: &mut Lines) -> Result<()> {
     let daemon = u32::try_from(vm.daemon(0).id()).context("a process id is positive")?;
     let group = "idle daemon";
     let share = processor_share(daemon, IDLE).context("watching the daemon")?;
     let name = "processor time, with an idle guest";
     lines.add(once(group, name, Unit::Percent, share));
-    // Without the guest's memory, which is QEMU's as well, and device memory, which is returned
-    // when pages go home.
+    // Without the guest's memory, which QEMU shares, and device memory, which is returned when
+    // pages move to system memory.
     let own = own_mebibytes(daemon).context("looking at the daemon")?;
     let name = "own memory, with a guest that has used it";
     lines.add(once(group, name, Unit::Mebibytes, own));
     Ok(())
 }
 
-/// Builds the daemon and the driver from nothing, beside what is there.
+/// Builds the daemon and the driver from nothing, beside the existing builds.
 pub(super) fn builds(checkout: &Checkout, kernel: KernelChoice, lines: &mut Lines) -> Result<()> {
     let foundation = Foundation::prepare(checkout, &[kernel])?;
     let directory = tempfile::tempdir().context("creating a directory")?;
@@ -96,7 +96,7 @@ pub(super) fn builds(checkout: &Checkout, kernel: KernelChoice, lines: &mut Line
     lines.end()
 }
 
-/// Something that is looked at once.
+/// A single value without repetitions.
 fn once(group: &str, name: &str, unit: Unit, value: f64) -> Line {
     Line::Measurement(Measurement {
         group: group.into(),

@@ -1,49 +1,53 @@
-//! The kernel's own benchmark of migration, unchanged, and touches of what has moved: on
-//! our driver and on the kernel's test driver, in turns and in the same boot.
+//! The kernel's own benchmark of migration, unchanged, and CPU faults on moved pages: on our driver
+//! and on the kernel's test driver, in turns and in the same boot.
 //!
-//! Only one of the two can have the nodes at a time, so each turn loads a driver, measures
-//! and unloads it.
+//! Only one of the two can own the nodes at a time, so each turn loads a driver, measures and
+//! unloads it.
 
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm_bench::{Better, Failure, Line, Measurement, Reference, Spread, Unit};
-use hmm_tests::artifacts::Artifacts;
-use hmm_tests::guest::Command;
-use hmm_tests::kselftest::{Reader, Verdict};
-use hmm_tests::pace::DRIVER;
-use hmm_tests::vm::{Vm, GIB, MIB};
+use hmm_vm::artifacts::Artifacts;
+use hmm_vm::guest::Command;
+use hmm_vm::kselftest::{Reader, Verdict};
+use hmm_vm::pace::DRIVER;
+use hmm_vm::vm::{Vm, GIB, MIB};
 
 use super::lines::Lines;
 
 /// The benchmark, on private memory.
 const BENCHMARK: &str = "hmm.hmm_device_private.benchmark_thp_migration";
 
-/// It maps up to 256 MiB of large pages, twice.
+/// It maps up to 256 MiB of huge pages, twice.
 const MEMORY: u64 = 3 * GIB;
 const DEVICE_MEMORY: u64 = 512 * MIB;
 
 /// Longer than its own limit of 120 s.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// The node that both drivers make, and our driver's parameter for it.
+/// The node that both drivers create, and our driver's parameter for it.
 const NODE: &str = "/dev/hmm_dmirror0";
 const COMPATIBLE: &str = "dmirror=1";
+
+/// The tests' program that measures CPU faults on pages that a node has moved away.
+const WORKLOADS: &str = "hmm-workloads";
 
 /// The kernel's test driver among the guest's modules.
 const TEST_HMM: &str = "test_hmm";
 
-/// How often the benchmark is tried on the kernel's test driver. That one fails when somebody
-/// uses a page for a moment that is to move, where ours tries again by itself.
+/// How often the benchmark is tried on the kernel's test driver. That driver fails when a page that
+/// is to move is in use for a moment; ours tries again by itself.
 const TRIES: u8 = 3;
 
-/// What the benchmark's measurements belong to.
+/// The group of the benchmark's measurements.
 const GROUP: &str = "kernel's benchmark";
 
-/// Measures both drivers so many times.
+/// Measures both drivers several times.
 pub(super) fn measure(
     artifacts: &Artifacts,
     kernel: &str,
+    icount: bool,
     rounds: u8,
     lines: &mut Lines,
 ) -> Result<()> {
@@ -53,18 +57,22 @@ pub(super) fn measure(
         .context("there is no such kernel")?
         .test_hmm;
     let name = test_hmm.file_name().context("a module has a name")?;
-    let mut vm = Vm::builder(artifacts)
+    let mut machine = Vm::builder(artifacts)
         .name("bench-kernel")
         .kernel(kernel)
         .file(&artifacts.kernel_tests.program)
+        .file(artifacts.guest_program(WORKLOADS))
         .file(test_hmm)
         .memory(MEMORY)
         .device_memory(DEVICE_MEMORY)
-        // The program asks for one when it starts, which fails if memory is in pieces.
+        // The program allocates one when it starts, which fails if memory is fragmented.
         .kernel_argument("hugepages=2")
-        .without_driver()
-        .start()?;
-    // What the kernel complains of while its own test driver is loaded, that has done.
+        .without_driver();
+    if icount {
+        machine = machine.icount();
+    }
+    let mut vm = machine.start()?;
+    // Complaints of the kernel while its own test driver is loaded are that driver's.
     let judged = vm.judge()?;
     let theirs = format!("/root/{}", name.to_string_lossy());
     let mut seen = Vec::new();
@@ -92,10 +100,10 @@ pub(super) fn measure(
     lines.end()
 }
 
-/// A round: ours, and theirs.
+/// The values of a round: ours, and the test driver's.
 type Pair = [Vec<Value>; 2];
 
-/// Something that was measured once.
+/// A single measurement.
 #[derive(Clone, Debug, PartialEq)]
 struct Value {
     group: String,
@@ -105,8 +113,7 @@ struct Value {
     value: f64,
 }
 
-/// One turn of each driver. Which comes first changes, because what the guest has done
-/// before may matter.
+/// One turn of each driver. The order changes, because earlier work of the guest may matter.
 fn both(vm: &mut Vm, theirs: &str, ours_first: bool) -> Result<Pair> {
     let mut pair = Pair::default();
     for turn in [ours_first, !ours_first] {
@@ -124,7 +131,7 @@ fn both(vm: &mut Vm, theirs: &str, ours_first: bool) -> Result<Pair> {
     Ok(pair)
 }
 
-/// Measures the driver that is loaded, whose benchmark may fail all but one of so many times.
+/// Measures the driver that is loaded. The benchmark may fail in all but one of `tries` attempts.
 fn once(vm: &Vm, tries: u8) -> Result<Vec<Value>> {
     let mut left = tries;
     let mut values = loop {
@@ -139,7 +146,7 @@ fn once(vm: &Vm, tries: u8) -> Result<Vec<Value>> {
 }
 
 fn benchmark(vm: &Vm) -> Result<Vec<Value>> {
-    // Both streams in one, or nobody knew which test a message belongs to.
+    // Both streams go into one: otherwise a message could not be assigned to its test.
     let together = "exec hmm-tests \"$@\" 2>&1";
     let command = Command::from(["sh", "-c", together, "hmm-tests", "-r", BENCHMARK]);
     let output = vm.run(command.limit(PATIENCE))?;
@@ -158,13 +165,13 @@ fn benchmark(vm: &Vm) -> Result<Vec<Value>> {
     parse(&result.notes)
 }
 
-/// What the harness says, without what the test prints for itself.
+/// The harness's lines, without those of the test itself.
 fn remarks(notes: &[String]) -> String {
     let remarks = notes.iter().filter_map(|note| note.strip_prefix("# "));
     remarks.collect::<Vec<_>>().join("; ")
 }
 
-/// What the benchmark prints: a table for each size.
+/// Parses the output of the benchmark: a table for each size.
 fn parse(notes: &[String]) -> Result<Vec<Value>> {
     let mut values = Vec::new();
     let mut mebibytes = None;
@@ -211,8 +218,8 @@ fn parse(notes: &[String]) -> Result<Vec<Value>> {
 }
 
 fn touches(vm: &Vm) -> Result<Vec<Value>> {
-    let bench = ["bench", "--dmirror", NODE, "--repetitions", "1"];
-    let command = Command::new("hmm").argument("--json").arguments(bench);
+    let bench = ["bench", NODE, "--repetitions", "1"];
+    let command = Command::new(WORKLOADS).argument("--json").arguments(bench);
     let output = vm.run(command.limit(PATIENCE))?.succeeded()?;
     output
         .lines()
@@ -229,7 +236,7 @@ fn touches(vm: &Vm) -> Result<Vec<Value>> {
         .collect()
 }
 
-/// What the rounds come to, in the order of the first one.
+/// Combines the rounds, in the order of the first one.
 fn compare(rounds: &[Pair]) -> Vec<Line> {
     let Some([first, _]) = rounds.first() else {
         return Vec::new();

@@ -1,24 +1,24 @@
-//! What benchmarks print, as it comes: shown at once and kept.
+//! The output of benchmarks: shown as it arrives, and kept.
 
 use std::io::{self, Write};
 
 use anyhow::{ensure, Result};
 use hmm_bench::{Failure, Line, Measurement};
 
-/// Results in the order in which they came.
+/// Results in the order of their arrival.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    /// The part of a line whose end is not there yet.
+    /// The part of a line whose end has not arrived.
     rest: Vec<u8>,
     /// The group that was shown last.
     group: String,
-    /// How many there were when the last benchmark ended.
+    /// The number of results when the last benchmark ended.
     ended: usize,
     lines: Vec<Line>,
 }
 
 impl Lines {
-    /// Takes a result and shows it.
+    /// Adds a result and shows it.
     pub(super) fn add(&mut self, line: Line) {
         let (group, row) = match &line {
             Line::Measurement(measurement) => (&measurement.group, measurement.to_string()),
@@ -41,12 +41,12 @@ impl Lines {
         failures.count()
     }
 
-    /// Whether anything could not be measured.
+    /// Whether there was anything that could not be measured.
     pub(super) fn has_failures(&self) -> bool {
         self.failures() > 0
     }
 
-    /// The end of a benchmark's output.
+    /// Ends a benchmark's output.
     pub(super) fn end(&mut self) -> Result<()> {
         let rest = std::mem::take(&mut self.rest);
         ensure!(
@@ -62,7 +62,7 @@ impl Lines {
         Ok(())
     }
 
-    /// What was measured and what could not be.
+    /// The measurements, and what could not be measured.
     pub(super) fn into_results(self) -> (Vec<Measurement>, Vec<Failure>) {
         let (mut measurements, mut failures) = (Vec::new(), Vec::new());
         for line in self.lines {
@@ -75,7 +75,7 @@ impl Lines {
     }
 }
 
-/// Takes a benchmark's output in whatever pieces it comes.
+/// Takes a benchmark's output in pieces of any size.
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.rest.extend_from_slice(bytes);

@@ -1,4 +1,4 @@
-//! A run as a page to be read.
+//! A run as a page for people.
 
 use std::fmt::{self, Write};
 use std::fs;
@@ -12,7 +12,7 @@ use super::record::Record;
 /// Writes the page.
 pub(super) fn write(record: &Record, path: &Path) -> Result<()> {
     let mut page = String::new();
-    // A string takes whatever is written.
+    // Writing to a string cannot fail.
     let _ = record_page(record, &mut page);
     fs::write(path, page).with_context(|| format!("writing {}", path.display()))
 }
@@ -63,7 +63,7 @@ fn record_page(record: &Record, page: &mut String) -> fmt::Result {
 }
 
 fn measurement_row(measurement: &Measurement, page: &mut String) -> fmt::Result {
-    // What belongs to the row above is set in, which a table can show only so.
+    // A name that belongs to the row above is indented, which in a table needs this form.
     let name = measurement.name.trim_start();
     let mark = if name.len() < measurement.name.len() {
         "– "
@@ -103,12 +103,12 @@ fn spread(spread: &Spread) -> (String, String) {
     (digits(spread.median), quartiles)
 }
 
-/// Three digits or so, as everywhere.
+/// Three digits or so, as in the other tables.
 fn digits(number: f64) -> String {
     hmm_bench::Digits(number).to_string()
 }
 
-/// Text that does not end its cell.
+/// Text that cannot end its cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }

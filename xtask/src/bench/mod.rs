@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: runs the benchmarks, shows what they print and keeps it.
+//! `cargo xtask bench`: runs the benchmarks, and shows and keeps their output.
 //!
-//! Benchmarks print a [`Line`](hmm_bench::Line) for each result; what is measured is
-//! theirs. `docs/benchmarks.md` says what becomes of the lines.
+//! Benchmarks print a [`Line`](hmm_bench::Line) for each result; they decide what is measured.
+//! `docs/benchmarks.md` describes what happens to the lines.
 
 mod compare;
 mod footprint;
@@ -16,30 +16,33 @@ use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
-use hmm_tests::artifacts::Artifacts;
-use hmm_tests::guest::{Command, Status, Stream};
-use hmm_tests::vm::{Vm, GIB, MIB};
+use hmm_vm::artifacts::Artifacts;
+use hmm_vm::guest::{Command, Status, Stream};
+use hmm_vm::vm::{Vm, GIB, MIB};
 
 use crate::args::{BenchArgs, BenchPart, KernelChoice};
-use crate::cargo::Checkout;
-use crate::prepare::Prepared;
-use crate::progress;
+use crate::setup::cargo::Checkout;
+use crate::setup::prepare::Prepared;
+use crate::setup::progress;
 use compare::Comparison;
 use lines::Lines;
 use record::{Guest, Record};
 
-/// Room for the most memory that is mapped at once, or moved with a copy of it, and the
-/// system.
+/// Room for the most memory that is mapped at once, or moved together with a copy of it, and for
+/// the system.
 const MEMORY: u64 = 3 * GIB;
 const DEVICE_MEMORY: u64 = 512 * MIB;
 
-/// Devices; all but the first are for what two of them cost.
+/// Devices. The second one is for measurements of two devices.
 const DEVICES: usize = 2;
 
 /// Runs every benchmark, prints a table and writes the results.
 pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
-    // Before anything takes time: what cannot be read is better said at once.
+    // First of all: an unreadable file is better reported before anything takes time.
     let old = args.compare.as_deref().map(Record::read).transpose()?;
+    if args.icount && matches!(args.only, Some(BenchPart::Host | BenchPart::Builds)) {
+        bail!("--icount counts a guest's instructions, and that part has no guest");
+    }
     let checkout = Checkout::locate()?;
     let mut record = Record::begin(&checkout)?;
     let mut lines = Lines::default();
@@ -50,16 +53,17 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
         let kernel = KernelChoice::Stock;
         let prepared = Prepared::for_kernels(&checkout, &[kernel])?;
         let artifacts = &prepared.artifacts;
-        record.versions.guest = Some(Guest::of(artifacts, kernel.name())?);
+        record.versions.guest = Some(Guest::of(artifacts, kernel.name(), args.icount)?);
         if args.has(BenchPart::Guest) {
-            in_guest(artifacts, kernel.name(), &mut lines)?;
+            in_guest(artifacts, kernel.name(), args.icount, &mut lines)?;
         }
         if args.has(BenchPart::Kernel) {
             progress::announce(
                 "measuring our driver and the kernel's",
                 "by the kernel's own benchmark, in turns; a minute for each turn",
             );
-            interleaved::measure(artifacts, kernel.name(), args.kernel_rounds, &mut lines)?;
+            let rounds = args.kernel_rounds;
+            interleaved::measure(artifacts, kernel.name(), args.icount, rounds, &mut lines)?;
         }
     }
     if args.has(BenchPart::Builds) {
@@ -89,12 +93,12 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// A file that no other run writes to.
+/// A file that no other run writes.
 fn default_path(checkout: &Checkout, record: &Record) -> Result<PathBuf> {
     let directory = checkout.output.join("bench");
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("creating {}", directory.display()))?;
-    // Colons are trouble in more than one place.
+    // Colons in file names cause problems in several places.
     Ok(directory.join(format!("{}.json", record.date.replace(':', ""))))
 }
 
@@ -127,23 +131,28 @@ fn on_host(checkout: &Checkout, lines: &mut Lines) -> Result<()> {
 }
 
 /// Jobs, faults and migrations, in one machine.
-fn in_guest(artifacts: &Artifacts, kernel: &str, lines: &mut Lines) -> Result<()> {
+fn in_guest(artifacts: &Artifacts, kernel: &str, icount: bool, lines: &mut Lines) -> Result<()> {
     progress::announce(
         "measuring in a guest",
-        if artifacts.kvm {
+        if icount {
+            "by its instructions; a few minutes"
+        } else if artifacts.kvm {
             "with KVM; a few minutes"
         } else {
             "emulated, because KVM does not work here: slow, and only the ratios tell"
         },
     );
     let begun = Instant::now();
-    let vm = Vm::builder(artifacts)
+    let mut machine = Vm::builder(artifacts)
         .name("bench")
         .kernel(kernel)
         .devices(DEVICES)
         .memory(MEMORY)
-        .device_memory(DEVICE_MEMORY)
-        .start()?;
+        .device_memory(DEVICE_MEMORY);
+    if icount {
+        machine = machine.icount();
+    }
+    let vm = machine.start()?;
     let built = artifacts.kernels.get(kernel);
     let built = built.context("there is no such kernel")?;
     footprint::start(&vm, begun, built, lines)?;
@@ -167,7 +176,7 @@ fn in_guest(artifacts: &Artifacts, kernel: &str, lines: &mut Lines) -> Result<()
     }
     let good = match status {
         Status::Exited(0) => true,
-        // It has said what it could not measure.
+        // Its output says what could not be measured.
         Status::Exited(1) => lines.failures() > before,
         _ => false,
     };
@@ -178,12 +187,13 @@ fn in_guest(artifacts: &Artifacts, kernel: &str, lines: &mut Lines) -> Result<()
 
 impl BenchArgs {
     fn has(&self, part: BenchPart) -> bool {
-        self.only.is_none_or(|only| only == part)
+        let has_guest = matches!(part, BenchPart::Guest | BenchPart::Kernel);
+        self.only.is_none_or(|only| only == part) && (has_guest || !self.icount)
     }
 }
 
 impl Lines {
-    /// The end of a benchmark: an error if it died or said nothing.
+    /// The end of a benchmark: an error if it died or printed nothing.
     fn close(&mut self, end: Result<(), String>) -> Result<()> {
         let whole = self.end();
         if let Err(how) = end {

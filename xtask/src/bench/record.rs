@@ -1,4 +1,4 @@
-//! A run as it is kept: what was measured, on what, with what, when.
+//! The record of a run: the results, the machine, the versions and the date.
 
 use std::fs;
 use std::path::Path;
@@ -6,30 +6,31 @@ use std::process::Command;
 
 use anyhow::{ensure, Context, Result};
 use hmm_bench::{Failure, Measurement};
-use hmm_tests::artifacts::Artifacts;
+use hmm_vm::artifacts::Artifacts;
+use hmm_vm::qemu::Accelerator;
 use serde::{Deserialize, Serialize};
 
 use super::lines::Lines;
-use crate::cargo::Checkout;
+use crate::setup::cargo::Checkout;
 
-/// The version of the form; another number for every change that an older reader
-/// would misunderstand.
+/// The version of the format. It changes with every change that an older reader would
+/// misunderstand.
 const FORMAT: u32 = 1;
 
 /// A run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// The version of this form.
+    /// The version of the format.
     pub(super) format: u32,
-    /// When it began, in UTC, as RFC 3339 has it.
+    /// When the run began, in UTC, as in RFC 3339.
     pub(super) date: String,
     /// The machine.
     pub(super) machine: Machine,
-    /// What was measured, and what built it.
+    /// The versions of what was measured, and of what built it.
     pub(super) versions: Versions,
-    /// What came out.
+    /// The results.
     pub(super) measurements: Vec<Measurement>,
-    /// What did not.
+    /// What could not be measured.
     pub(super) failures: Vec<Failure>,
 }
 
@@ -44,7 +45,7 @@ pub(super) struct Machine {
     pub(super) memory: u64,
     /// The kernel's release.
     pub(super) kernel: String,
-    /// Processes that ran or wanted to in the minute before: more than none disturb.
+    /// Processes that ran or were ready to run in the minute before: any of them disturb.
     pub(super) load: f64,
 }
 
@@ -53,11 +54,11 @@ pub(super) struct Machine {
 pub(super) struct Versions {
     /// This project's.
     pub(super) project: String,
-    /// The commit, with `-dirty` if something was changed; empty outside of a clone.
+    /// The commit, with `-dirty` if something was changed; empty outside a clone.
     pub(super) commit: String,
     /// The host's compiler.
     pub(super) rustc: String,
-    /// The guest, if there was one.
+    /// The guest, if the run had one.
     pub(super) guest: Option<Guest>,
 }
 
@@ -66,14 +67,14 @@ pub(super) struct Versions {
 pub(super) struct Guest {
     /// Its kernel's release.
     pub(super) kernel: String,
-    /// What it ran on.
+    /// The QEMU that it ran on.
     pub(super) qemu: String,
-    /// `kvm`, or `tcg` when it was emulated.
+    /// `kvm`, `tcg` when it was emulated, or `icount` when its clock counted instructions.
     pub(super) accelerator: String,
 }
 
 impl Record {
-    /// A run that begins now.
+    /// A record of a run that begins now.
     pub(super) fn begin(checkout: &Checkout) -> Result<Self> {
         let mut date = Command::new("date");
         date.args(["--utc", "+%Y-%m-%dT%H:%M:%SZ"]);
@@ -87,7 +88,7 @@ impl Record {
         })
     }
 
-    /// Takes what came out.
+    /// Adds the results.
     pub(super) fn take(&mut self, lines: Lines) {
         (self.measurements, self.failures) = lines.into_results();
     }
@@ -159,7 +160,7 @@ impl Versions {
 
 impl Guest {
     /// The guest that these artifacts make.
-    pub(super) fn of(artifacts: &Artifacts, kernel: &str) -> Result<Self> {
+    pub(super) fn of(artifacts: &Artifacts, kernel: &str, icount: bool) -> Result<Self> {
         let (program, arguments) = artifacts.qemu.split_first().context("there is no QEMU")?;
         let mut qemu = Command::new(program);
         qemu.args(arguments).arg("--version");
@@ -170,12 +171,12 @@ impl Guest {
         Ok(Self {
             kernel: kernel.release.clone(),
             qemu: first_line(&mut qemu)?,
-            accelerator: if artifacts.kvm { "kvm" } else { "tcg" }.to_owned(),
+            accelerator: Accelerator::new(artifacts.kvm, icount).name().to_owned(),
         })
     }
 }
 
-/// The first line that a command prints, which must succeed.
+/// The first line of a command's output. The command must succeed.
 fn first_line(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command

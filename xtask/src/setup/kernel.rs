@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::args::KernelChoice;
-use crate::boot_modules;
-use crate::cache::Recipe;
-use crate::kernel_tests;
-use crate::toolbox::{Toolbox, KERNEL_SERIES};
-use crate::{host, progress};
+use crate::setup::boot_modules;
+use crate::setup::cache::Recipe;
+use crate::setup::kernel_tests;
+use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
+use crate::setup::{host, progress};
 
 const STOCK_TREE: &str = include_str!("scripts/stock-tree.sh");
 const DEBUG_KERNEL: &str = include_str!("scripts/debug-kernel.sh");
@@ -34,16 +34,16 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// Modules that a virtual machine needs, in load order.
     pub(crate) modules: Vec<PathBuf>,
-    /// The prepared source tree, inside the toolbox but seen from outside.
+    /// The prepared source tree, inside the toolbox but as a path of the host.
     pub(crate) tree: PathBuf,
-    /// What `make` is told besides the target.
+    /// The arguments of `make` besides the target.
     pub(crate) make_arguments: Vec<String>,
     /// What the kernel's own tests of HMM need.
     pub(crate) test_modules: kernel_tests::Modules,
 }
 
 impl Kernel {
-    /// The kernel of that name, prepared when it is missing.
+    /// The kernel of that name, prepared if it is missing.
     pub(crate) fn prepare(
         toolbox: &Toolbox,
         choice: KernelChoice,
@@ -124,7 +124,7 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         name: KernelChoice::Debug.name(),
         release,
         image: tree.join("arch/x86/boot/bzImage"),
-        // All that the machine needs is built in.
+        // Everything that the machine needs is built in.
         modules: Vec::new(),
         test_modules: kernel_tests::Modules {
             test_hmm: tree.join(TEST_HMM),

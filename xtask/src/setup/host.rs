@@ -1,22 +1,22 @@
-//! The machine we run on: its packages, its mirror, who we are on it.
+//! The host: its packages, its mirror, and our user id.
 //!
-//! It knows nothing of what the packages are used for.
+//! It does not know what the packages are for.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{bail, Context, Result};
 
-use crate::progress;
+use crate::setup::progress;
 
-/// A program and the Debian package that brings it.
+/// A program and the Debian package that contains it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Need {
     program: &'static str,
     package: &'static str,
 }
 
-/// What everyone needs.
+/// The needs of every user.
 const NEEDS: &[Need] = &[
     Need {
         program: "mmdebstrap",
@@ -28,13 +28,13 @@ const NEEDS: &[Need] = &[
     },
 ];
 
-/// What a normal user needs besides, to own a root directory with several users in it.
+/// The further needs of a normal user, to own a root directory with files of several users.
 const NEEDS_OF_A_USER: &[Need] = &[Need {
     program: "newuidmap",
     package: "uidmap",
 }];
 
-/// The keys that Debian's archive is signed with; named apart because they are no program.
+/// The keys that sign Debian's archive; separate because they are no program.
 const KEYRING: Need = Need {
     program: "/usr/share/keyrings/debian-archive-keyring.gpg",
     package: "debian-archive-keyring",
@@ -45,7 +45,7 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Installs the host packages that are missing, or says how to.
+/// Installs the missing host packages, or says how to install them.
 pub(crate) fn install_missing_packages(log: &Path) -> Result<()> {
     let missing = missing_packages();
     if missing.is_empty() {
@@ -69,7 +69,7 @@ pub(crate) fn install_missing_packages(log: &Path) -> Result<()> {
             .env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
-    // A machine whose package lists are stale or absent is the usual one in a CI farm.
+    // In CI, package lists are usually stale or absent.
     progress::run("apt-get update", &mut apt(&["update"]), log)?.check()?;
     let mut install = apt(&["install", "-y", "--no-install-recommends"]);
     progress::run("apt-get install", install.args(&missing), log)?.check()
@@ -86,7 +86,7 @@ fn missing_packages() -> Vec<&'static str> {
         .collect()
 }
 
-/// The path of a program, as a shell would find it; administrators' directories included.
+/// The path of a program, as a shell would find it, also in the administrators' directories.
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -95,7 +95,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The Debian mirror that this machine uses, if it is a Debian machine.
+/// The Debian mirror of this machine, if it is a Debian machine.
 ///
 /// `None` leaves the choice to mmdebstrap.
 pub(crate) fn debian_mirror() -> Option<String> {
@@ -112,7 +112,7 @@ pub(crate) fn debian_mirror() -> Option<String> {
     mirror_in(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// The first repository of Debian proper; its security archive has another label.
+/// The first repository of Debian itself; its security archive has another label.
 fn mirror_in(targets: &str) -> Option<String> {
     targets
         .lines()
@@ -120,7 +120,7 @@ fn mirror_in(targets: &str) -> Option<String> {
         .map(|uri| uri.trim().trim_end_matches('/').to_owned())
 }
 
-/// The proxies that apt is told to use on this machine, as `key "value"` options.
+/// The proxies in this machine's apt configuration, as `key "value"` options.
 pub(crate) fn apt_proxies() -> Vec<String> {
     ["Acquire::http::Proxy", "Acquire::https::Proxy"]
         .into_iter()
@@ -140,8 +140,8 @@ pub(crate) fn apt_proxies() -> Vec<String> {
         .collect()
 }
 
-/// Starts a command in a mount namespace of its own, as root; for a normal user,
-/// root over the user's subordinate ids.
+/// Starts a command as root in its own mount namespace. A normal user becomes root over the
+/// subordinate ids.
 ///
 /// The caller adds the program and its arguments.
 pub(crate) fn as_root_of_own_namespace() -> Command {
@@ -153,12 +153,12 @@ pub(crate) fn as_root_of_own_namespace() -> Command {
     command
 }
 
-/// Starts `program` as somebody who may install a Debian system: root. A normal user
-/// becomes root over the subordinate ids, with processes of its own, without which no
-/// procfs can be mounted.
+/// Starts `program` as a user that may install a Debian system: root. A normal user becomes root
+/// over the subordinate ids, in its own process namespace, because otherwise procfs cannot be
+/// mounted.
 ///
-/// mmdebstrap can do that by itself, but maps the ids differently: what it made would
-/// not be the user's outside.
+/// mmdebstrap can do that by itself, but it maps the ids differently: outside, its files would not
+/// belong to the user.
 pub(crate) fn as_installer(program: &str) -> Command {
     if is_root() {
         return Command::new(program);
@@ -170,7 +170,7 @@ pub(crate) fn as_installer(program: &str) -> Command {
     command
 }
 
-/// Whether we may do what [`as_root_of_own_namespace`] needs.
+/// Checks that we may do what [`as_root_of_own_namespace`] needs.
 pub(crate) fn check_namespaces() -> Result<()> {
     let allowed = as_root_of_own_namespace()
         .arg("true")
@@ -194,10 +194,9 @@ pub(crate) fn check_namespaces() -> Result<()> {
     )
 }
 
-/// Removes a directory and all below it; one that does not exist is fine.
+/// Removes a directory and everything below it. It is no error if it does not exist.
 ///
-/// It never crosses into another file system: an interrupted build may have
-/// left one mounted there.
+/// It stays within one file system: an interrupted build may have left another one mounted there.
 pub(crate) fn remove_tree(directory: &Path) -> Result<()> {
     if !directory.try_exists()? {
         return Ok(());

@@ -1,7 +1,7 @@
 //! The toolbox: a Debian root with every compiler, source and emulator we need.
 //!
-//! The host contributes mmdebstrap alone, so that what builds the driver is
-//! what built the stock kernel. It knows nothing of what is built inside.
+//! The host provides mmdebstrap alone, so that the compilers that build the driver are those that
+//! built the stock kernel. It does not know what is built inside.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,16 +10,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::cache::{Cache, Recipe};
-use crate::{host, progress};
+use crate::setup::cache::{Cache, Recipe};
+use crate::setup::{host, progress};
 
-/// The kernel series; the newest release of it on offer is taken.
+/// The kernel series; the newest available release of it is used.
 pub(crate) const KERNEL_SERIES: &str = "7.3";
 
 /// The Debian release of the toolbox and of the guest's kernel.
 const SUITE: &str = "trixie";
 
-/// Where trees are built, seen from inside.
+/// The directory of builds, seen from inside.
 pub(crate) const BUILD: &str = "/build";
 
 const PACKAGES: &[&str] = &[
@@ -58,7 +58,7 @@ pub(crate) struct Toolbox {
 }
 
 impl Toolbox {
-    /// The toolbox of this cache, made when it is missing.
+    /// The toolbox of this cache, made if it is missing.
     pub(crate) fn prepare(cache: &Cache) -> Result<Self> {
         let logs = cache.directory().join("logs");
         host::install_missing_packages(&logs.join("host-packages.log"))?;
@@ -104,7 +104,7 @@ impl Toolbox {
         &self.release
     }
 
-    /// Where logs of long steps are kept.
+    /// The log file of a long step.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
@@ -137,7 +137,7 @@ impl Toolbox {
         Ok(Path::new("/").join(relative))
     }
 
-    /// The directory of things built inside, a cache in itself.
+    /// The directory of builds inside, which is itself a cache.
     pub(crate) fn builds(&self) -> Result<Cache> {
         Cache::at(self.path(BUILD))
     }
@@ -164,10 +164,10 @@ impl Toolbox {
         command
     }
 
-    /// Compilers want /dev and objtool /proc; they are the host's, and vanish with
-    /// the command's own mount namespace.
+    /// Compilers need /dev and objtool /proc. They are the host's, and disappear with the command's
+    /// own mount namespace.
     fn enter(&self) -> Command {
-        // Debian lets a normal user look for programs where chroot is not.
+        // On Debian, a normal user's search path lacks the directory of chroot.
         const BIND_AND_ENTER: &str = "PATH=$PATH:/usr/sbin:/sbin; \
              for each in dev proc sys; do mount --rbind /$each \"$1/$each\"; done; exec chroot \"$@\"";
         let mut command = host::as_root_of_own_namespace();
@@ -177,8 +177,8 @@ impl Toolbox {
         command
     }
 
-    /// The command that starts QEMU outside of the toolbox: QEMU needs no
-    /// root directory of its own, only its libraries and firmware.
+    /// The command that starts QEMU outside the toolbox: QEMU needs no root directory of its own,
+    /// only its libraries and firmware.
     pub(crate) fn qemu(&self) -> Vec<String> {
         let path = |inside| self.path(inside).display().to_string();
         let mut command = vec![path("/lib64/ld-linux-x86-64.so.2")];
@@ -198,12 +198,12 @@ impl Toolbox {
     }
 }
 
-/// Where the toolbox in the entry of a cache keeps what was built in it.
+/// The directory of builds of the toolbox in this cache entry.
 pub(crate) fn builds_in(entry: &Path) -> PathBuf {
     entry.join("root").join(BUILD.trim_start_matches('/'))
 }
 
-/// Makes the directory `root` in `entry` and returns the files that prove it whole.
+/// Makes the directory `root` in `entry` and returns the files that prove that it is complete.
 fn bootstrap(entry: &Path, log: &Path) -> Result<Vec<PathBuf>> {
     let root = entry.join("root");
     let mut command = host::as_installer("mmdebstrap");

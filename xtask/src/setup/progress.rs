@@ -1,7 +1,7 @@
-//! Long steps that a person can watch: what runs, for how long, its last line.
+//! Shows long steps to a person: what runs, for how long, and its last line.
 //!
-//! Everything a step prints goes to a log file, which an error names. It knows
-//! nothing of what the steps do. All of it goes to standard error.
+//! All output of a step goes to a log file, which errors name. It does not know what the steps do.
+//! Its own output goes to standard error.
 
 use std::fs::{self, File};
 use std::io::{IsTerminal, Read, Seek, SeekFrom};
@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a terminal's line is renewed.
+/// How often the line on a terminal is updated.
 const TERMINAL_TICK: Duration = Duration::from_millis(200);
-/// How often a line is printed where there is no terminal.
+/// How often a line is printed without a terminal.
 const PLAIN_TICK: Duration = Duration::from_secs(15);
 /// How many last lines of the log an error shows.
 const SHOWN_ON_FAILURE: usize = 20;
 
-/// A step that has ended, well or not.
+/// A step that has ended, whether or not it succeeded.
 #[derive(Debug)]
 pub(crate) struct Finished {
     what: String,
@@ -28,12 +28,12 @@ pub(crate) struct Finished {
     log: PathBuf,
 }
 
-/// Says what is about to be done and why.
+/// Prints what is about to be done and why.
 pub(crate) fn announce(what: &str, why: &str) {
     eprintln!("==> {what}: {why}");
 }
 
-/// Runs `command`, shows that it is alive, and keeps what it prints in `log`.
+/// Runs `command`, shows its progress, and keeps its output in `log`.
 pub(crate) fn run(what: &str, command: &mut Command, log: &Path) -> Result<Finished> {
     if let Some(directory) = log.parent() {
         fs::create_dir_all(directory)
@@ -82,12 +82,12 @@ impl Finished {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Where the output is kept.
+    /// The file with the output.
     pub(crate) fn log(&self) -> &Path {
         &self.log
     }
 
-    /// An error with the end of the log unless the command succeeded.
+    /// An error with the end of the log, unless the command succeeded.
     pub(crate) fn check(&self) -> Result<()> {
         if self.succeeded() {
             return Ok(());
@@ -104,7 +104,7 @@ impl Finished {
     }
 }
 
-/// Shows time and last line until the other end of `ticks` is dropped.
+/// Shows the time and the last line until the other end of `ticks` is dropped.
 fn show(what: &str, log: &Path, begun: Instant, ticks: &mpsc::Receiver<()>) {
     let terminal = std::io::stderr().is_terminal();
     let tick = if terminal { TERMINAL_TICK } else { PLAIN_TICK };
@@ -146,7 +146,7 @@ fn last_line(log: &Path) -> Option<String> {
     Some(line.chars().filter(|c| !c.is_control()).take(160).collect())
 }
 
-/// A duration as people say it.
+/// A duration in the words of a person.
 pub(crate) fn elapsed(duration: Duration) -> String {
     match duration.as_secs() {
         0..=9 => format!("{:.1} s", duration.as_secs_f64()),

@@ -1,27 +1,27 @@
-//! `cargo xtask demo`: every workload in a guest, and one table of what came out.
+//! `cargo xtask demo`: runs every workload in a guest, and prints one table of the results.
 //!
-//! The guest's `hmm` command does the work and checks it; this file reads its
-//! lines. It knows nothing of what a workload does.
+//! The guest's `hmm` command does the work and checks it; this file reads its lines. It does not
+//! know what a workload does.
 
 use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
-use hmm_tests::guest::{Command, Status, Stream};
-use hmm_tests::vm::{Vm, GIB, MIB};
+use hmm_vm::guest::{Command, Status, Stream};
+use hmm_vm::vm::{Vm, GIB, MIB};
 use serde::Deserialize;
 
 use crate::args::{DemoArgs, KernelChoice};
-use crate::cargo::Checkout;
-use crate::prepare::Prepared;
-use crate::progress;
+use crate::setup::cargo::Checkout;
+use crate::setup::prepare::Prepared;
+use crate::setup::progress;
 
 /// Room for the largest workload, and for one that exceeds the device.
 const MEMORY: u64 = 2 * GIB;
 const DEVICE_MEMORY: u64 = 512 * MIB;
 
-/// What the guest's command says of one workload.
+/// The report of the guest's command about one workload.
 #[derive(Debug, Deserialize)]
 struct Row {
     workload: String,
@@ -37,7 +37,7 @@ struct Row {
     note: String,
 }
 
-/// The rows that came so far, and the part of a line that came without its end.
+/// The rows so far, and the part of a line whose end has not arrived.
 #[derive(Debug, Default)]
 struct Table {
     rest: Vec<u8>,
@@ -107,7 +107,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
 }
 
 impl Table {
-    /// Takes what the guest printed, and shows each row that is complete.
+    /// Takes output of the guest, and shows each row that is complete.
     fn add(&mut self, bytes: &[u8], mut show: impl FnMut(&Row)) -> Result<()> {
         self.rest.extend_from_slice(bytes);
         while let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
@@ -124,7 +124,7 @@ impl Table {
         Ok(())
     }
 
-    /// An error unless everything ran and every answer was right.
+    /// An error unless all workloads ran and every answer was right.
     fn verdict(&self, status: &Status) -> Result<()> {
         let wrong = self.rows.iter().filter(|row| !row.right).count();
         if wrong > 0 {
@@ -141,7 +141,7 @@ impl Row {
     fn header() -> String {
         format!(
             "{:<14} {:>21}  {:<6} {:>8} {:>10} {:>10} {:>11} {:>11}",
-            "workload", "size", "answer", "faults", "pages out", "pages home", "device", "CPU"
+            "workload", "size", "answer", "faults", "to device", "to system", "device", "CPU"
         )
     }
 }

@@ -1,8 +1,8 @@
-//! Whether KVM truly runs the guest's kernel on this machine.
+//! Finds out whether KVM really runs the guest's kernel on this machine.
 //!
-//! A `/dev/kvm` that opens proves nothing: on some machines it makes a virtual
-//! machine and then cannot run a stock kernel. So a boot decides, and its
-//! result is kept until the machine itself boots anew.
+//! A `/dev/kvm` that opens proves nothing: on some machines it makes a virtual machine and then
+//! cannot run a stock kernel. So a test boot decides, and its result is kept until the host
+//! reboots.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -12,25 +12,25 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::progress;
-use crate::toolbox::Toolbox;
+use crate::setup::progress;
+use crate::setup::toolbox::Toolbox;
 
 /// How long the smallest guest may take; emulated it needs 4 seconds.
 const BOOT_LIMIT: Duration = Duration::from_secs(30);
 
-/// What the smallest guest prints when its first process runs.
+/// The smallest guest prints this when its first process runs.
 const PROOF: &str = "userspace reached";
 
 const DEVICE: &str = "/dev/kvm";
 
-/// A probe's result and the boot of the machine that it holds for.
+/// A probe's result, and the boot of the host for which it holds.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Finding {
     boot: String,
     kvm: bool,
 }
 
-/// Whether guests can run with KVM; else they are emulated.
+/// Whether guests can run with KVM; otherwise they are emulated.
 pub(crate) fn works(toolbox: &Toolbox) -> Result<bool> {
     if File::options().read(true).write(true).open(DEVICE).is_err() {
         return Ok(false);
@@ -58,7 +58,7 @@ pub(crate) fn works(toolbox: &Toolbox) -> Result<bool> {
     Ok(finding.kvm)
 }
 
-/// What an earlier probe found, if it was since the machine booted.
+/// The result of an earlier probe, if it was made since the host booted.
 fn recall(memory: &Path, boot: &str) -> Option<bool> {
     let finding: Finding = serde_json::from_slice(&fs::read(memory).ok()?).ok()?;
     (finding.boot == boot).then_some(finding.kvm)
@@ -66,7 +66,7 @@ fn recall(memory: &Path, boot: &str) -> Option<bool> {
 
 /// Whether the smallest guest reaches its first process.
 fn boots(toolbox: &Toolbox, accelerator: &str, processor: &str) -> Result<bool> {
-    // timeout(1) ends a guest that hangs; a panic ends by -no-reboot.
+    // timeout(1) ends a guest that hangs; -no-reboot ends one that panics.
     let mut command = Command::new("timeout");
     command
         .arg("--kill-after=5s")

@@ -1,33 +1,52 @@
-//! `cargo xtask check` and `cargo xtask test`: every part in turn, one summary.
+//! `cargo xtask check` and `cargo xtask test`: run all parts in turn, with one summary.
 //!
-//! It knows which parts there are; what they find is `report`'s.
+//! It knows the parts; `report` has their results.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use hmm_tests::artifacts::MANIFEST_VARIABLE;
-use hmm_tests::vm::KERNEL_VARIABLE;
+use anyhow::{ensure, Context, Result};
+use hmm_explorer::schedule::Shard;
+use hmm_vm::artifacts::MANIFEST_VARIABLE;
+use hmm_vm::vm::KERNEL_VARIABLE;
 
-use crate::args::{KernelChoice, TestArgs};
-use crate::cargo::Checkout;
-use crate::driver;
-use crate::prepare::{Foundation, Prepared};
-use crate::report::{Counts, Report};
+use crate::args::{BuildArgs, KernelChoice, TestArgs};
+use crate::layers;
+use crate::patches;
+use crate::run::explore::{self, Search};
+use crate::run::harness::Harness;
+use crate::run::report::{Counts, Failure, Report};
+use crate::setup::cargo::Checkout;
+use crate::setup::driver;
+use crate::setup::prepare::{Foundation, Prepared};
 
 /// The package whose tests start virtual machines.
 const VM_TESTS: &str = "hmm-tests";
 
-/// The package whose tests hold the specification's prose against its code.
+/// The module of its tests that only the stock kernel can pass. It is not run with other kernels.
+const STOCK_ONLY: &str = "stock_only";
+
+/// The package whose tests compare the specification's prose with its code.
 const SPEC: &str = "virtio-hmm-spec";
+
+/// The package of the device, which has the benchmark of its parts.
+const DAEMON: &str = "vhost-device-hmm";
 
 /// `cargo xtask check`.
 pub(crate) fn check() -> Result<ExitCode> {
     let mut suite = Suite::new()?;
     suite.host_parts()?;
+    Ok(suite.close())
+}
+
+/// `cargo xtask lint`.
+pub(crate) fn lint(args: &BuildArgs) -> Result<ExitCode> {
+    let mut suite = Suite::new()?;
+    let foundation = Foundation::prepare(&suite.checkout, &args.kernels)?;
+    suite.driver_lints(&foundation);
     Ok(suite.close())
 }
 
@@ -40,16 +59,14 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
         Prepared::on(&foundation, &suite.checkout).map(|prepared| (foundation, prepared))
     });
     if let Some((foundation, prepared)) = prepared {
-        for kernel in &foundation.kernels {
-            suite.single(&format!("driver lints, {} kernel", kernel.name), |suite| {
-                driver::lint(&foundation.toolbox, kernel, &suite.checkout)
-            });
-        }
+        suite.driver_lints(&foundation);
+        suite.patches(&foundation);
         let reports = &prepared.artifacts.reports;
         forget_reports(reports)?;
         let manifest = prepared.write_manifest()?;
         for &kernel in &args.kernels {
             suite.vm_tests(manifest, kernel)?;
+            suite.explore(&prepared, kernel, args);
         }
         show_reports(reports)?;
     }
@@ -71,13 +88,14 @@ impl Suite {
         })
     }
 
-    /// What needs neither toolbox nor virtual machine.
+    /// The parts that need neither toolbox nor virtual machine.
     fn host_parts(&mut self) -> Result<()> {
         let mut format = self.checkout.cargo();
         format.args(["fmt", "--all", "--check"]);
         self.check("format", &mut format)?;
         let mut driver_format = driver::format_check(&self.checkout)?;
         self.check("driver format", &mut driver_format)?;
+        self.single("layers", |suite| layers::check(&suite.checkout.root));
 
         let mut lints = self.checkout.cargo();
         lints
@@ -93,8 +111,6 @@ impl Suite {
                 "--no-deps",
                 "--document-private-items",
             ])
-            // Its program has the name of the library, and so would its pages.
-            .args(["--exclude", "hmm-tool"])
             .env("RUSTDOCFLAGS", "--deny warnings");
         self.check("documentation", &mut documentation)?;
 
@@ -109,7 +125,19 @@ impl Suite {
             "--exclude",
             VM_TESTS,
         ]);
-        self.harness("host tests", &mut host)
+        self.harness("host tests", &mut host)?;
+
+        // No other part notices that a benchmark can no longer be run.
+        let mut benchmark = self.checkout.cargo();
+        benchmark.args([
+            "test",
+            "--release",
+            "--package",
+            DAEMON,
+            "--bench",
+            "device",
+        ]);
+        self.check("benchmark", &mut benchmark)
     }
 
     fn vm_tests(&mut self, manifest: &Path, kernel: KernelChoice) -> Result<()> {
@@ -118,21 +146,71 @@ impl Suite {
             .args(["test", "--release", "--package", VM_TESTS, "--no-fail-fast"])
             .env(MANIFEST_VARIABLE, manifest)
             .env(KERNEL_VARIABLE, kernel.name());
+        if kernel != KernelChoice::Stock {
+            command.args(["--", "--skip", STOCK_ONLY]);
+        }
         self.harness(&format!("VM tests, {} kernel", kernel.name()), &mut command)
     }
 
-    /// A part that is one yes or no; its value if it went well.
+    /// The checks of the driver by its compilers, of its machine code, and of its documentation. The
+    /// latter does not depend on the kernel's configuration, so one kernel is enough.
+    fn driver_lints(&mut self, foundation: &Foundation) {
+        for kernel in &foundation.kernels {
+            self.single(&format!("driver lints, {} kernel", kernel.name), |suite| {
+                driver::lint(&foundation.toolbox, kernel, &suite.checkout)
+            });
+            if kernel.name == KernelChoice::Stock.name() {
+                self.single("driver documentation", |suite| {
+                    driver::document(&foundation.toolbox, kernel, &suite.checkout)
+                });
+            }
+        }
+    }
+
+    /// The patches for the kernel: that they apply, build, and pass their tests.
+    fn patches(&mut self, foundation: &Foundation) {
+        self.single("patches for the kernel", |suite| {
+            let kernel = foundation.kernels.first().context("there is a kernel")?;
+            patches::prove(&foundation.toolbox, &suite.checkout, &kernel.tree)
+        });
+    }
+
+    /// A limited search for bugs that appear when something is late.
+    fn explore(&mut self, prepared: &Prepared, kernel: KernelChoice, args: &TestArgs) {
+        self.single(&format!("explorer, {} kernel", kernel.name()), |suite| {
+            let search = Search {
+                kernel,
+                seed: args.explore_seed,
+                time: Duration::from_secs(args.explore),
+                shard: Shard::WHOLE,
+                pattern: None,
+                keep_going: false,
+            };
+            let output = explore::output(&suite.checkout)?;
+            let findings = search.run(&suite.checkout, &prepared.artifacts, &output)?;
+            let texts: Vec<_> = findings.iter().map(ToString::to_string).collect();
+            ensure!(findings.is_empty(), "{}", texts.join("\n"));
+            Ok(())
+        });
+    }
+
+    /// Runs a part that passes or fails as a whole. Returns its value if it passed.
     fn single<T>(&mut self, name: &str, part: impl FnOnce(&Self) -> Result<T>) -> Option<T> {
         let begun = begin(name);
         let result = part(self);
         self.report
             .add(name, Counts::one(result.is_ok()), begun.elapsed());
         result
-            .inspect_err(|error| eprintln!("error: {name}: {error:#}"))
+            .inspect_err(|error| {
+                eprintln!("error: {name}: {error:#}");
+                let mut failure = Failure::new("as a whole");
+                failure.lines = format!("{error:#}").lines().map(str::to_owned).collect();
+                self.report.add_failures(name, [failure]);
+            })
             .ok()
     }
 
-    /// A part that is one command's success.
+    /// Runs a part that passes if a command succeeds.
     fn check(&mut self, name: &str, command: &mut Command) -> Result<()> {
         let begun = begin(name);
         let status = command
@@ -143,7 +221,7 @@ impl Suite {
         Ok(())
     }
 
-    /// A part that is Rust's test harness: its output is shown and its results are counted.
+    /// Runs a part by Rust's test harness: its output is shown and its results are counted.
     fn harness(&mut self, name: &str, command: &mut Command) -> Result<()> {
         let begun = begin(name);
         let mut child = command
@@ -151,19 +229,21 @@ impl Suite {
             .spawn()
             .context("starting cargo")?;
         let output = child.stdout.take().context("the output is a pipe")?;
-        let mut counts = Counts::default();
+        let mut harness = Harness::default();
         for line in BufReader::new(output).split(b'\n') {
             let line = line.context("reading the tests' output")?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
-            counts.add_line(&line);
+            harness.line(&line);
         }
         let status = child.wait().context("waiting for the tests")?;
-        // A harness that did not compile, or died, has no failed test to show.
+        let mut counts = harness.counts;
+        // If the harness did not compile, or died, no test has failed that could be shown.
         if !status.success() && counts.failed == 0 || counts == Counts::default() {
             counts.failed += 1;
         }
         self.report.add(name, counts, begun.elapsed());
+        self.report.add_failures(name, harness.failures);
         Ok(())
     }
 
@@ -178,14 +258,14 @@ impl Suite {
     }
 }
 
-/// Removes what the tests of an earlier run left for people to read.
+/// Removes the reports that the tests of an earlier run wrote.
 fn forget_reports(directory: &Path) -> Result<()> {
     fs::remove_dir_all(directory)
         .and_then(|()| fs::create_dir(directory))
         .with_context(|| format!("emptying {}", directory.display()))
 }
 
-/// Prints what the tests of this run left for people to read.
+/// Prints the reports that the tests of this run wrote.
 fn show_reports(directory: &Path) -> Result<()> {
     let mut reports = fs::read_dir(directory)
         .and_then(|entries| {

@@ -1,4 +1,4 @@
-//! The checkout as Cargo sees it: its directories, and the programs it builds.
+//! The checkout from Cargo's view: its directories, and the programs that it builds.
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -8,16 +8,16 @@ use std::process::{Command, Stdio};
 use anyhow::{bail, Context, Result};
 use cargo_metadata::{Message, MetadataCommand};
 
-/// The target of the guest's programs; named even where it is the host's, so
-/// that the flags for it do not reach build scripts and macros.
+/// The target of the guest's programs. It is named even if it is the host's, so that its flags do
+/// not reach build scripts and macros.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Where the sources are and where what is made of them goes.
+/// The directories of the sources and of the output.
 #[derive(Debug)]
 pub(crate) struct Checkout {
     /// The root of the workspace.
     pub(crate) root: PathBuf,
-    /// A directory of ours among Cargo's output.
+    /// Our directory among Cargo's output.
     pub(crate) output: PathBuf,
 }
 
@@ -50,15 +50,14 @@ impl Checkout {
         })
     }
 
-    /// Cargo, to be run at the root of the workspace.
+    /// A Cargo command that runs at the root of the workspace.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.root);
         command
     }
 
-    /// Builds the daemon and the guest's programs, among them the hostile one,
-    /// which tests find beside the others.
+    /// Builds the daemon and the guest's programs. Those of the tests are beside the agent.
     pub(crate) fn build_programs(&self) -> Result<Programs> {
         let mut daemon = self.cargo();
         daemon.args([
@@ -84,6 +83,8 @@ impl Checkout {
                 "hmm-hostile",
                 "--package",
                 "hmm-contract",
+                "--package",
+                "hmm-workloads",
             ])
             .env("RUSTFLAGS", flags);
         let mut guest = build(&mut guest)?;

@@ -1,18 +1,18 @@
-//! What the parts of a test run found, and its closing summary.
+//! The results of the parts of a test run, and its final summary.
 //!
-//! It reads the summaries of Rust's test harness and knows nothing of the tests.
+//! It adds up the results that others have read, and knows nothing of the tests.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::progress::elapsed;
+use crate::setup::progress::elapsed;
 
 /// Counted results.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Counts {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
-    /// Tests that did not run; a test that is skipped is not a test that passed.
+    /// Tests that did not run. They do not count as passed.
     pub(crate) skipped: u64,
 }
 
@@ -24,14 +24,33 @@ struct Part {
     took: Duration,
 }
 
+/// A test that failed, and the beginning of its output.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) test: String,
+    pub(crate) lines: Vec<String>,
+}
+
 /// All parts of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     parts: Vec<Part>,
+    /// The failures, each with the part that it belongs to.
+    failures: Vec<(String, Failure)>,
+}
+
+impl Failure {
+    /// A failed test without output so far.
+    pub(crate) fn new(test: impl Into<String>) -> Self {
+        Self {
+            test: test.into(),
+            lines: Vec::new(),
+        }
+    }
 }
 
 impl Counts {
-    /// A check that is a single test.
+    /// A check that counts as a single test.
     pub(crate) fn one(passed: bool) -> Self {
         Self {
             passed: u64::from(passed),
@@ -67,6 +86,14 @@ impl Report {
         });
     }
 
+    /// Adds the failures of a part, to repeat them at the end: the output of a whole run is long.
+    pub(crate) fn add_failures(&mut self, part: &str, failures: impl IntoIterator<Item = Failure>) {
+        let failures = failures
+            .into_iter()
+            .map(|failure| (part.to_owned(), failure));
+        self.failures.extend(failures);
+    }
+
     /// Whether every test ran and passed.
     pub(crate) fn is_good(&self) -> bool {
         let total = self.total();
@@ -85,8 +112,16 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// A line for each part, then one that sums them; there, skipped is failed.
+    /// The failures; a line for each part; and a line with their sum, in which skipped counts as
+    /// failed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (part, Failure { test, lines }) in &self.failures {
+            writeln!(f, "failed: {part}: {test}")?;
+            for line in lines {
+                writeln!(f, "    {line}")?;
+            }
+            writeln!(f)?;
+        }
         let width = self
             .parts
             .iter()
@@ -172,6 +207,20 @@ mod tests {
         );
         assert!(!report.is_good());
         assert!(report.to_string().ends_with("\n6 passed, 2 failed"));
+    }
+
+    #[test]
+    fn what_failed_is_said_again_at_the_end() {
+        let mut report = Report::default();
+        report.add("vm", Counts::one(false), Duration::ZERO);
+        let mut failure = Failure::new("contract");
+        failure.lines.push("a row is broken".to_owned());
+        report.add_failures("vm", [failure]);
+        let text = report.to_string();
+        assert!(
+            text.starts_with("failed: vm: contract\n    a row is broken\n\nvm"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,30 +1,31 @@
-//! The stock kernel's modules that a virtual machine needs before ours and for its tests.
+//! The modules of the stock kernel that a virtual machine needs before ours and for its tests.
 //!
-//! It knows how Debian packs modules and what `modules.dep` says, no more.
+//! It knows how Debian packs modules and the format of `modules.dep`.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{bail, Context, Result};
 
-use crate::cache::Recipe;
-use crate::progress;
-use crate::toolbox::Toolbox;
+use crate::setup::cache::Recipe;
+use crate::setup::progress;
+use crate::setup::toolbox::Toolbox;
 
-/// Transports of the device, the port through which the guest is driven, and what tests
-/// of memory management need: block devices in memory, for swap, and a file system that
-/// writes back.
+/// Transports of the device, the port to the guest's agent, and what tests of memory management
+/// need: block devices in memory, for swap; a disk, for data that must outlive the memory; and a
+/// file system with writeback.
 const WANTED: &[&str] = &[
     "virtio_pci",
     "virtio_mmio",
     "virtio_console",
     "zram",
+    "virtio_blk",
     "ext4",
 ];
 
 const UNPACK: &str = include_str!("scripts/unpack-modules.sh");
 
-/// The modules, unpacked, in the order in which they load.
+/// The modules, unpacked, in load order.
 pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Vec<PathBuf>> {
     let directory = toolbox.modules();
     let read = |name: &str| {
@@ -67,7 +68,7 @@ fn load_order(dependencies: &str, built_in: &str, wanted: &[&str]) -> Result<Vec
         let Some((path, needs)) = line else {
             bail!("the stock kernel has no module {name}");
         };
-        // modules.dep lists what must load first last.
+        // modules.dep lists first what must load last.
         for path in needs.split_whitespace().rev().chain([path]) {
             if !order.iter().any(|present| present == path) {
                 order.push(path.to_owned());
@@ -86,7 +87,7 @@ fn module_name(path: &str) -> String {
         .replace('-', "_")
 }
 
-/// The file name without directory and without the suffix of its packing.
+/// The file name without its directory and its packing suffix.
 fn unpacked_name(path: &str) -> PathBuf {
     let name = path.rsplit('/').next().unwrap_or(path);
     let end = name.find(".ko").map_or(name.len(), |dot| dot + ".ko".len());

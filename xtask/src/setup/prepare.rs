@@ -1,19 +1,19 @@
-//! Brings the parts together into the manifest that the fixture reads.
+//! Combines the parts into the manifest that the fixture reads.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use hmm_tests::artifacts::{self, Artifacts};
+use hmm_vm::artifacts::{self, Artifacts};
 
 use crate::args::{BuildArgs, KernelChoice, SetupArgs};
-use crate::cache::Cache;
-use crate::cargo::Checkout;
-use crate::kernel::Kernel;
-use crate::kernel_tests;
-use crate::toolbox::Toolbox;
-use crate::{driver, kvm};
+use crate::setup::cache::Cache;
+use crate::setup::cargo::Checkout;
+use crate::setup::kernel::Kernel;
+use crate::setup::kernel_tests;
+use crate::setup::toolbox::Toolbox;
+use crate::setup::{driver, kvm};
 
 /// Everything that a virtual machine needs.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct Prepared {
     manifest: PathBuf,
 }
 
-/// What does not come from the checkout.
+/// The parts that do not come from the checkout.
 #[derive(Debug)]
 pub(crate) struct Foundation {
     pub(crate) toolbox: Toolbox,
@@ -57,7 +57,7 @@ impl Prepared {
         Self::on(&foundation, checkout)
     }
 
-    /// The same, on a foundation that is there.
+    /// The same, on an existing foundation.
     pub(crate) fn on(foundation: &Foundation, checkout: &Checkout) -> Result<Self> {
         let toolbox = &foundation.toolbox;
         let programs = checkout.build_programs()?;
@@ -68,6 +68,7 @@ impl Prepared {
                 image: kernel.image.clone(),
                 modules: kernel.modules.clone(),
                 driver: driver::build(toolbox, kernel, checkout)?,
+                sample: driver::build_sample(toolbox, kernel, checkout)?,
                 test_hmm: kernel.test_modules.test_hmm.clone(),
                 test_helpers: kernel.test_modules.helpers.clone(),
             };
@@ -99,7 +100,7 @@ impl Prepared {
         })
     }
 
-    /// Writes the manifest by which tests find all this, and says where it is.
+    /// Writes the manifest, which tells tests the paths. Returns its path.
     pub(crate) fn write_manifest(&self) -> Result<&Path> {
         self.artifacts.write(&self.manifest)?;
         Ok(&self.manifest)
@@ -139,8 +140,20 @@ pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
             kernel.driver.display(),
             kernel.release
         );
+        println!("sample  {}", kernel.sample.display());
     }
     println!("guest   {}", prepared.artifacts.hmm.display());
     println!("list    {}", prepared.write_manifest()?.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask doc`.
+pub(crate) fn document() -> Result<ExitCode> {
+    let checkout = Checkout::locate()?;
+    let toolbox = Toolbox::prepare(&Cache::of_user()?)?;
+    let kernel = Kernel::prepare(&toolbox, KernelChoice::Stock, &checkout.root)?;
+    for page in driver::document(&toolbox, &kernel, &checkout)? {
+        println!("{}", page.display());
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,8 @@
-//! A directory of prepared things, each named by what it is made of.
+//! A directory of prepared entries, each named by its recipe.
 //!
-//! An entry is built in `NAME-KEY.partial` and renamed when it is complete;
-//! its stamp lists key files with size and digest, which are verified on
-//! every use. `NAME-KEY.lock` says by its age when that was. It knows nothing of
-//! what the entries are.
+//! An entry is built in `NAME-KEY.partial` and renamed when it is complete. Its stamp lists key
+//! files with size and digest, which are verified on every use. The age of `NAME-KEY.lock` tells
+//! when it was last used. It knows nothing of the entries' contents.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,25 +15,25 @@ use rustix::fs::{flock, FlockOperation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::host;
+use crate::setup::host;
 
 const STAMP: &str = "stamp.json";
 const PARTIAL: &str = "partial";
 
-/// A directory that holds entries.
+/// A directory of entries.
 #[derive(Debug)]
 pub(crate) struct Cache {
     directory: PathBuf,
 }
 
-/// What an entry is made of. Two recipes with one key make the same entry.
+/// The recipe of an entry. Two recipes with one key make the same entry.
 #[derive(Debug)]
 pub(crate) struct Recipe {
     name: &'static str,
     ingredients: Sha256,
 }
 
-/// The proof that an entry is whole.
+/// The proof that an entry is complete.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stamp {
     files: Vec<KeyFile>,
@@ -47,10 +46,10 @@ struct KeyFile {
     sha256: String,
 }
 
-/// An entry, whole or not.
+/// An entry, complete or not.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// Its name, which is that of its directory.
+    /// Its name, which is also its directory's.
     pub(crate) name: String,
     /// Its directory.
     pub(crate) path: PathBuf,
@@ -62,7 +61,15 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 #[must_use = "the lock is held only as long as this value lives"]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child that another thread is about to start has it
+        // open, too, for a moment. If this fails, the lock ends with the child's copy.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Recipe {
@@ -74,10 +81,10 @@ impl Recipe {
         }
     }
 
-    /// Adds an ingredient: text that decides what the entry contains.
+    /// Adds an ingredient: text that determines the entry's contents.
     pub(crate) fn with(mut self, ingredient: impl AsRef<[u8]>) -> Self {
         let ingredient = ingredient.as_ref();
-        // The length keeps ("ab", "c") apart from ("a", "bc").
+        // The length distinguishes ("ab", "c") from ("a", "bc").
         self.ingredients
             .update((ingredient.len() as u64).to_le_bytes());
         self.ingredients.update(ingredient);
@@ -107,23 +114,23 @@ impl Cache {
         Self::at(std::path::absolute(directory)?)
     }
 
-    /// A cache in `directory`, which is created when it is missing.
+    /// A cache in `directory`, which is created if it is missing.
     pub(crate) fn at(directory: PathBuf) -> Result<Self> {
         fs::create_dir_all(&directory)
             .with_context(|| format!("creating the cache {}", directory.display()))?;
         Ok(Self { directory })
     }
 
-    /// Where the entries are.
+    /// The directory of the entries.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The whole entry that `recipe` describes, built when it is missing or broken.
+    /// The complete entry that `recipe` describes. It is built if it is missing or damaged.
     ///
-    /// `build` fills an empty directory and returns the files (relative to it)
-    /// whose integrity stands for that of the entry. Two runs never build the
-    /// same entry at once: the second waits and re-uses.
+    /// `build` fills an empty directory and returns the files (relative to it) whose integrity
+    /// stands for that of the entry. Two runs never build the same entry at the same time: the
+    /// second one waits and reuses it.
     pub(crate) fn entry(
         &self,
         recipe: &Recipe,
@@ -154,7 +161,7 @@ impl Cache {
         Ok(entry)
     }
 
-    /// Removes what interrupted runs left half-built, unless it is being built now.
+    /// Removes what interrupted runs left unfinished, unless it is being built now.
     fn sweep(&self) -> Result<()> {
         for found in fs::read_dir(&self.directory)? {
             let path = found?.path();
@@ -164,7 +171,8 @@ impl Cache {
             let lock = File::options()
                 .write(true)
                 .open(path.with_extension("lock"));
-            // Whoever builds it holds its lock; so do we, for the one we are about to build.
+            // A run that builds the entry holds its lock, and so do we for the one that we are
+            // about to build.
             if lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
             {
                 host::remove_tree(&path)?;
@@ -193,10 +201,10 @@ impl Cache {
             flock(&file, FlockOperation::LockExclusive)
                 .with_context(|| format!("locking {}", path.display()))?;
         }
-        // Whoever locks uses.
+        // Taking the lock counts as a use.
         file.set_modified(SystemTime::now())
             .with_context(|| format!("dating {}", path.display()))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     /// The entries, by name.
@@ -206,7 +214,7 @@ impl Cache {
             .with_context(|| format!("reading {}", self.directory.display()))?
         {
             let path = found?.path();
-            // What is still in the making has another name than its lock.
+            // An unfinished entry has another name than its lock.
             let lock = lock_of(&path);
             if !path.is_dir() || !lock.is_file() {
                 continue;
@@ -224,7 +232,7 @@ impl Cache {
 }
 
 impl Entry {
-    /// Removes the entry unless it is in use; whether it is gone.
+    /// Removes the entry unless it is in use. Returns whether it is gone.
     pub(crate) fn remove(&self) -> Result<bool> {
         let path = lock_of(&self.path);
         let lock = File::options()

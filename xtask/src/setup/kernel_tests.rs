@@ -1,5 +1,5 @@
-//! The kernel's own tests of HMM, as its source has them: the program, its own
-//! test driver, and what else the program asks a kernel for.
+//! The kernel's own tests of HMM from its source: the program, the kernel's test driver, and what
+//! else the program needs of a kernel.
 //!
 //! It knows how they are built and that they are unchanged, not what they test.
 
@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Result};
 
-use crate::cache::{self, Recipe};
-use crate::toolbox::{Toolbox, KERNEL_SERIES};
-use crate::{host, progress};
+use crate::setup::cache::{self, Recipe};
+use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
+use crate::setup::{host, progress};
 
 const BUILD_PROGRAM: &str = include_str!("scripts/hmm-tests.sh");
 const BUILD_MODULES: &str = include_str!("scripts/test-modules.sh");
@@ -20,7 +20,7 @@ const GLUE: &str = include_str!("scripts/gup-test-glue.c");
 const IN_TREE: &str = "tools/testing/selftests/mm/hmm-tests.c";
 const SOURCE: &str = "hmm-tests.c";
 
-/// The sources of the modules: where a tree has them, and what we call them.
+/// The sources of the modules: their paths in a tree, and their names here.
 const MODULE_SOURCES: &[(&str, &str)] = &[
     ("lib/test_hmm.c", "test_hmm.c"),
     ("lib/test_hmm_uapi.h", "test_hmm_uapi.h"),
@@ -39,17 +39,17 @@ pub(crate) struct Program {
     pub(crate) source_sha256: String,
 }
 
-/// What the program asks of a kernel.
+/// What the program needs of a kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Modules {
     /// The kernel's own test driver.
     pub(crate) test_hmm: PathBuf,
-    /// What is not built into the kernel and has to be loaded for the tests.
+    /// Modules for the tests that are not built into the kernel.
     pub(crate) helpers: Vec<PathBuf>,
 }
 
 impl Program {
-    /// The program, built when it is missing.
+    /// The program, built if it is missing.
     pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Self> {
         let recipe = Recipe::new("hmm-tests")
             .with(toolbox.release())
@@ -72,14 +72,14 @@ impl Program {
         })
     }
 
-    /// Makes sure that the source that was compiled is the one in a kernel's tree.
+    /// Checks that the compiled source is the one in a kernel's tree.
     pub(crate) fn must_be_of(&self, tree: &Path) -> Result<()> {
         must_be_equal(&self.source, &tree.join(IN_TREE))
     }
 }
 
 impl Modules {
-    /// The modules for a kernel that was built without any of this.
+    /// The modules for a kernel that was built without them.
     pub(crate) fn prepare(
         toolbox: &Toolbox,
         tree: &Path,
@@ -123,7 +123,8 @@ impl Modules {
     }
 }
 
-/// The kernel's tests are worth something only as the kernel's developers wrote them.
+/// Checks that two files are equal: the kernel's tests are only worth something as its developers
+/// wrote them.
 fn must_be_equal(compiled: &Path, in_tree: &Path) -> Result<()> {
     ensure!(
         cache::digest(compiled)? == cache::digest(in_tree)?,

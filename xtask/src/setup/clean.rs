@@ -1,7 +1,7 @@
-//! `cargo xtask clean`: gives back the space of what nobody uses any more.
+//! `cargo xtask clean`: frees the space of entries that are no longer used.
 //!
-//! A changed recipe leaves what the old one made, because another checkout may still
-//! use it. Age decides; what the entries are is not known here.
+//! After a change of a recipe the old entry stays, because another checkout may still use it.
+//! Entries are removed by age; their contents are not known here.
 
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::{ensure, Context, Result};
 
 use crate::args::CleanArgs;
-use crate::cache::{Cache, Entry};
-use crate::host;
-use crate::toolbox;
+use crate::setup::cache::{Cache, Entry};
+use crate::setup::host;
+use crate::setup::toolbox;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// One line of what is told.
+/// One line of the report.
 #[derive(Debug)]
 struct Row {
     name: String,
@@ -25,7 +25,7 @@ struct Row {
     fate: Fate,
 }
 
-/// What becomes of an entry.
+/// The decision about an entry.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
     Kept,
@@ -34,13 +34,13 @@ enum Fate {
     WouldBeRemoved,
 }
 
-/// Removes what has not been used for as long as that, and says what is left.
+/// Removes entries that have not been used for that long, and reports what is left.
 pub(crate) fn clean(args: &CleanArgs) -> Result<ExitCode> {
     let cache = Cache::of_user()?;
     let limit = DAY.saturating_mul(u32::try_from(args.unused_for).unwrap_or(u32::MAX));
     let mut rows = Vec::new();
     for entry in cache.entries()? {
-        // What was built in a toolbox goes with it, or on its own.
+        // The builds in a toolbox are removed with it, or by their own age.
         let builds = toolbox::builds_in(&entry.path);
         if !is_old(&entry, limit) && builds.is_dir() {
             for build in Cache::at(builds)?.entries()? {
@@ -96,14 +96,14 @@ fn is_old(entry: &Entry, limit: Duration) -> bool {
     age(entry) >= limit
 }
 
-/// How long it has not been used; what was used in the future was used just now.
+/// The time since the last use; a use in the future counts as now.
 fn age(entry: &Entry) -> Duration {
     SystemTime::now()
         .duration_since(entry.used)
         .unwrap_or(Duration::ZERO)
 }
 
-/// The space that a tree takes, of which parts may belong to other ids of ours.
+/// The disk usage of a tree, parts of which may belong to our subordinate ids.
 fn size(tree: &Path) -> Result<u64> {
     let output = host::as_root_of_own_namespace()
         .args(["du", "--summarize", "--one-file-system", "--block-size=1"])

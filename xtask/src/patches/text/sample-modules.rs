@@ -1,0 +1,5 @@
+mod ioctl;
+mod kernel_tests;
+#[macro_use]
+pub mod layout;
+mod memory;

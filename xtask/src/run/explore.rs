@@ -1,0 +1,173 @@
+//! `cargo xtask explore`: runs the explorer for a person, for the tests and on several machines.
+//!
+//! It turns the command line into a search, and the results into files. The explorer decides what
+//! is searched, and how.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use hmm_explorer::coverage::Coverage;
+use hmm_explorer::explore::{explore, replay, Options};
+use hmm_explorer::finding::Finding;
+use hmm_explorer::machine::Lab;
+use hmm_explorer::schedule::Shard;
+use hmm_vm::artifacts::Artifacts;
+
+use crate::args::{ExploreArgs, KernelChoice};
+use crate::setup::cargo::Checkout;
+use crate::setup::prepare::Prepared;
+
+/// The findings of earlier searches, which every search tries first.
+const KEPT: &str = "tests/explorer/kept";
+
+/// How long the fewest rules are searched for, unless the whole search is shorter than twice that.
+const SHRINKING: Duration = Duration::from_secs(300);
+
+/// `cargo xtask explore`.
+pub(crate) fn run(args: &ExploreArgs) -> Result<ExitCode> {
+    let checkout = Checkout::locate()?;
+    let output = match &args.output {
+        Some(directory) => directory.clone(),
+        None => output(&checkout)?,
+    };
+    if !args.merge.is_empty() {
+        return merge(&args.merge, &output);
+    }
+    if let Some(path) = &args.replay {
+        return again(&checkout, path, args.times);
+    }
+    let prepared = Prepared::for_kernels(&checkout, &[args.kernel])?;
+    let search = Search {
+        kernel: args.kernel,
+        seed: args.seed.map_or_else(seed, Ok)?,
+        time: Duration::from_secs(args.seconds),
+        shard: args.shard,
+        pattern: args.row.clone(),
+        keep_going: args.keep_going,
+    };
+    let findings = search.run(&checkout, &prepared.artifacts, &output)?;
+    Ok(if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A seed that is new each time.
+pub(crate) fn seed() -> Result<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Ok(now.context("the clock")?.as_secs())
+}
+
+/// The directory for findings and tables, among Cargo's output.
+pub(crate) fn output(checkout: &Checkout) -> Result<PathBuf> {
+    let directory = checkout.output.join("explorer");
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    Ok(directory)
+}
+
+/// What to search for.
+pub(crate) struct Search {
+    pub(crate) kernel: KernelChoice,
+    pub(crate) seed: u64,
+    pub(crate) time: Duration,
+    pub(crate) shard: Shard,
+    pub(crate) pattern: Option<String>,
+    pub(crate) keep_going: bool,
+}
+
+impl Search {
+    /// Searches, prints the results and writes them to files. Returns what was wrong.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be tried, or a file cannot be written.
+    pub(crate) fn run(
+        self,
+        checkout: &Checkout,
+        artifacts: &Artifacts,
+        output: &Path,
+    ) -> Result<Vec<Finding>> {
+        let kernel = self.kernel.name();
+        let options = Options {
+            kernel: kernel.to_owned(),
+            seed: self.seed,
+            time: self.time,
+            shrinking: SHRINKING.min(self.time / 2),
+            shard: self.shard,
+            kept: match self.pattern {
+                Some(_) => Vec::new(),
+                None => Finding::read_all(&checkout.root.join(KEPT))?,
+            },
+            pattern: self.pattern,
+            keep_going: self.keep_going,
+        };
+        let begun = Instant::now();
+        let mut lab = Lab::new(artifacts, kernel, self.seed);
+        let report = explore(&mut lab, &options, &|| begun.elapsed(), &mut |line| {
+            println!("{line}");
+        })?;
+        let share = match self.shard {
+            Shard::WHOLE => String::new(),
+            Shard { index, count } => format!("-{}-of-{count}", index + 1),
+        };
+        let covered = output.join(format!("coverage-{kernel}{share}"));
+        keep(&report.coverage, &covered)?;
+        println!(
+            "{} trials in {} s",
+            report.trials,
+            begun.elapsed().as_secs()
+        );
+        for (number, finding) in report.findings.iter().enumerate() {
+            let name = format!("finding-{kernel}-{}{share}-{number}.json", self.seed);
+            let path = output.join(name);
+            finding.write(&path)?;
+            println!("\n{finding}");
+            println!("again: cargo xtask explore --replay {}", path.display());
+        }
+        Ok(report.findings)
+    }
+}
+
+/// Prints a table of what was covered, and writes it for people and for `--merge`.
+fn keep(coverage: &Coverage, path: &Path) -> Result<()> {
+    println!("\n{coverage}");
+    let (json, text) = (path.with_extension("json"), path.with_extension("md"));
+    coverage.write(&json)?;
+    fs::write(&text, coverage.to_string())
+        .with_context(|| format!("writing {}", text.display()))?;
+    println!("kept in {} and {}", json.display(), text.display());
+    Ok(())
+}
+
+/// Adds up the coverage of several searches.
+fn merge(parts: &[PathBuf], output: &Path) -> Result<ExitCode> {
+    let mut sum = Coverage::default();
+    for part in parts {
+        sum.merge(Coverage::read(part)?);
+    }
+    keep(&sum, &output.join("coverage"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tries a finding again. Fails if the failure comes back.
+fn again(checkout: &Checkout, path: &Path, times: u32) -> Result<ExitCode> {
+    let finding = Finding::read(path)?;
+    let kernel = [KernelChoice::Stock, KernelChoice::Debug]
+        .into_iter()
+        .find(|kernel| kernel.name() == finding.kernel)
+        .with_context(|| format!("there is no {} kernel", finding.kernel))?;
+    let prepared = Prepared::for_kernels(checkout, &[kernel])?;
+    println!("{finding}");
+    let mut lab = Lab::new(&prepared.artifacts, kernel.name(), finding.seed);
+    let (came_back, _) = replay(&mut lab, &finding, times, &mut |line| println!("{line}"))?;
+    println!("it came back {came_back} of {times} times");
+    Ok(if came_back == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,9 @@
+//! Uses what has been built: a session, the demonstration, the search, the tests. It does not know
+//! how anything is built.
+
+pub(crate) mod demo;
+pub(crate) mod explore;
+mod harness;
+mod report;
+pub(crate) mod suite;
+pub(crate) mod vm;

@@ -1,0 +1,49 @@
+//! `cargo xtask vm`: a person's machine, with what the checkout builds.
+//!
+//! It turns the command line into settings; the machine is the fixture's.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use hmm_vm::qemu::Machine;
+use hmm_vm::session::{self, Settings};
+
+use crate::args::{MachineChoice, VmArgs};
+use crate::setup::cargo::Checkout;
+use crate::setup::prepare::Prepared;
+
+/// Gives a shell in the guest, or runs one command there and returns its exit status.
+pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
+    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel])?;
+    let mut parameters = args.parameters.clone();
+    if args.dmirror {
+        parameters.push("dmirror=1".to_owned());
+    }
+    let settings = Settings {
+        kernel: args.kernel.name().to_owned(),
+        memory: args.memory,
+        device_memory: args.device_memory,
+        devices: usize::from(args.devices),
+        coherent_devices: usize::from(args.coherent_devices),
+        files: args.files.clone(),
+        module_parameters: parameters,
+        cpus: args.cpus,
+        icount: args.icount,
+        machine: match args.machine {
+            MachineChoice::Q35 => Machine::Q35,
+            MachineChoice::Microvm => Machine::Microvm,
+        },
+        engines: args.engines,
+        check: args.check,
+        rules: args.rules.clone(),
+        daemon_log: args.daemon_log.clone(),
+        kernel_arguments: args.append.clone(),
+        show_control: args.control,
+    };
+    if args.command.is_empty() {
+        session::shell(&prepared.artifacts, &settings)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = session::run_command(&prepared.artifacts, &settings, &args.command)?;
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+}

@@ -1,0 +1,16 @@
+//! The base of the other commands: the toolbox, kernels, the driver and the programs, built and
+//! cached. It does not know what they are used for.
+
+mod boot_modules;
+pub(crate) mod cache;
+pub(crate) mod cargo;
+pub(crate) mod clean;
+pub(crate) mod driver;
+pub(crate) mod host;
+pub(crate) mod kernel;
+mod kernel_tests;
+pub(crate) mod kvm;
+mod panics;
+pub(crate) mod prepare;
+pub(crate) mod progress;
+pub(crate) mod toolbox;
