@@ -17,8 +17,10 @@ pub(crate) mod shares;
 use crate::{
     device::core::Core,
     mm::memremap::{
-        CpuFault, DevPagemap, DevPagemapOps, MemoryId, MemoryType, UnusedFrames, VmFaultError,
+        CpuFault, DevPagemap, DevPagemapOps, FreedFolio, MemoryId, MemoryType, UnusedFrames,
+        VmFaultError,
     },
+    quirks::split_fault,
 };
 use kernel::{prelude::*, sync::Arc};
 
@@ -42,6 +44,10 @@ pub(crate) struct Store {
 impl DevPagemapOps for Store {
     fn id(&self) -> MemoryId {
         self.core.frames.id()
+    }
+
+    fn revive(&self, folio: &FreedFolio<'_>) -> bool {
+        split_fault::revive(folio)
     }
 
     fn folio_free(&self, frames: UnusedFrames) {

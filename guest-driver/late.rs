@@ -23,7 +23,7 @@ use core::ffi::c_char;
 use kernel::{prelude::*, seq_file::SeqFile, seq_print, sync::global_lock};
 
 /// The number of points.
-const POINTS: usize = 11;
+const POINTS: usize = 12;
 
 global_lock! {
     // SAFETY: `init` is called before the module does anything else.

@@ -11,6 +11,7 @@
 #include <linux/pgtable.h>
 #include <linux/rcupdate.h>
 #include <linux/swapops.h>
+#include <linux/wait_bit.h>
 
 #include "shim.h"
 #include "tables.h"
@@ -87,6 +88,59 @@ void virtio_hmm_settle_extra_refs(struct page *page)
 
 	folio_ref_add(folio, forget_taken(folio));
 	folio_ref_sub(folio, SPARE_REFERENCES);
+}
+
+/*
+ * "A huge device page on which a CPU faults cannot be split"
+ *
+ * A CPU fault drops its reference to a folio for a while. The folio's lock, which the fault keeps,
+ * says so: no other user of a folio drops its last reference without unlocking it before.
+ * zone_device_data of the first page, which is the driver's, says whether the folio was freed
+ * meanwhile.
+ */
+
+void virtio_hmm_put_fault_ref(struct page *page)
+{
+	page->zone_device_data = NULL;
+	put_page(page);
+}
+
+/*
+ * Called when the last reference to a folio is gone. If a fault is to have it back, gives it the
+ * only reference and returns true.
+ */
+bool virtio_hmm_revive_for_fault(struct folio *folio)
+{
+	if (!folio_test_locked(folio))
+		return false;
+	/* free_zone_device_folio() will drop those of a free folio. */
+	percpu_ref_get_many(&folio->pgmap->ref, folio_nr_pages(folio));
+	folio->page.zone_device_data = folio;
+	/* Now the fault may go on, and free the folio. */
+	folio_ref_unfreeze(folio, 1);
+	wake_up_var(&folio->_refcount);
+	return true;
+}
+
+/*
+ * Takes the reference again; returns whether the folio was freed meanwhile. Then it is no page of
+ * any process any more.
+ */
+bool virtio_hmm_get_fault_ref(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+	bool is_taken = folio_try_get(folio);
+
+	if (!is_taken) {
+		/* Another thread has dropped the last reference and is about to revive the folio. */
+		wait_var_event(&folio->_refcount, folio_ref_count(folio));
+		return true;
+	}
+	if (!READ_ONCE(page->zone_device_data))
+		return false;
+	/* The only reference was the fault's already. */
+	folio_put(folio);
+	return true;
 }
 
 /*

@@ -149,6 +149,9 @@ bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
 				unsigned long end);
 void virtio_hmm_take_extra_refs(struct page *page);
 void virtio_hmm_settle_extra_refs(struct page *page);
+void virtio_hmm_put_fault_ref(struct page *page);
+bool virtio_hmm_get_fault_ref(struct page *page);
+bool virtio_hmm_revive_for_fault(struct folio *folio);
 bool virtio_hmm_may_move(unsigned long pfn);
 void virtio_hmm_protect_private(struct mm_struct *mm, unsigned long start,
 				unsigned long end);

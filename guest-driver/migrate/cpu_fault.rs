@@ -211,18 +211,19 @@ fn handle_huge(
     space: Option<&Space>,
 ) -> Result<(), VmFaultError> {
     let range = hpage_range(fault.address());
-    let guard = space
-        .map(|space| block_zaps(&space.notifier, range.clone()))
-        .transpose()
-        .map_err(|_| VmFaultError::Oom)?;
     let sole = fault.sole();
     // A page that other processes have as well is split before it moves: a sharer that unmaps it
     // while it moves as a huge page corrupts its counts (`quirks::zap_moving`).
-    if let (Some(guard), None) = (&guard, &sole) {
-        if split_fault::split_large(fault, pagemap, guard).map_err(|_| VmFaultError::Oom)? {
+    if sole.is_none() {
+        let split = split_fault::split_large(fault, pagemap, || late::at(LatePoint::Split));
+        if split.map_err(|_| VmFaultError::Oom)? {
             return Ok(());
         }
     }
+    let _guard = space
+        .map(|space| block_zaps(&space.notifier, range.clone()))
+        .transpose()
+        .map_err(|_| VmFaultError::Oom)?;
     let visit = Visit {
         core,
         pagemap,

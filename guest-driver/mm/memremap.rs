@@ -33,6 +33,7 @@ use super::{
 use crate::sys as bindings;
 use core::{
     ffi::c_int,
+    marker::PhantomData,
     ops::Range,
     pin::Pin,
     ptr::{null, NonNull},
@@ -77,6 +78,12 @@ pub(crate) trait DevPagemapOps: Send + Sync + Sized + 'static {
     /// Which memory it is. Asked for once.
     fn id(&self) -> MemoryId;
 
+    /// Called first when a folio has lost its last reference. Returns whether it has got a new one
+    /// meanwhile: then it is not free.
+    fn revive(&self, _folio: &FreedFolio<'_>) -> bool {
+        false
+    }
+
     /// Called when the folio that was made of these frames, or of a larger block around them, is no
     /// longer used. May be called in atomic context.
     fn folio_free(&self, frames: UnusedFrames);
@@ -88,6 +95,20 @@ pub(crate) trait DevPagemapOps: Send + Sync + Sized + 'static {
         pagemap: &DevPagemap<Self>,
         fault: CpuFault<'_>,
     ) -> Result<(), VmFaultError>;
+}
+
+/// A folio of device memory that has lost its last reference.
+///
+/// # Invariants
+///
+/// The folio is valid and has no reference. No one else uses it during `'f`, and the kernel does
+/// not use it afterwards.
+pub(crate) struct FreedFolio<'f>(*mut bindings::folio, PhantomData<&'f ()>);
+
+impl FreedFolio<'_> {
+    pub(crate) fn as_raw(&self) -> *mut bindings::folio {
+        self.0
+    }
 }
 
 /// The pages of device memory.
@@ -364,6 +385,11 @@ impl<T: DevPagemapOps> DevPagemap<T> {
         // SAFETY: The kernel calls with a folio of device memory that has these
         // operations, which holds its page map mapped.
         let this = unsafe { Self::from_raw(bindings::virtio_hmm_folio_pagemap(folio)) };
+        // INVARIANT: The kernel calls when the last reference is gone, and does not use the folio
+        // after the call.
+        if this.memory.revive(&FreedFolio(folio, PhantomData)) {
+            return;
+        }
         // SAFETY: The folio is valid.
         let pfn = unsafe { bindings::virtio_hmm_folio_pfn(folio) };
         // SAFETY: The folio is valid.

@@ -98,11 +98,8 @@ pub(crate) trait MirrorOps: Send + Sync + Sized + 'static {
         None
     }
 
-    /// Called with the sequence set when such a wait has timed out. Returns whether the change
-    /// proceeds nevertheless.
-    fn block_timed_out(&self, _state: &mut Self::State, _change: &MmuNotifierRange<'_>) -> bool {
-        true
-    }
+    /// Called when such a wait has timed out; the change proceeds nevertheless.
+    fn block_timed_out(&self) {}
 
     /// Called when the change has nothing left to wait for, before the mirror is invalidated. May
     /// sleep if the change may, but not for memory.
@@ -394,11 +391,11 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
             return false;
         }
         while let Some(event) = blocker {
-            let is_over = event.wait_timeout(BLOCK_TIMEOUT);
-            let mut state = this.state.lock();
-            if !is_over && (this.mirror).block_timed_out(&mut state.mirrored, &change) {
+            if !event.wait_timeout(BLOCK_TIMEOUT) {
+                this.mirror.block_timed_out();
                 break;
             }
+            let state = this.state.lock();
             blocker = this.mirror.blocked_by(&state.mirrored, &change);
         }
         this.mirror.unblocked(&change);

@@ -5,17 +5,16 @@
 //! Findings: "The first page of a huge device page is moved without its lock" and "A huge device
 //! page on which a CPU faults cannot be split". When the former is fixed, delete [`is_within_folio`]
 //! and [`split`]. When the latter is fixed, `split_large` need not drop a reference, and becomes an
-//! ordinary collection.
+//! ordinary collection; delete [`revive`], `DevPagemapOps::revive` with its `FreedFolio`, and what
+//! `quirks.c` has for this.
 
 use crate::{
     mm::{
         hpage_range,
-        memremap::{CpuFault, DevPagemap, DevPagemapOps},
+        memremap::{CpuFault, DevPagemap, DevPagemapOps, FreedFolio},
         migrate::MigratePfns,
-        mmu_notifier::MirrorOps,
         page_range,
     },
-    quirks::zap_moving::{HasBlockedZaps, ZapGuard},
     sys as bindings,
 };
 use kernel::prelude::*;
@@ -49,35 +48,36 @@ pub(crate) fn split<T: DevPagemapOps>(fault: &CpuFault<'_>, pagemap: &DevPagemap
 ///
 /// To split a folio, the kernel (7.3) requires exactly one reference besides those of its entries,
 /// but it takes one itself in addition to that of the fault. Hence the reference of the fault is
-/// dropped meanwhile. While `guard` holds off changes, the address space has an entry of the folio,
-/// whose reference keeps it.
+/// dropped meanwhile. If all processes lose the page meanwhile, the fault gets the folio back
+/// ([`revive`]); it is free when the fault is over. `meanwhile` is called before the split, while the
+/// fault has no reference.
 ///
 /// # Errors
 ///
-/// `EINVAL` if `guard` covers another range or address space, `ENOMEM` if there is no memory.
-pub(crate) fn split_large<T: DevPagemapOps, M: MirrorOps>(
+/// `ENOMEM` if there is no memory for that.
+pub(crate) fn split_large<T: DevPagemapOps>(
     fault: &CpuFault<'_>,
     pagemap: &DevPagemap<T>,
-    guard: &ZapGuard<'_, M>,
-) -> Result<bool>
-where
-    M::State: HasBlockedZaps,
-{
+    meanwhile: impl FnOnce(),
+) -> Result<bool> {
     let pfns = MigratePfns::new(1)?;
-    let whole = hpage_range(fault.address());
-    let Some(_firm) = guard.make_firm(fault.vma().address_space(), &whole)? else {
-        return Ok(false);
-    };
+    let first = page_range(hpage_range(fault.address()).start);
     let page = fault.page();
-    // SAFETY: By the invariants of `CpuFault` the page is valid and the reference is the fault's,
-    // which is not used before the call returns. The folio is not freed: its entry in this address
-    // space has a reference of its own, which stays. A thread that wants to unmap it waits as long
-    // as `_firm` exists, and a thread that wants to split or move the folio has to lock it.
-    unsafe { bindings::virtio_hmm_put_page(page) };
-    let taken = fault.collect(pagemap, page_range(whole.start), None, pfns);
-    // SAFETY: The page is valid: either its entry is where it was, or it has been taken away,
-    // and what was taken holds a reference.
-    unsafe { bindings::virtio_hmm_get_page(page) };
+    // SAFETY: By the invariants of `CpuFault` the page is valid and its folio locked, and the
+    // reference is the fault's. Until it is taken again below, the page is only passed to the
+    // kernel, which compares it.
+    unsafe { bindings::virtio_hmm_put_fault_ref(page) };
+    meanwhile();
+    let taken = fault.collect(pagemap, first, None, pfns);
+    // SAFETY: The reference was dropped above, and the folio is still locked.
+    let is_freed = unsafe { bindings::virtio_hmm_get_fault_ref(page) };
     drop(taken);
-    Ok(fault.order() == 0)
+    Ok(is_freed || fault.order() == 0)
+}
+
+/// Gives a folio that is no longer used back to the CPU fault that has dropped its reference to it,
+/// if there is one; returns whether there is.
+pub(crate) fn revive(folio: &FreedFolio<'_>) -> bool {
+    // SAFETY: By the invariants of `FreedFolio` the folio is valid and has no reference.
+    unsafe { bindings::virtio_hmm_revive_for_fault(folio.as_raw()) }
 }

@@ -32,10 +32,6 @@ struct Block {
     range: Range<usize>,
     /// Set when the thread is done.
     over: Arc<Event>,
-    /// Whether changes wait without a timeout.
-    is_firm: bool,
-    /// Whether a change has timed out and proceeded.
-    is_overrun: bool,
 }
 
 impl Block {
@@ -70,18 +66,6 @@ impl BlockedZaps {
         let mut blocks = self.blocks.iter().flatten();
         let block = blocks.find(|block| block.is_affected(change));
         block.map(|block| block.over.clone())
-    }
-
-    /// Called when a change has timed out. Lets it proceed unless a thread relies on its waiting;
-    /// returns whether it proceeds.
-    pub(crate) fn overrun(&mut self, change: &MmuNotifierRange<'_>) -> bool {
-        let blocks = self.blocks.iter_mut().flatten();
-        let mut goes_on = true;
-        for block in blocks.filter(|block| block.is_affected(change)) {
-            goes_on &= !block.is_firm;
-            block.is_overrun |= !block.is_firm;
-        }
-        goes_on
     }
 }
 
@@ -132,54 +116,11 @@ where
 {
     /// Whether zaps are blocked in all of a range.
     fn covers(&self, range: &Range<usize>) -> bool {
-        self.with(|block| block.range.start <= range.start && range.end <= block.range.end)
-    }
-
-    /// Makes changes wait without a timeout while the returned value exists, which must be for
-    /// moments only. `None` if a change has already timed out and proceeded.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` if this value does not block zaps in this range of this address space.
-    pub(super) fn make_firm(
-        &self,
-        mm: *const bindings::mm_struct,
-        range: &Range<usize>,
-    ) -> Result<Option<FirmZapGuard<'_, T>>> {
-        if !self.notifier.is_for(mm) || !self.covers(range) {
-            return Err(EINVAL);
-        }
-        let is_firm = self.with(|block| {
-            block.is_firm = !block.is_overrun;
-            block.is_firm
-        });
-        Ok(is_firm.then_some(FirmZapGuard { guard: self }))
-    }
-
-    fn with(&self, see: impl FnOnce(&mut Block) -> bool) -> bool {
         let mut state = self.notifier.lock();
-        let block = state.blocked_zaps().blocks.get_mut(self.place);
-        block.and_then(Option::as_mut).is_some_and(see)
-    }
-}
-
-/// While this exists, no process loses a huge page of the part in which zaps are blocked.
-pub(super) struct FirmZapGuard<'s, T: MirrorOps>
-where
-    T::State: HasBlockedZaps,
-{
-    guard: &'s ZapGuard<'s, T>,
-}
-
-impl<T: MirrorOps> Drop for FirmZapGuard<'_, T>
-where
-    T::State: HasBlockedZaps,
-{
-    fn drop(&mut self) {
-        self.guard.with(|block| {
-            block.is_firm = false;
-            true
-        });
+        let block = state.blocked_zaps().blocks.get(self.place);
+        block
+            .and_then(Option::as_ref)
+            .is_some_and(|block| block.range.start <= range.start && range.end <= block.range.end)
     }
 }
 
@@ -284,8 +225,6 @@ where
                     thread: Thread::current(),
                     range,
                     over,
-                    is_firm: false,
-                    is_overrun: false,
                 });
             }
             return Ok(ZapGuard { notifier, place });

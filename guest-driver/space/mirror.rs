@@ -112,12 +112,8 @@ impl MirrorOps for SpaceMirror {
         state.blocked_zaps.blocker(change)
     }
 
-    fn block_timed_out(&self, state: &mut Mirrored, change: &MmuNotifierRange<'_>) -> bool {
-        let proceeds = state.blocked_zaps.overrun(change);
-        if proceeds {
-            self.core.counters.changes_hurried.increment();
-        }
-        proceeds
+    fn block_timed_out(&self) {
+        self.core.counters.changes_hurried.increment();
     }
 
     fn unblocked(&self, change: &MmuNotifierRange<'_>) {

@@ -119,9 +119,9 @@ impl<'f> CpuFault<'f> {
         let folio = unsafe { bindings::virtio_hmm_page_folio(self.page.as_ptr()) };
         // SAFETY: The folio is that of the page, which is referenced.
         let is_sole = unsafe { bindings::virtio_hmm_folio_mapcount(folio) == 1 };
-        // SAFETY: Its only entry is the one that the CPU has accessed. Only a fork could add
-        // another one. A fork needs the mmap lock for writing, which is held for reading during
-        // `'f`.
+        // SAFETY: If this address space still has the entry that the CPU has accessed, it is the
+        // only one. Only a fork could add another one. A fork needs the mmap lock for writing,
+        // which is held for reading during `'f`. Without an entry here the folio is not collected.
         is_sole.then(|| unsafe { SoleFolio::new(self.first_pfn()) })
     }
 }

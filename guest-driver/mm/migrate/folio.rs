@@ -98,11 +98,12 @@ impl Drop for LockedFolio {
     }
 }
 
-/// The proof that only one address space maps a folio.
+/// The proof that no address space but that of a fault maps a folio.
 ///
 /// # Invariants
 ///
-/// During `'f` only one address space has entries of the folio whose first frame is `pfn`.
+/// During `'f`, as long as the address space of the fault has entries of the folio whose first frame
+/// is `pfn`, no other address space has any.
 pub(crate) struct SoleFolio<'f> {
     pub(super) pfn: usize,
     _while: PhantomData<&'f ()>,
@@ -111,8 +112,8 @@ pub(crate) struct SoleFolio<'f> {
 impl SoleFolio<'_> {
     /// # Safety
     ///
-    /// As long as the value exists, no second address space may have, or get, entries of the folio
-    /// whose first frame is `pfn`.
+    /// As long as the value exists, no other address space may have, or get, entries of the folio
+    /// whose first frame is `pfn`, unless that of the fault has none.
     pub(in super::super) unsafe fn new(pfn: usize) -> Self {
         // INVARIANT: The caller promises that it is so.
         Self {

@@ -46,11 +46,14 @@ values! {
         ChangeEnds = 9,
         /// Pages whose contents are lost are about to be taken away from their processes.
         Lost = 10,
+        /// A CPU has accessed a huge page, which is about to be split for that. The driver has
+        /// dropped the fault's reference to it.
+        Split = 11,
     }
 }
 
 /// The word for each point in a rule.
-const WORDS: [(&str, LatePoint); 11] = [
+const WORDS: [(&str, LatePoint); 12] = [
     ("kick-control", LatePoint::KickControl),
     ("kick-dma", LatePoint::KickDma),
     ("kick-submit", LatePoint::KickSubmit),
@@ -62,6 +65,7 @@ const WORDS: [(&str, LatePoint); 11] = [
     ("change-begins", LatePoint::ChangeBegins),
     ("change-ends", LatePoint::ChangeEnds),
     ("lost", LatePoint::Lost),
+    ("split", LatePoint::Split),
 ];
 
 impl LatePoint {

@@ -77,6 +77,7 @@ const OTHER_NAMES: &[&str] = &[
     "change-begins",
     "change-ends",
     "lost",
+    "split",
 ];
 
 /// The words of RFC 2119 that the documents use.

@@ -156,6 +156,16 @@ impl Late {
         write(LATE, rules)?;
         Ok(Some(Self(())))
     }
+
+    /// Waits until the driver has reached this point since the rules were set.
+    pub(crate) fn reached(&self, point: &str) -> Result<()> {
+        let prefix = format!("point {point} ");
+        until(&format!("the driver reaches {point}"), || {
+            let text = read(LATE)?;
+            let mut counts = text.lines().filter_map(|line| line.strip_prefix(&*prefix));
+            Ok(counts.any(|count| count != "0"))
+        })
+    }
 }
 
 impl Drop for Late {

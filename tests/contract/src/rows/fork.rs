@@ -6,12 +6,15 @@
 //! page in device memory that a fork has shared: range faults return such a page as present but not
 //! writable even when a write was asked for.
 
-use anyhow::{ensure, Result};
+use std::thread;
+
+use anyhow::{bail, ensure, Result};
 use hmm::Place;
 
-use crate::area::{Area, Tag};
+use crate::area::{Area, Tag, ZERO};
 use crate::bound::Bound;
-use crate::child::Child;
+use crate::child::{Child, Turns};
+use crate::kernel::Late;
 use crate::row::{Chapter, Row};
 use crate::sys::{self, End};
 
@@ -126,6 +129,15 @@ pub(crate) const CHAPTER: Chapter = Chapter {
                    ends while a CPU of the other one accesses it",
             source: "mm/huge_memory.c: zap_huge_pmd_folio, do_huge_pmd_device_private",
             run: fork_and_a_sharer_that_ends_in_a_touch,
+        },
+        Row {
+            name: "fork-and-all-sharers-let-go-in-a-touch",
+            duty: "a huge page on the device that three processes share stays that of a CPU that \
+                   accesses it, though meanwhile one process discards it and the others end: its \
+                   frames are free once, when the access is over",
+            source: "mm/memremap.c: free_zone_device_folio; mm/huge_memory.c: \
+                     do_huge_pmd_device_private",
+            run: fork_and_all_sharers_let_go_in_a_touch,
         },
         Row {
             name: "fork-and-both-touch-at-once",
@@ -356,6 +368,43 @@ fn fork_and_both_touch_at_once() -> Result<()> {
         area.expect(area.all(), BEFORE)?;
     }
     Ok(())
+}
+
+fn fork_and_all_sharers_let_go_in_a_touch() -> Result<()> {
+    let bound = Bound::new()?;
+    let area = Area::large(1)?;
+    area.write(area.all(), BEFORE);
+    bound.move_to_device(&area, area.all())?;
+    let children = [Child::fork(Turns::wait)?, Child::fork(Turns::wait)?];
+    bound.expect(&area, area.all(), BEFORE)?;
+    // The access begins while the entry is there, and gets to the split when it is gone. If other
+    // rules are in force, they decide.
+    let late = Late::by("delay=500ms@change-begins;delay=1s@split")?;
+    let reached = |point| late.as_ref().map_or(Ok(()), |late| late.reached(point));
+    thread::scope(|scope| {
+        let discard = scope.spawn(|| area.advise(area.all(), libc::MADV_DONTNEED));
+        reached("change-begins")?;
+        let access = scope.spawn(|| area.read_word(0, 0));
+        reached("split")?;
+        children.into_iter().try_for_each(Child::pass_and_end)?;
+        let (Ok(discarded), Ok(word)) = (discard.join(), access.join()) else {
+            bail!("a thread broke down");
+        };
+        discarded?;
+        ensure!(
+            word == area.word(0, ZERO) || (late.is_none() && word == area.word(0, BEFORE)),
+            "the access read {word:#x}"
+        );
+        Ok(())
+    })?;
+    // The frames have one owner afterwards.
+    let areas = [(Area::large(1)?, OF_PARENT), (Area::large(1)?, OF_CHILD)];
+    for (area, tag) in &areas {
+        area.write(area.all(), *tag);
+        bound.move_to_device(area, area.all())?;
+    }
+    let mut areas = areas.iter();
+    areas.try_for_each(|(area, tag)| area.expect(area.all(), *tag))
 }
 
 fn fork_and_move_again() -> Result<()> {
