@@ -1,18 +1,20 @@
-//! The kernel's own benchmark of migration, unchanged, and CPU faults on moved pages: on our driver
-//! and on the kernel's test driver, in turns and in the same boot.
+//! The kernel's own benchmark of migration, unchanged, and CPU faults on moved pages: on our driver,
+//! on the sample that has the same abstractions and no device, and on the kernel's test driver, in
+//! turns and in the same boot.
 //!
-//! Only one of the two can own the nodes at a time, so each turn loads a driver, measures and
-//! unloads it.
+//! Only one of them can own the nodes at a time, so each turn loads a driver, measures and unloads
+//! it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm_bench::{Better, Failure, Line, Measurement, Reference, Spread, Unit};
-use hmm_vm::artifacts::Artifacts;
+use hmm_vm::artifacts::{Artifacts, Kernel};
 use hmm_vm::guest::Command;
 use hmm_vm::kselftest::{Reader, Verdict};
 use hmm_vm::pace::DRIVER;
-use hmm_vm::vm::{Vm, GIB, MIB};
+use hmm_vm::vm::{Builder, Vm, GIB, MIB};
 
 use super::lines::Lines;
 
@@ -26,15 +28,42 @@ const DEVICE_MEMORY: u64 = 512 * MIB;
 /// Longer than its own limit of 120 s.
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// The node that both drivers create, and our driver's parameter for it.
+/// The node that all drivers create, and our driver's parameter for it.
 const NODE: &str = "/dev/hmm_dmirror0";
 const COMPATIBLE: &str = "dmirror=1";
 
 /// The tests' program that measures CPU faults on pages that a node has moved away.
 const WORKLOADS: &str = "hmm-workloads";
 
-/// The kernel's test driver among the guest's modules.
-const TEST_HMM: &str = "test_hmm";
+/// A driver that can own the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    Ours,
+    Sample,
+    TestHmm,
+}
+
+/// All of them.
+const DRIVERS: [Driver; 3] = [Driver::Ours, Driver::Sample, Driver::TestHmm];
+
+impl Driver {
+    /// Its name among the guest's modules.
+    const fn module(self) -> &'static str {
+        match self {
+            Self::Ours => "virtio_hmm",
+            Self::Sample => "rust_test_hmm",
+            Self::TestHmm => "test_hmm",
+        }
+    }
+
+    /// The group of what is measured on it, if that is `group` on our driver.
+    fn group(self, group: &str) -> String {
+        match self {
+            Self::Ours => group.to_owned(),
+            Self::Sample | Self::TestHmm => format!("{group}, {}", self.module()),
+        }
+    }
+}
 
 /// How often the benchmark is tried on the kernel's test driver. That driver fails when a page that
 /// is to move is in use for a moment; ours tries again by itself.
@@ -43,7 +72,7 @@ const TRIES: u8 = 3;
 /// The group of the benchmark's measurements.
 const GROUP: &str = "kernel's benchmark";
 
-/// Measures both drivers several times.
+/// Measures all drivers several times.
 pub(super) fn measure(
     artifacts: &Artifacts,
     kernel: &str,
@@ -51,18 +80,22 @@ pub(super) fn measure(
     rounds: u8,
     lines: &mut Lines,
 ) -> Result<()> {
-    let test_hmm = &artifacts
+    let modules = artifacts
         .kernels
         .get(kernel)
-        .context("there is no such kernel")?
-        .test_hmm;
-    let name = test_hmm.file_name().context("a module has a name")?;
-    let mut machine = Vm::builder(artifacts)
+        .context("there is no such kernel")?;
+    let helpers = &modules.test_helpers;
+    let programs = [
+        &artifacts.kernel_tests.program,
+        &artifacts.guest_program(WORKLOADS),
+    ];
+    let mut machine = programs
+        .into_iter()
+        .chain(helpers)
+        .chain([&modules.sample, &modules.test_hmm])
+        .fold(Vm::builder(artifacts), Builder::file)
         .name("bench-kernel")
         .kernel(kernel)
-        .file(&artifacts.kernel_tests.program)
-        .file(artifacts.guest_program(WORKLOADS))
-        .file(test_hmm)
         .memory(MEMORY)
         .device_memory(DEVICE_MEMORY)
         // The program allocates one when it starts, which fails if memory is fragmented.
@@ -74,12 +107,14 @@ pub(super) fn measure(
     let mut vm = machine.start()?;
     // Complaints of the kernel while its own test driver is loaded are that driver's.
     let judged = vm.judge()?;
-    let theirs = format!("/root/{}", name.to_string_lossy());
+    for helper in helpers {
+        load(&vm, helper)?;
+    }
     let mut seen = Vec::new();
     let mut broken = None;
     for round in 0..rounds {
-        match both(&mut vm, &theirs, round % 2 == 0) {
-            Ok(pair) => seen.push(pair),
+        match one_round(&mut vm, modules, round.into()) {
+            Ok(values) => seen.push(values),
             Err(error) => {
                 broken = Some(error);
                 break;
@@ -100,8 +135,8 @@ pub(super) fn measure(
     lines.end()
 }
 
-/// The values of a round: ours, and the test driver's.
-type Pair = [Vec<Value>; 2];
+/// The values of a round, of each of the [`DRIVERS`].
+type Round = [Vec<Value>; DRIVERS.len()];
 
 /// A single measurement.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,21 +149,38 @@ struct Value {
 }
 
 /// One turn of each driver. The order changes, because earlier work of the guest may matter.
-fn both(vm: &mut Vm, theirs: &str, ours_first: bool) -> Result<Pair> {
-    let mut pair = Pair::default();
-    for turn in [ours_first, !ours_first] {
-        if turn {
-            vm.load_driver(COMPATIBLE)?;
-            pair[0] = once(vm, 1).context("on our driver")?;
-            vm.unload_driver()?;
-        } else {
-            let guest = vm.guest();
-            guest.load_module(theirs, "", DRIVER)?;
-            pair[1] = once(vm, TRIES).context("on the kernel's test driver")?;
-            guest.unload_module(TEST_HMM, DRIVER)?;
-        }
+fn one_round(vm: &mut Vm, modules: &Kernel, number: usize) -> Result<Round> {
+    let mut round = Round::default();
+    for turn in 0..DRIVERS.len() {
+        let index = (number + turn) % DRIVERS.len();
+        let driver = DRIVERS[index];
+        let values = match driver {
+            Driver::Ours => {
+                vm.load_driver(COMPATIBLE)?;
+                let values = once(vm, 1);
+                vm.unload_driver()?;
+                values
+            }
+            Driver::Sample => apart(vm, driver, &modules.sample, 1)?,
+            Driver::TestHmm => apart(vm, driver, &modules.test_hmm, TRIES)?,
+        };
+        round[index] = values.with_context(|| format!("on {}", driver.module()))?;
     }
-    Ok(pair)
+    Ok(round)
+}
+
+/// Measures another driver than ours.
+fn apart(vm: &Vm, driver: Driver, module: &Path, tries: u8) -> Result<Result<Vec<Value>>> {
+    load(vm, module)?;
+    let values = once(vm, tries);
+    vm.guest().unload_module(driver.module(), DRIVER)?;
+    Ok(values)
+}
+
+fn load(vm: &Vm, module: &Path) -> Result<()> {
+    let name = module.file_name().context("a module has a name")?;
+    let path = format!("/root/{}", name.to_string_lossy());
+    Ok(vm.guest().load_module(&path, "", DRIVER)?)
 }
 
 /// Measures the driver that is loaded. The benchmark may fail in all but one of `tries` attempts.
@@ -236,43 +288,53 @@ fn touches(vm: &Vm) -> Result<Vec<Value>> {
         .collect()
 }
 
-/// Combines the rounds, in the order of the first one.
-fn compare(rounds: &[Pair]) -> Vec<Line> {
-    let Some([first, _]) = rounds.first() else {
+/// Combines the rounds, in the order of the first one: what is measured on our driver and on the
+/// sample, each against the kernel's test driver.
+fn compare(rounds: &[Round]) -> Vec<Line> {
+    let Some([ours, ..]) = rounds.first() else {
         return Vec::new();
     };
-    let found = |values: &[Value], wanted: &Value| {
+    let drivers = [Driver::Ours, Driver::Sample];
+    let wanted = drivers
+        .iter()
+        .flat_map(|driver| ours.iter().map(|it| (*driver, it)));
+    wanted
+        .map(|(driver, wanted)| against(rounds, driver, wanted))
+        .collect()
+}
+
+/// Compares a driver with the kernel's test driver in one measurement.
+fn against(rounds: &[Round], driver: Driver, wanted: &Value) -> Line {
+    let found = |round: &Round, driver: Driver| {
         let same = |value: &&Value| value.group == wanted.group && value.name == wanted.name;
-        values.iter().find(same).map(|value| value.value)
+        let index = DRIVERS.iter().position(|other| *other == driver)?;
+        round[index].iter().find(same).map(|value| value.value)
     };
-    let lines = first.iter().map(|wanted| {
-        let pairs = rounds.iter().map(|[ours, theirs]| {
-            let (ours, theirs) = (found(ours, wanted), found(theirs, wanted));
-            ours.zip(theirs)
-        });
-        let pairs: Vec<(f64, f64)> = pairs.flatten().collect();
-        let value = Spread::of(pairs.iter().map(|(ours, _)| *ours));
-        let (group, name) = (wanted.group.clone(), wanted.name.clone());
-        match (value, Reference::of(TEST_HMM, &pairs)) {
-            (Some(value), Some(reference)) if pairs.len() == rounds.len() => {
-                Line::Measurement(Measurement {
-                    group,
-                    name,
-                    unit: wanted.unit,
-                    better: wanted.better,
-                    repetitions: pairs.len(),
-                    value,
-                    reference: Some(reference),
-                })
-            }
-            _ => Line::Failure(Failure {
+    let pairs = rounds.iter().map(|round| {
+        let (own, theirs) = (found(round, driver), found(round, Driver::TestHmm));
+        own.zip(theirs)
+    });
+    let pairs: Vec<(f64, f64)> = pairs.flatten().collect();
+    let value = Spread::of(pairs.iter().map(|(own, _)| *own));
+    let (group, name) = (driver.group(&wanted.group), wanted.name.clone());
+    match (value, Reference::of(Driver::TestHmm.module(), &pairs)) {
+        (Some(value), Some(reference)) if pairs.len() == rounds.len() => {
+            Line::Measurement(Measurement {
                 group,
                 name,
-                reason: "one of the drivers did not come to it in each round".into(),
-            }),
+                unit: wanted.unit,
+                better: wanted.better,
+                repetitions: pairs.len(),
+                value,
+                reference: Some(reference),
+            })
         }
-    });
-    lines.collect()
+        _ => Line::Failure(Failure {
+            group,
+            name,
+            reason: "one of the drivers did not come to it in each round".into(),
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -332,26 +394,37 @@ Dev->Sys Migration   | 3257.051 ms        | 2801.434 ms        | -16.3%
         assert!(printed(&PRINTED.replace("8.630", "0.000")).is_err());
     }
 
+    fn round(ours: f64, sample: f64, theirs: f64) -> Round {
+        [ours, sample, theirs].map(|number| values(&[("a", number)]))
+    }
+
     #[test]
     fn a_ratio_is_the_median_of_the_rounds_own() {
-        let round = |ours, theirs| [values(&[("a", ours)]), values(&[("a", theirs)])];
-        let lines = compare(&[round(4.0, 2.0), round(9.0, 3.0), round(8.0, 2.0)]);
-        let [Line::Measurement(measurement)] = lines.as_slice() else {
-            panic!("{lines:?}");
-        };
-        let reference = measurement.reference.as_ref().unwrap();
-        assert!((reference.ratio.median - 3.0).abs() < 1e-9);
-        assert_eq!(
-            (reference.name.as_str(), measurement.repetitions),
-            ("test_hmm", 3)
-        );
+        let rounds = [
+            round(4.0, 1.0, 2.0),
+            round(9.0, 3.0, 3.0),
+            round(8.0, 4.0, 2.0),
+        ];
+        let ratios = compare(&rounds).into_iter().map(|line| match line {
+            Line::Measurement(it) => {
+                let reference = it.reference.unwrap();
+                assert_eq!((&*reference.name, it.repetitions), ("test_hmm", 3));
+                (it.group, reference.ratio.median)
+            }
+            Line::Failure(failure) => panic!("{failure}"),
+        });
+        let expected = [("g".to_owned(), 3.0), ("g, rust_test_hmm".to_owned(), 1.0)];
+        assert_eq!(ratios.collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn what_one_driver_lacks_in_a_round_is_not_compared() {
-        let whole = [values(&[("a", 1.0)]), values(&[("a", 1.0)])];
-        let lacking = [values(&[("a", 1.0)]), values(&[])];
-        let lines = compare(&[whole, lacking]);
-        assert!(matches!(lines.as_slice(), [Line::Failure(_)]), "{lines:?}");
+        let mut lacking = round(1.0, 1.0, 1.0);
+        lacking[1].clear();
+        let lines = compare(&[round(1.0, 1.0, 1.0), lacking]);
+        let [Line::Measurement(_), Line::Failure(failure)] = lines.as_slice() else {
+            panic!("{lines:?}");
+        };
+        assert_eq!(failure.group, "g, rust_test_hmm");
     }
 }
