@@ -106,6 +106,7 @@ pub(crate) trait DevPagemapOps: Send + Sync + Sized + 'static {
 pub(crate) struct FreedFolio<'f>(*mut bindings::folio, PhantomData<&'f ()>);
 
 impl FreedFolio<'_> {
+    /// The folio, valid during `'f`.
     pub(crate) fn as_raw(&self) -> *mut bindings::folio {
         self.0
     }
