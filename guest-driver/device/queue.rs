@@ -418,10 +418,11 @@ impl<C: Command> Reply<C> {
     }
 }
 
-/// The status and the detail of a reply; `None` if it is not valid. {drv-unknown-status}
+/// The status and the detail of a reply; `None` if it is too short. {drv-unknown-status}
 pub(crate) fn parse(reply: Written<'_>) -> Option<(Status, u32)> {
     let header: ReplyHeader = reply.read(0)?;
-    Some((Status::from_raw(header.status.get())?, header.detail.get()))
+    let status = Status::from_raw(header.status.get()).unwrap_or(Status::DeviceError);
+    Some((status, header.detail.get()))
 }
 
 /// Checks replies that no thread waits for.
