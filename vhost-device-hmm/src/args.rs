@@ -10,6 +10,7 @@ use crate::backend::Options;
 use crate::control_socket::client::Ctl;
 use crate::device::DeviceConfig;
 use crate::lateness::Rule;
+use crate::misreport::Misreport;
 
 /// What device memory is counted in: it must hold whole large leaves.
 const MEMORY_UNIT: u64 = 2 << 20;
@@ -81,14 +82,23 @@ pub struct Args {
     ///
     /// ACTION is delay=TIME or delay=TIME..TIME, hold (until released over the control socket),
     /// swap (with the next one), copy-failure, lost-reply, short-reply, long-reply,
-    /// garbled-reply, repeated-reply or stray-reply. POINT is one of those that `ctl PATH
-    /// points` lists, or control, dma, submit, fault or engine for all of theirs. The keys are
-    /// every=N, nth=N, count=N, probability=P, seed=N, limit=TIME (of a hold), space=N and
-    /// operation=NAME.
+    /// garbled-reply, unknown-status, repeated-reply or stray-reply. POINT is one of those that
+    /// `ctl PATH points` lists, or control, dma, submit, fault or engine for all of theirs. The
+    /// keys are every=N, nth=N, count=N, probability=P, seed=N, limit=TIME (of a hold), space=N
+    /// and operation=NAME.
     ///
     /// Such as: delay=1ms..5ms@control.taken,operation=map,probability=0.1,seed=7
     #[arg(long, value_name = "ACTION[@POINT][,KEY=VALUE]…")]
     pub rule: Vec<Rule>,
+
+    /// Report another value of a field of the configuration space than the device's own; can be
+    /// given more than once
+    ///
+    /// FIELD is magic, version or capabilities, whose bits are set beside the device's own. A
+    /// driver must refuse a device that it does not know, and ignore capabilities that it does not
+    /// know.
+    #[arg(long, value_name = "FIELD=N")]
+    pub misreport: Vec<Misreport>,
 
     /// Socket to steer the daemon by while it runs; see `vhost-device-hmm ctl --help`
     #[arg(long, value_name = "PATH")]
@@ -155,6 +165,7 @@ impl Args {
             poll: self.poll.map_or(default.poll, |microseconds| {
                 Duration::from_micros(microseconds.into())
             }),
+            misreports: self.misreport.clone(),
         }
     }
 

@@ -45,6 +45,7 @@ use crate::device::memory::SystemMemory;
 use crate::device::request::{Command, Outcome};
 use crate::device::{Accelerator, Listener};
 use crate::lateness::{About, Lateness};
+use crate::misreport::Misreport;
 use crate::queue::{self, Chain};
 use crate::sigbus;
 use courier::Courier;
@@ -59,12 +60,14 @@ const CONFIG_BYTES: usize = 64;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// Settings of the vhost-user side of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The guest's CPUs can address device memory.
     pub coherent: bool,
     /// The longest time to poll for the next control request before sleeping.
     pub poll: Duration,
+    /// What the configuration space says and is not so.
+    pub misreports: Vec<Misreport>,
 }
 
 impl Default for Options {
@@ -75,6 +78,7 @@ impl Default for Options {
         Self {
             coherent: false,
             poll: if few { Duration::ZERO } else { window::MOST },
+            misreports: Vec::new(),
         }
     }
 }
@@ -84,6 +88,7 @@ pub struct Backend {
     /// A weak reference to itself, for threads that must not keep it alive.
     this: Weak<Self>,
     accelerator: Accelerator,
+    misreports: Vec<Misreport>,
     /// Where the guest's CPUs see device memory, if it is coherent.
     region: Option<Arc<Region>>,
     memory: GuestMemoryHandle,
@@ -115,6 +120,7 @@ impl Backend {
             lanes: [Queue::Control, Queue::Dma, Queue::Submit, Queue::Fault]
                 .map(|queue| Lane::new(queue, accelerator.lateness(), options.poll)),
             accelerator,
+            misreports: options.misreports,
             held: Mutex::default(),
             couriers: [
                 Courier::new(Weak::clone(this), |backend| {
@@ -192,6 +198,9 @@ impl Backend {
             .is_some_and(|region| region.is_offered())
         {
             space.capabilities |= U64::new(capability::COHERENT);
+        }
+        for misreport in &self.misreports {
+            misreport.apply(&mut space);
         }
         let mut config = [0; CONFIG_BYTES];
         for (to, from) in config.iter_mut().zip(space.as_bytes()) {

@@ -25,6 +25,7 @@ pub mod command;
 pub mod control_socket;
 pub mod device;
 pub mod lateness;
+pub mod misreport;
 pub mod outlet;
 pub mod queue;
 pub mod report;

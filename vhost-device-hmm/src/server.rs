@@ -97,7 +97,7 @@ pub fn serve(
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let lateness = Arc::clone(&steering.lateness);
         let accelerator = Accelerator::with_lateness(device.clone(), lateness)?;
-        let backend = Backend::new(accelerator, options, memory.clone());
+        let backend = Backend::new(accelerator, options.clone(), memory.clone());
         console.attach(&backend);
         let daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&backend), memory)
             .map_err(Error::Serve)?;

@@ -434,8 +434,10 @@ impl Moving<'_> {
         let about = self.about(chain);
         let mishap = lateness.reply_mishap(executed, about);
         self.pass(executed, || about);
-        if let Some((ReplyMishap::Garbled, number)) = mishap {
-            lateness::garble(reply, number);
+        match mishap {
+            Some((ReplyMishap::Garbled, number)) => lateness::garble(reply, number),
+            Some((ReplyMishap::UnknownStatus, _)) => lateness::unknown_status(reply),
+            _ => {}
         }
         let (head, written) = (chain.head(), chain.reply(&self.memory, reply));
         self.pass(answered, || about);
@@ -447,7 +449,10 @@ impl Moving<'_> {
                 let size = self.vring.get_ref().get_queue().size();
                 ((head + 1) % size, written)
             }
-            None | Some(ReplyMishap::Garbled | ReplyMishap::Repeated) => (head, written),
+            None
+            | Some(ReplyMishap::Garbled | ReplyMishap::UnknownStatus | ReplyMishap::Repeated) => {
+                (head, written)
+            }
         };
         // {dev-order-returned}
         if self.moves.returned.swapped.is_none() && self.lane.lateness.swaps(answered, about) {

@@ -1,5 +1,7 @@
 //! Wrong replies.
 
+use zerocopy::little_endian::U32;
+
 use super::rule::SplitMix;
 
 /// Flips bits of a reply: one of them, or all at random.
@@ -22,9 +24,29 @@ pub fn garble(reply: &mut [u8], number: u64) {
     }
 }
 
+/// Puts a status into a reply that there is not. A reply begins with its status.
+pub fn unknown_status(reply: &mut [u8]) {
+    for byte in reply.iter_mut().take(size_of::<U32>()) {
+        *byte = 0x7f;
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use virtio_hmm_spec::wire::command::{ReplyHeader, Status};
+    use zerocopy::FromBytes;
+
     use super::*;
+
+    #[test]
+    fn an_unknown_status_is_none_that_there_is() {
+        let mut reply = [0; 16];
+        unknown_status(&mut reply);
+        let (status, rest) = ReplyHeader::read_from_prefix(&reply).unwrap();
+        assert_eq!(Status::from_raw(status.status.get()), None);
+        assert_eq!(rest, [0; 16 - size_of::<ReplyHeader>()]);
+        unknown_status(&mut []);
+    }
 
     #[test]
     fn a_garbled_reply_is_never_right_by_chance_of_one_bit() {

@@ -36,6 +36,8 @@ pub enum ReplyMishap {
     Long,
     /// Bits of the reply are wrong.
     Garbled,
+    /// The status of the reply is one that there is not.
+    UnknownStatus,
     /// The chain is returned twice.
     Repeated,
     /// Another chain is returned instead; its head may not even be in use.
@@ -60,7 +62,7 @@ pub enum Action {
 const DELAY: &str = "delay";
 
 /// The actions that have no value, with their names.
-const ACTIONS: [(&str, Action); 9] = [
+const ACTIONS: [(&str, Action); 10] = [
     ("hold", Action::Hold),
     ("swap", Action::Swap),
     ("copy-failure", Action::CopyFailure),
@@ -68,6 +70,7 @@ const ACTIONS: [(&str, Action); 9] = [
     ("short-reply", Action::Reply(ReplyMishap::Short)),
     ("long-reply", Action::Reply(ReplyMishap::Long)),
     ("garbled-reply", Action::Reply(ReplyMishap::Garbled)),
+    ("unknown-status", Action::Reply(ReplyMishap::UnknownStatus)),
     ("repeated-reply", Action::Reply(ReplyMishap::Repeated)),
     ("stray-reply", Action::Reply(ReplyMishap::Stray)),
 ];
@@ -80,6 +83,10 @@ impl Action {
             Self::Delay(..) | Self::Hold => true,
             Self::Swap => point.order_is_free(),
             Self::CopyFailure => matches!(point, ControlItem | DmaItem),
+            // A record of a fault has no status.
+            Self::Reply(ReplyMishap::UnknownStatus) => {
+                matches!(point, ControlExecuted | DmaExecuted | SubmitEnded)
+            }
             Self::Reply(_) => matches!(
                 point,
                 ControlExecuted | DmaExecuted | SubmitEnded | FaultReported
