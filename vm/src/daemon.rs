@@ -40,6 +40,8 @@ pub struct Settings {
     pub check: bool,
     /// What is late and what fails on purpose, as the daemon's `--rule` takes it.
     pub rules: Vec<String>,
+    /// What it says of itself and is not so, as its `--misreport` takes it.
+    pub misreports: Vec<String>,
     /// The memory for page tables, in bytes; the daemon's own choice by default.
     pub table_memory: Option<u64>,
     /// What it logs: a level of the `log` crate.
@@ -54,6 +56,7 @@ impl Default for Settings {
             coherent: false,
             check: false,
             rules: Vec::new(),
+            misreports: Vec::new(),
             table_memory: None,
             log: "info".to_owned(),
         }
@@ -109,6 +112,9 @@ impl Daemon {
         }
         for rule in &settings.rules {
             command.args(["--rule", rule]);
+        }
+        for field in &settings.misreports {
+            command.args(["--misreport", field]);
         }
         command.arg("--control").arg(control_socket(socket));
         // Straight into the file, so that it has all that the daemon printed before it ended.

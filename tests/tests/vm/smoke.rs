@@ -5,7 +5,7 @@ use hmm_vm::guest::Error;
 use hmm_vm::qemu::Machine;
 use hmm_vm::vm::Vm;
 
-use super::support::DRIVER;
+use super::support::{assert_nothing_left_or_lost, told, DRIVER};
 
 const EEXIST: i32 = 17;
 
@@ -108,6 +108,46 @@ fn a_device_whose_queues_are_too_short_is_refused() {
         }
         vm.finish().unwrap();
     }
+}
+
+// {drv-magic}, {drv-version}
+#[test]
+fn a_device_of_another_kind_or_version_is_refused() {
+    let artifacts = Artifacts::required();
+    for (field, why) in [
+        (
+            "magic=0x7f",
+            "a device of this id that is not an HMM device",
+        ),
+        (
+            "version=2",
+            "the device speaks version 2, this driver version 1",
+        ),
+    ] {
+        let vm = Vm::builder(&artifacts).misreport(field).start().unwrap();
+        let node = vm.run(["test", "-c", "/dev/hmm0"]).unwrap();
+        assert!(!node.success(), "{field}");
+        assert_eq!(told(&vm, why), 1, "{field}");
+        vm.finish().unwrap();
+    }
+}
+
+// {drv-capability-unknown}
+#[test]
+fn a_device_that_can_more_than_the_driver_knows_is_used() {
+    let artifacts = Artifacts::required();
+    let unknown = "capabilities=0xfffffffffffffffc";
+    let vm = Vm::builder(&artifacts)
+        .check()
+        .misreport(unknown)
+        .start()
+        .unwrap();
+    vm.run(["hmm", "run", "migrate"])
+        .unwrap()
+        .succeeded()
+        .unwrap();
+    assert_nothing_left_or_lost(&vm, 0);
+    vm.finish().unwrap();
 }
 
 #[test]

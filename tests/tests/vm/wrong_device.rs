@@ -76,6 +76,23 @@ fn bear(mishaps: &[&str], every: u32) {
     vm.finish().unwrap();
 }
 
+// {drv-unknown-status}
+#[test]
+fn a_status_that_the_driver_does_not_know_is_an_error_of_that_request_alone() {
+    let artifacts = Artifacts::required();
+    let vm = support::builder(&artifacts).start().unwrap();
+    let rule = "unknown-status@control.executed,operation=statistics";
+    let rule = vm.device(0).rule(rule).unwrap();
+    let stats = vm.run(support::hmm(0, &["stats"])).unwrap();
+    assert!(!stats.success(), "{}", stats.text());
+    assert!(stats.text().contains("os error 5"), "{}", stats.text());
+    assert_eq!(rule.happened().unwrap(), 1);
+    rule.clear().unwrap();
+    support::assert_nothing_left(&vm, 0);
+    assert_eq!(told(&vm, "the device is given up"), 0);
+    vm.finish().unwrap();
+}
+
 // {drv-check-device}
 #[test]
 fn replies_that_are_lost_or_of_the_wrong_length_harm_no_other_process() {

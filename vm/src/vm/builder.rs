@@ -180,6 +180,14 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Lets the daemons report another value of a field of the configuration space, as `--misreport`
+    /// takes it.
+    #[must_use]
+    pub fn misreport(mut self, field: &str) -> Self {
+        self.daemon.misreports.push(field.to_owned());
+        self
+    }
+
     /// Like [`rule`](Self::rule), for every device.
     #[must_use]
     pub fn rule_for_all(mut self, rule: &str) -> Self {

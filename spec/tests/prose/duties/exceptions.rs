@@ -23,22 +23,10 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
                  follow, in other files and processes too, none ends as cancelled",
     },
     Exception {
-        label: "drv-capability-unknown",
-        lacks: Lacks::Test,
-        reason: "no test yet: one would need a device that announces a capability that there is \
-                 not, and see that the driver serves it as any other",
-    },
-    Exception {
         label: "drv-config-width",
         lacks: Lacks::Test,
         reason: "QEMU reads the whole configuration space from the device and answers the guest \
                  itself, so that nobody outside of the guest sees the width of its accesses",
-    },
-    Exception {
-        label: "drv-magic",
-        lacks: Lacks::Test,
-        reason: "no test yet: one would need a device with another magic number, and see that \
-                 the driver does not bind to it and says why",
     },
     Exception {
         label: "drv-region-after-init",
@@ -51,17 +39,5 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
         lacks: Lacks::Test,
         reason: "no test yet: one would hold a buffer that is filled until the device has been \
                  given up and started anew, and see that its records are not answered",
-    },
-    Exception {
-        label: "drv-unknown-status",
-        lacks: Lacks::Test,
-        reason: "no test yet: one would need a device that answers one request with a status that \
-                 there is not, and see that the device is given up",
-    },
-    Exception {
-        label: "drv-version",
-        lacks: Lacks::Test,
-        reason: "no test yet: one would need a device of another version, and see that the driver \
-                 does not bind to it and says why",
     },
 ];
