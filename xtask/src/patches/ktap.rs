@@ -129,6 +129,30 @@ pub(super) fn declared(source: &str) -> BTreeSet<Case> {
     cases
 }
 
+/// The cases that the kernel's build makes of the examples in the documentation of a Rust source,
+/// whose path is below `rust/kernel` (scripts/rustdoc_test_gen.rs).
+pub(super) fn examples(path: &str, source: &str) -> BTreeSet<Case> {
+    let file = path.replace(['/', '.'], "_");
+    let mut count = 0;
+    let mut is_inside = false;
+    let mut is_run = false;
+    for line in source.lines().map(str::trim) {
+        let text = line.strip_prefix("///").or(line.strip_prefix("//!"));
+        let Some(fence) = text.and_then(|text| text.trim().strip_prefix("```")) else {
+            continue;
+        };
+        if is_inside {
+            count += usize::from(is_run);
+        } else {
+            is_run = matches!(fence, "" | "rust");
+        }
+        is_inside = !is_inside;
+    }
+    let case = |number| format!("rust_doctest_kernel_{file}_{number}");
+    let suite = || "rust_doctests_kernel".to_owned();
+    (0..count).map(|number| (suite(), case(number))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +173,21 @@ mod tests {
     fn tests_that_have_all_passed_are_counted() {
         assert_eq!(declared(SOURCE).len(), 2);
         assert_eq!(check(GOOD).unwrap(), 3);
+    }
+
+    #[test]
+    fn examples_that_are_run_are_cases() {
+        let source = "//! ```\n//! f();\n//! ```\n//!\n//! ```text\n//! a\n//! ```\n\n    \
+            /// ```rust\n    /// g();\n    /// ```\nlet text = \"```\";\n";
+        let cases = examples("mm/frames.rs", source);
+        let names: Vec<_> = cases.iter().map(|(_, name)| &**name).collect();
+        assert_eq!(
+            names,
+            [
+                "rust_doctest_kernel_mm_frames_rs_0",
+                "rust_doctest_kernel_mm_frames_rs_1"
+            ]
+        );
     }
 
     #[test]

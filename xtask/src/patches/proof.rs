@@ -42,10 +42,14 @@ pub(super) fn prove(toolbox: &Toolbox, series: &Series) -> Result<usize> {
         "the kernel complains:\n{}",
         complaints.join("\n")
     );
-    let expected: BTreeSet<_> = series
-        .files()
-        .flat_map(|(_, source)| ktap::declared(source))
-        .collect();
+    let cases = series.files().flat_map(|(path, source)| {
+        let crate_path = path.strip_prefix("rust/kernel/");
+        let examples = crate_path.map(|path| ktap::examples(path, source));
+        ktap::declared(source)
+            .into_iter()
+            .chain(examples.into_iter().flatten())
+    });
+    let expected: BTreeSet<_> = cases.collect();
     Results::read(&console).check(&expected)
 }
 
