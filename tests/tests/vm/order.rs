@@ -176,6 +176,21 @@ fn wait_for_spaces(vm: &Vm, wanted: &[u64]) {
     }
 }
 
+// {drv-cancel-names}
+#[test]
+fn a_job_has_no_name_of_another_one_that_was_cancelled_in_vain() {
+    let artifacts = Artifacts::required();
+    let vm = machine(&artifacts);
+    // A job has ended when its cancellation comes, and the driver does not know that. So the device
+    // remembers the job's name, and would cancel the next one that has it.
+    let late = vm.device(0).rule("delay=20ms@submit.ended").unwrap();
+    keep(&vm, "\n", &["cancelled-as-it-ends"]);
+    assert!(late.happened().unwrap() > 0);
+    drop(late);
+    keep(&vm, "\n", &["there-and-back", "threads-share-a-file"]);
+    vm.finish().unwrap();
+}
+
 // {drv-space-reuse}
 #[test]
 fn a_space_has_its_number_until_its_last_job_has_come_back() {

@@ -16,13 +16,6 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
         reason: "there is no code: no device removes more than it is asked for",
     },
     Exception {
-        label: "drv-cancel-names",
-        lacks: Lacks::Test,
-        reason: "no test yet: one would have a job cancelled that has ended without the driver \
-                 knowing, which the device remembers by its name, and see that of all jobs that \
-                 follow, in other files and processes too, none ends as cancelled",
-    },
-    Exception {
         label: "drv-config-width",
         lacks: Lacks::Test,
         reason: "QEMU reads the whole configuration space from the device and answers the guest \
