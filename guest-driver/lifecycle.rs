@@ -215,7 +215,7 @@ impl Lifecycle {
     /// Starts a device that has been reset, by calling `start`. It has no spaces afterwards.
     fn start(&self, parts: &mut Parts, start: impl FnOnce(&mut BoundQueues) -> Result) -> Result {
         let core = &self.clients.device.core;
-        // All frames that are still lent lose their contents.
+        // All frames that are still allocated lose their contents.
         core.frames.lose_all();
         let started = start(&mut parts.queues).and_then(|()| {
             let config = read_config(|offset| parts.queues.read_config(offset));

@@ -61,7 +61,7 @@ pub(crate) struct Core {
     discarding: Mutex<()>,
     #[pin]
     discard: Work<Core>,
-    /// Set when no more memory is lent.
+    /// Set when no more memory is allocated.
     #[pin]
     pub(crate) closed: Event,
 }
@@ -138,7 +138,7 @@ impl Core {
         reply.output(&self.link, 0)
     }
 
-    /// Stops lending memory.
+    /// Stops allocating memory.
     pub(crate) fn close(&self) {
         self.frames.close();
         self.closed.set();
@@ -153,13 +153,13 @@ impl Core {
     }
 
     /// Frees frames that held a page. May be called in atomic context.
-    pub(crate) fn give_back(self: &Arc<Self>, frames: UnusedFrames) {
-        if self.frames.give_back(frames) {
+    pub(crate) fn free_frames(self: &Arc<Self>, frames: UnusedFrames) {
+        if self.frames.free(frames) {
             self.discard_soon();
         }
     }
 
-    /// Schedules discarding of stale frames if it is due, after unused frames were returned.
+    /// Schedules discarding of stale frames if it is due, after unused frames were freed.
     pub(crate) fn discard_if_due(self: &Arc<Self>) {
         if self.frames.is_discard_due() {
             self.discard_soon();

@@ -291,7 +291,7 @@ impl Visit<'_, '_> {
         let index = fault.address().saturating_sub(start) >> PAGE_SHIFT;
         let is_faulting = |slot: Slot| slot.indices().contains(&index);
         let mut wanted = None;
-        let lending = core.counters.allocate_nanoseconds.time();
+        let allocating = core.counters.allocate_nanoseconds.time();
         let near = (fault.vma(), start);
         let begun = Transfer::begin(
             core,
@@ -316,7 +316,7 @@ impl Visit<'_, '_> {
             Err(error) if error == EAGAIN => return Ok(0),
             Err(_) => return Err(VmFaultError::Oom),
         };
-        drop(lending);
+        drop(allocating);
         let copying = core.counters.copy_nanoseconds.time();
         let (collected, list) = transfer.end_or_stay().map_err(|_| VmFaultError::Sigbus)?;
         drop(copying);

@@ -130,7 +130,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
                 return Ok(false);
             }
             let filled = fill_system(core, collected, slot, None)?;
-            Ok(matches!(filled, Filled::Lent))
+            Ok(matches!(filled, Filled::Allocated))
         };
         let transfer = Transfer::begin(core, &Plain, pagemap, collected, list, fill)?;
         let (collected, list) = transfer.end(|collected, slot| {

@@ -176,7 +176,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         drop(collecting);
         let mut tally = Tally::default();
         let (mut large, mut lacking) = (0, 0);
-        let _lending = core.counters.allocate_nanoseconds.time();
+        let _allocating = core.counters.allocate_nanoseconds.time();
         let transfer = Transfer::begin(
             core,
             &Plain,
@@ -192,7 +192,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
                 };
                 let filled = fill(collected, slot, start)?;
                 match filled {
-                    Filled::Lent => large |= region,
+                    Filled::Allocated => large |= region,
                     Filled::Lacking => {
                         tally.no_memory = tally.no_memory.saturating_add(pages);
                         lacking |= region;
@@ -200,7 +200,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
                     Filled::Unwanted => return Ok(false),
                 }
                 tally.offered = tally.offered.saturating_add(pages);
-                Ok(matches!(filled, Filled::Lent))
+                Ok(matches!(filled, Filled::Allocated))
             },
         )?;
         Ok(Part {

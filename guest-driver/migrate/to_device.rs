@@ -6,7 +6,7 @@
 
 use crate::{
     migrate::{
-        allocate::{Holes, Lender},
+        allocate::{FrameAllocator, Holes},
         chunks::{for_each_stretch, runs, whole_regions, Progress},
         pipeline::{region_bit, Pipeline, Until},
         transfer::Tally,
@@ -49,7 +49,7 @@ pub(crate) fn to_device(
             .transpose()?;
         let out = |size, regions: u64| {
             let mut pipeline = Pipeline::new(device, until);
-            let mut lender = Lender::new(device, space.holder(), holes);
+            let mut allocator = FrameAllocator::new(device, space.holder(), holes);
             runs(
                 &stretch,
                 |address| regions & region_bit(address) != 0,
@@ -57,7 +57,7 @@ pub(crate) fn to_device(
                     pipeline.push(
                         run,
                         |part, pfns| device.pagemap.collect_to_device(vma, part, size, pfns),
-                        |collected, slot, _| lender.fill(collected, slot),
+                        |collected, slot, _| allocator.fill(collected, slot),
                     )
                 },
             )?;

@@ -351,8 +351,9 @@ together with the copy, instead of once more by the notifier.",
         title: "rust: mm: device: pages of device memory",
         body: "\
 Add an abstraction of struct dev_pagemap for device memory, private or
-coherent: frames that are lent as folios come back when the folio is free,
-and a CPU that accesses a page in private memory has it moved back.",
+coherent. The driver turns unused frames into folios, and gets the frames
+back when the folio is free. If a CPU accesses a page in private memory,
+the driver is called to move it back.",
         steps: &[
             Step::Before {
                 file: "rust/bindings/bindings_helper.h",
