@@ -417,7 +417,7 @@ impl Table {
             return Err(EIO);
         }
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
-        space.jobs.take_place()?;
+        space.jobs.take_slot()?;
         // Nothing fails from here on.
         let job = Job {
             chain: room.post(draft),

@@ -152,17 +152,17 @@ impl Event {
 
 /// A counter of free slots that threads can wait for.
 #[pin_data]
-pub(crate) struct Places {
+pub(crate) struct Slots {
     #[pin]
     raw: Opaque<bindings::semaphore>,
 }
 
 // SAFETY: A `struct semaphore` may be used from any thread.
-unsafe impl Send for Places {}
+unsafe impl Send for Slots {}
 // SAFETY: A `struct semaphore` does its own locking, which is safe in interrupts.
-unsafe impl Sync for Places {}
+unsafe impl Sync for Slots {}
 
-impl Places {
+impl Slots {
     /// `count` free slots.
     pub(crate) fn new(count: u16) -> impl PinInit<Self> {
         pin_init!(Self {

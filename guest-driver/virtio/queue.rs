@@ -212,7 +212,7 @@ impl Queues {
     pub(crate) fn room(self: &Arc<Self>, queue: u16) -> Result<Room<'_>> {
         let ring = self.ring(queue)?;
         let life = self.life();
-        if !self.take_now(ring) && !ring.take_place(TIMEOUT) {
+        if !self.take_now(ring) && !ring.take_slot(TIMEOUT) {
             self.give_up_in(life, c"a queue stays full");
             return Err(self.settled_error());
         }
@@ -285,9 +285,9 @@ impl Queues {
 
     /// Takes a slot if one is free, including one of a chain that has just been returned.
     fn take_now(&self, ring: &Ring) -> bool {
-        ring.places.try_take() || {
+        ring.slots.try_take() || {
             ring.drain();
-            ring.places.try_take()
+            ring.slots.try_take()
         }
     }
 
@@ -592,7 +592,7 @@ pub(crate) struct Room<'a> {
 
 impl Drop for Room<'_> {
     fn drop(&mut self) {
-        self.ring.places.give();
+        self.ring.slots.give();
     }
 }
 
