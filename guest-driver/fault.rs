@@ -437,7 +437,7 @@ impl<'a> Resolver<'a> {
         let mut regions = 0_u32;
         while next < end && self.space.inbox.is_empty() {
             let describe = |wanted: &mut FaultRequest| {
-                wanted.require(wanted.places(&(next..end)), want);
+                wanted.require(wanted.indices(&(next..end)), want);
                 Ok(())
             };
             let Ok(outcome) = self.mapper.map_ahead(next, describe) else {
@@ -507,15 +507,15 @@ fn want(record: &FaultRecord) -> HmmRequest {
 ///
 /// `EFAULT` if it lies in another area than the one that the request is for.
 fn ask(wanted: &mut FaultRequest, record: &FaultRecord, ahead: bool) -> Result {
-    let place = wanted.place(record.address.get()).ok_or(EFAULT)?;
+    let index = wanted.index_of(record.address.get()).ok_or(EFAULT)?;
     let want = want(record);
     if ahead {
         let hint = (record.pages.get() as usize).max(1);
-        let places = place..place.saturating_add(hint).min(wanted.len());
-        wanted.add_optional(wanted.align_out(&places, AROUND));
-        wanted.require(places, want);
+        let indices = index..index.saturating_add(hint).min(wanted.len());
+        wanted.add_optional(wanted.align_out(&indices, AROUND));
+        wanted.require(indices, want);
     } else {
-        wanted.require(place..place.saturating_add(1), want);
+        wanted.require(index..index.saturating_add(1), want);
     }
     Ok(())
 }

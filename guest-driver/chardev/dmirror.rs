@@ -225,8 +225,8 @@ impl Access<'_> {
         if self.space().notifier.lock().covers(&self.range, write) {
             return Ok(0);
         }
-        self.map(self.range.clone(), |wanted, places| {
-            wanted.require(places, want)
+        self.map(self.range.clone(), |wanted, indices| {
+            wanted.require(indices, want)
         })?;
         Ok(1)
     }
@@ -245,7 +245,7 @@ impl Access<'_> {
         while at < part.end {
             let rest = at..part.end;
             let describe = |wanted: &mut FaultRequest| {
-                describe(wanted, wanted.places(&rest));
+                describe(wanted, wanted.indices(&rest));
                 Ok(())
             };
             let outcome = mapper.map(at, describe, &mut None)?;
@@ -314,7 +314,8 @@ impl Access<'_> {
                 Until::Killed,
             )?;
             Self::check_kind(&moved.tally)?;
-            let in_device = self.map(part.clone(), |wanted, places| wanted.add_optional(places))?;
+            let in_device =
+                self.map(part.clone(), |wanted, indices| wanted.add_optional(indices))?;
             if in_device == (part.len() / PAGE_SIZE) as u64 {
                 return Ok(());
             }

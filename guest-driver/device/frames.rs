@@ -234,8 +234,8 @@ impl<'a> FrameBatch<'a> {
         if self.left == 0 {
             return None;
         }
-        let place = self.left.trailing_zeros();
-        let frame = self.base.saturating_add(place.into());
+        let index = self.left.trailing_zeros();
+        let frame = self.base.saturating_add(index.into());
         self.left &= self.left.wrapping_sub(1);
         // SAFETY: By the invariants the frame was allocated and only this batch owned it, and from
         // now on the batch does not. It is busy until `free` takes this value or the one that is
@@ -504,7 +504,7 @@ impl Frames {
             let mut next = start;
             // A single frame among many others leaves its block in the same sets.
             let (word, _) = bit(start);
-            let is_in_place = frames.order() == 0
+            let stays_linked = frames.order() == 0
                 && entry.stale[word] != 0
                 && (2..HPAGE_PMD_NR).contains(&usize::from(entry.count));
             // Word by word.
@@ -512,12 +512,12 @@ impl Frames {
                 let (word, mask) = bit(next);
                 // Does not change it, but the compiler does not know that.
                 let word = word % WORDS;
-                let place = next % 64;
+                let shift = next % 64;
                 let (pages, mask) = if frames.order() == 0 {
                     (1, mask)
                 } else {
-                    let pages = end.saturating_sub(next).min(64_usize.saturating_sub(place));
-                    (pages, ones(pages) << place)
+                    let pages = end.saturating_sub(next).min(64_usize.saturating_sub(shift));
+                    (pages, ones(pages) << shift)
                 };
                 let back = entry.busy[word] & !entry.stale[word] & mask;
                 if back != mask {
@@ -525,7 +525,7 @@ impl Frames {
                     pr_warn_once!("the kernel frees frames of block {block} twice\n");
                 }
                 let users = state.users.get(first..first.saturating_add(pages));
-                self.give(users.unwrap_or_default(), back >> place);
+                self.give(users.unwrap_or_default(), back >> shift);
                 first = first.saturating_add(pages);
                 entry.stale[word] |= back;
                 if !self.strict {
@@ -540,7 +540,7 @@ impl Frames {
             if self.strict {
                 state.waiting = state.waiting.saturating_add(count);
             }
-            if !is_in_place {
+            if !stays_linked {
                 state.relink(block);
             }
         }

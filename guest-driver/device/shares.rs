@@ -140,14 +140,14 @@ impl Shares {
     pub(crate) fn enter(&self, user: u32, is_privileged: bool) -> Result<Holder> {
         // The slot of a user that holds nothing is free. A user only begins to hold anything here.
         let _naming = self.naming.lock();
-        let known = |place: &User| place.id.load(Relaxed) == user;
-        let free = |place: &User| place.held.iter().all(|held| held.load(Relaxed) == 0);
-        let place = self.users.iter().position(known);
-        let place = place.or_else(|| self.users.iter().position(free));
-        let place = place.ok_or(ENOSPC)?;
-        self.users.get(place).ok_or(ENOSPC)?.id.store(user, Relaxed);
+        let known = |slot: &User| slot.id.load(Relaxed) == user;
+        let free = |slot: &User| slot.held.iter().all(|held| held.load(Relaxed) == 0);
+        let index = self.users.iter().position(known);
+        let index = index.or_else(|| self.users.iter().position(free));
+        let index = index.ok_or(ENOSPC)?;
+        self.users.get(index).ok_or(ENOSPC)?.id.store(user, Relaxed);
         let holder = Holder {
-            user: u16::try_from(place)?,
+            user: u16::try_from(index)?,
             is_privileged,
         };
         if self.take(holder, Thing::Space, 1) == 0 {
@@ -188,13 +188,13 @@ impl Shares {
         let Some(user) = self.users.get(usize::from(holder.user)) else {
             return 0;
         };
-        let place = thing as usize;
+        let index = thing as usize;
         // Add first, so that two holders that want the last one never both get it.
-        let mine = user.held[place].fetch_add(wanted, Relaxed);
+        let mine = user.held[index].fetch_add(wanted, Relaxed);
         let mine = mine.saturating_add(wanted);
-        let all = self.held[place].fetch_add(wanted, Relaxed);
+        let all = self.held[index].fetch_add(wanted, Relaxed);
         let all = all.saturating_add(wanted);
-        let left = self.totals[place].saturating_sub(all.saturating_sub(mine));
+        let left = self.totals[index].saturating_sub(all.saturating_sub(mine));
         let limit = if holder.is_privileged {
             left
         } else {
@@ -213,9 +213,9 @@ impl Shares {
     /// Returns what a user held.
     pub(crate) fn give(&self, user: u16, thing: Thing, count: u64) {
         if let Some(user) = self.users.get(usize::from(user)) {
-            let place = thing as usize;
-            self.held[place].fetch_sub(count, Relaxed);
-            user.held[place].fetch_sub(count, Relaxed);
+            let index = thing as usize;
+            self.held[index].fetch_sub(count, Relaxed);
+            user.held[index].fetch_sub(count, Relaxed);
         }
     }
 }

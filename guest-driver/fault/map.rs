@@ -453,14 +453,14 @@ fn is_writable(
     device: &Device,
     committed: &Committed<'_, SpaceMirror>,
     wanted: &FaultRequest,
-    place: usize,
+    index: usize,
     page: HmmPage<'_>,
 ) -> bool {
     let is_private = || {
         let is_ours = |pfn| device.pagemap.frame(pfn).is_some();
         !device.pagemap.is_coherent() && page.pfn().is_some_and(is_ours)
     };
-    let is_followed = || is_tracked(committed, address_at(wanted.window.start, place));
+    let is_followed = || is_tracked(committed, address_at(wanted.window.start, index));
     page.is_writable() && !(wanted.is_tracked && is_private() && is_followed())
 }
 
@@ -481,18 +481,18 @@ fn check(
         return flaw.map(|flaw| flaw.obstacle(&wanted.window)).transpose();
     }
     let mut shared: Option<Range<usize>> = None;
-    for place in 0..committed.len() {
-        let Some(want) = wanted.access_at(place) else {
+    for index in 0..committed.len() {
+        let Some(want) = wanted.access_at(index) else {
             continue;
         };
-        let found = committed.page(place);
+        let found = committed.page(index);
         let Some((page, pfn)) = found.and_then(|page| Some((page, page.pfn()?))) else {
             return Ok(Some(Attempt::Lacking));
         };
-        match flaw(device, committed, wanted, want, (place, page, pfn)) {
+        match flaw(device, committed, wanted, want, (index, page, pfn)) {
             None => {}
             Some(Flaw::Shared) => {
-                let page = page_range(address_at(wanted.window.start, place));
+                let page = page_range(address_at(wanted.window.start, index));
                 shared = Some(shared.map_or(page.start, |shared| shared.start)..page.end);
             }
             Some(other) => return other.obstacle(&wanted.window).map(Some),
@@ -527,12 +527,12 @@ fn flaw(
     committed: &Committed<'_, SpaceMirror>,
     wanted: &FaultRequest,
     want: HmmRequest,
-    (place, page, pfn): (usize, HmmPage<'_>, usize),
+    (index, page, pfn): (usize, HmmPage<'_>, usize),
 ) -> Option<Flaw> {
     let is_ours = device.pagemap.frame(pfn).is_some();
     if is_ours && is_lost(device, pfn) {
         Some(Flaw::Lost)
-    } else if want == HmmRequest::Write && !is_writable(device, committed, wanted, place, page) {
+    } else if want == HmmRequest::Write && !is_writable(device, committed, wanted, index, page) {
         // A fault for the device does nothing about a shared page, unlike a CPU's write.
         let is_shared = is_ours && !device.pagemap.is_coherent();
         Some(if is_shared {
@@ -561,12 +561,12 @@ fn write_map(
     region: &mut Region,
 ) -> Result<(u64, u64)> {
     // {drv-own-frames}
-    let place_of = |pfn: usize| match device.pagemap.frame(pfn) {
+    let frame_of = |pfn: usize| match device.pagemap.frame(pfn) {
         Some(frame) => Frame::Device(frame),
         None => Frame::System(pfn as u64),
     };
     if let Some((head, pfn)) = large(committed).filter(|(_, pfn)| !is_lost(device, *pfn)) {
-        let frame = place_of(pfn);
+        let frame = frame_of(pfn);
         let rights = rights_of(head.is_writable(), frame, wanted);
         let write = rights & rights::WRITE != 0;
         if write {
@@ -575,31 +575,31 @@ fn write_map(
         region.add(wanted.window.start, HPAGE_PMD_NR, write);
         let pages = HPAGE_PMD_NR as u32;
         map.push(&Map::entry(wanted.window.start, frame, pages, true, rights))?;
-        let requested = (0..HPAGE_PMD_NR).fold(0_u64, |sum, place| {
-            sum.saturating_add(wanted.is_requested(place).into())
+        let requested = (0..HPAGE_PMD_NR).fold(0_u64, |sum, index| {
+            sum.saturating_add(wanted.is_requested(index).into())
         });
         return Ok((requested, if frame.is_device() { requested } else { 0 }));
     }
 
     let (mut mapped, mut in_device) = (0_u64, 0_u64);
     let mut run: Option<Run> = None;
-    for place in 0..committed.len() {
-        let found = committed.page(place).filter(|_| wanted.is_requested(place));
+    for index in 0..committed.len() {
+        let found = committed.page(index).filter(|_| wanted.is_requested(index));
         let Some((page, pfn)) = found.and_then(|page| Some((page, page.pfn()?))) else {
             continue;
         };
         if is_lost(device, pfn) {
             continue;
         }
-        let frame = place_of(pfn);
-        let is_writable = is_writable(device, committed, wanted, place, page);
+        let frame = frame_of(pfn);
+        let is_writable = is_writable(device, committed, wanted, index, page);
         let rights = rights_of(is_writable, frame, wanted);
         if rights & rights::WRITE != 0 {
             page.mark_dirty();
         }
         mapped = mapped.saturating_add(1);
         in_device = in_device.saturating_add(frame.is_device().into());
-        let address = address_at(wanted.window.start, place);
+        let address = address_at(wanted.window.start, index);
         run = match run {
             Some((start, first, same, pages))
                 if address == address_at(start, pages as usize)

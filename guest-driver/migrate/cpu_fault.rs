@@ -96,9 +96,9 @@ impl<'a, R> ToSystem<'a, R> {
         invalidation.map(|invalidation| invalidation as &dyn SelfInvalidate)
     }
 
-    fn addresses(&self, places: &Range<usize>) -> Range<usize> {
+    fn addresses(&self, indices: &Range<usize>) -> Range<usize> {
         let start = self.range.start;
-        address_at(start, places.start)..address_at(start, places.end)
+        address_at(start, indices.start)..address_at(start, indices.end)
     }
 }
 
@@ -108,15 +108,15 @@ where
 {
     type Request = R;
 
-    fn entry(&self, places: &Range<usize>, item: DmaItem) -> FetchEntry {
-        fetch_entry(self.addresses(places).start, &item)
+    fn entry(&self, indices: &Range<usize>, item: DmaItem) -> FetchEntry {
+        fetch_entry(self.addresses(indices).start, &item)
     }
 
     fn send(
         &self,
         link: &Link,
         message: Message<R>,
-        places: &[Range<usize>],
+        indices: &[Range<usize>],
     ) -> Result<Option<Sent<R>>> {
         // The pages have been taken away from the process, so no fault maps them again.
         match self.space.come_behind_maps::<R>(&self.range) {
@@ -140,8 +140,8 @@ where
         // Forget the mappings now, not when the copy is done: what is mapped there meanwhile must
         // be kept in the record. Until then `invalidation` states that the device may have the
         // pages.
-        for places in places {
-            mapped.forget(&self.addresses(places));
+        for indices in indices {
+            mapped.forget(&self.addresses(indices));
         }
         if let Some(invalidation) = &self.invalidation {
             invalidation.begin(&mut mapped, self.range.clone());

@@ -154,10 +154,10 @@ fn evict_once(device: &Device) -> Result<Tally> {
 /// is tried again.
 fn note(lost: &mut KVVec<LostFolio>, collected: &mut Collected<'_>, slot: Slot) {
     if let Some(folio) = collected.lost(slot) {
-        let place = lost.partition_point(|other| other.first() < folio.first());
+        let index = lost.partition_point(|other| other.first() < folio.first());
         if lost.reserve(1, GFP_KERNEL).is_ok() {
             // There is room for it.
-            let _ = lost.insert_within_capacity(place, folio);
+            let _ = lost.insert_within_capacity(index, folio);
         }
     }
 }

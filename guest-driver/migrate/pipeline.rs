@@ -153,8 +153,8 @@ impl<'a, 'm> Pipeline<'a, 'm> {
     ///
     /// `ENOMEM` if there is no memory for that.
     pub(crate) fn finish(mut self) -> Result<Moved> {
-        for place in 0..DEPTH {
-            if let Some(part) = self.under_way[place].take() {
+        for index in 0..DEPTH {
+            if let Some(part) = self.under_way[index].take() {
                 self.end(part)?;
             }
         }

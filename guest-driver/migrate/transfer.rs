@@ -37,9 +37,9 @@ pub(crate) trait Carrier {
     type Request: Command<Output = ItemResult>;
 
     /// The entry that copies the collected pages at these indices.
-    fn entry(&self, places: &Range<usize>, item: DmaItem) -> <Self::Request as Command>::Entry;
+    fn entry(&self, indices: &Range<usize>, item: DmaItem) -> <Self::Request as Command>::Entry;
 
-    /// Submits the request, which is about the pages at `places`. `None` if the device has been
+    /// Submits the request, which is about the pages at `indices`. `None` if the device has been
     /// given up.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ pub(crate) trait Carrier {
         &self,
         link: &Link,
         message: Message<Self::Request>,
-        places: &[Range<usize>],
+        indices: &[Range<usize>],
     ) -> Result<Option<Sent<Self::Request>>>;
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Plain;
 impl Carrier for Plain {
     type Request = Copy;
 
-    fn entry(&self, _places: &Range<usize>, item: DmaItem) -> DmaItem {
+    fn entry(&self, _indices: &Range<usize>, item: DmaItem) -> DmaItem {
         item
     }
 
@@ -67,7 +67,7 @@ impl Carrier for Plain {
         &self,
         link: &Link,
         message: Message<Copy>,
-        _places: &[Range<usize>],
+        _indices: &[Range<usize>],
     ) -> Result<Option<Sent<Copy>>> {
         Ok(link.submit(message).ok())
     }
@@ -312,8 +312,8 @@ impl<C: Carrier> List<'_, C> {
         collected: &Collected<'_>,
         slot: Slot,
     ) -> Result {
-        let mut places = slot.indices();
-        while let Some(index) = places.next() {
+        let mut indices = slot.indices();
+        while let Some(index) = indices.next() {
             let Some((pfn, order)) = collected.new_memory(index) else {
                 continue;
             };
@@ -325,7 +325,7 @@ impl<C: Carrier> List<'_, C> {
             };
             let pages = pages_of(order);
             self.add(index, item(pagemap, source, pfn, pages as u32))?;
-            places.start = index.saturating_add(pages);
+            indices.start = index.saturating_add(pages);
         }
         Ok(())
     }

@@ -107,7 +107,7 @@ where
     T::State: HasBlockedZaps,
 {
     notifier: &'a MmuIntervalNotifier<T>,
-    place: usize,
+    index: usize,
 }
 
 impl<T: MirrorOps> ZapGuard<'_, T>
@@ -117,7 +117,7 @@ where
     /// Whether zaps are blocked in all of a range.
     fn covers(&self, range: &Range<usize>) -> bool {
         let mut state = self.notifier.lock();
-        let block = state.blocked_zaps().blocks.get(self.place);
+        let block = state.blocked_zaps().blocks.get(self.index);
         block
             .and_then(Option::as_ref)
             .is_some_and(|block| block.range.start <= range.start && range.end <= block.range.end)
@@ -174,7 +174,7 @@ where
         let block = state
             .blocked_zaps()
             .blocks
-            .get_mut(self.place)
+            .get_mut(self.index)
             .and_then(Option::take);
         drop(state);
         if let Some(block) = block {
@@ -219,15 +219,15 @@ where
         if let Some(other) = other.map(|other| other.over.clone()) {
             drop(guard);
             other.wait();
-        } else if let (Some(place), false) = (free, notifier.read_retry(&guard, seq)) {
-            if let Some(block) = guard.blocked_zaps().blocks.get_mut(place) {
+        } else if let (Some(index), false) = (free, notifier.read_retry(&guard, seq)) {
+            if let Some(block) = guard.blocked_zaps().blocks.get_mut(index) {
                 *block = Some(Block {
                     thread: Thread::current(),
                     range,
                     over,
                 });
             }
-            return Ok(ZapGuard { notifier, place });
+            return Ok(ZapGuard { notifier, index });
         }
     }
 }

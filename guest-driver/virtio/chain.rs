@@ -133,11 +133,11 @@ impl Written<'_> {
         if offset.checked_add(size_of::<T>())? > self.len {
             return None;
         }
-        let place = self.start.wrapping_add(offset).cast::<T>();
+        let ptr = self.start.wrapping_add(offset).cast::<T>();
         // SAFETY: By the invariants and the check above these bytes are valid for reads, and the
-        // place is aligned. Any bytes are a `T`. The access is volatile because the device may
+        // pointer is aligned. Any bytes are a `T`. The access is volatile because the device may
         // write them at the same time.
-        place.is_aligned().then(|| unsafe { place.read_volatile() })
+        ptr.is_aligned().then(|| unsafe { ptr.read_volatile() })
     }
 }
 

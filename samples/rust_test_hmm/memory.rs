@@ -173,18 +173,18 @@ impl Memory {
         data: &mut [Contents],
     ) -> Result<Option<usize>> {
         let mut to = HmmRequest::Write;
-        for (place, data) in data.iter_mut().enumerate() {
-            let page = pages.page(place).ok_or(EINVAL)?;
+        for (index, data) in data.iter_mut().enumerate() {
+            let page = pages.page(index).ok_or(EINVAL)?;
             to = if page.is_writable() {
                 to
             } else {
                 HmmRequest::Read
             };
             let Some(pfn) = page.pfn().filter(|_| want <= to) else {
-                return Ok(Some(place));
+                return Ok(Some(index));
             };
             match (device.frame(pfn).map(|frame| frame as usize), want) {
-                (None, _) if is_here => return Ok(Some(place)),
+                (None, _) if is_here => return Ok(Some(index)),
                 (None, HmmRequest::Read) => page.read(data)?,
                 (None, HmmRequest::Write) => page.write(data)?,
                 (Some(frame), HmmRequest::Read) => {
@@ -243,8 +243,8 @@ impl Memory {
             }
             let first = device.frame(pfn).ok_or(EINVAL)? as usize;
             let copied = |page: usize, order, near: Option<(LockedVma<'_>, usize)>| {
-                let place = slot.index.saturating_add(page);
-                let near = near.map(|(vma, start)| (vma, address_at(start, place)));
+                let index = slot.index.saturating_add(page);
+                let near = near.map(|(vma, start)| (vma, address_at(start, index)));
                 device
                     .memory()
                     .copied(first.saturating_add(page), order, near)

@@ -200,11 +200,11 @@ impl Access<'_> {
                 this.faults = 1;
                 this.fault(part.clone(), this.device.owner(), want)?;
             }
-            while let Some(place) = this.access(part, want, false, data)? {
+            while let Some(index) = this.access(part, want, false, data)? {
                 // The kernel returns its owner's device pages as they are, even for a write to one
                 // that another process shares. Without an owner the fault is like a CPU's: the page
                 // moves to system memory, and is copied there.
-                let page = page_range(address_at(part.start, place));
+                let page = page_range(address_at(part.start, index));
                 this.fault(page, PgmapOwner::new(core::ptr::null()), want)?;
             }
             Ok(())
@@ -258,8 +258,8 @@ impl Access<'_> {
         let is_local = |pfn| device.frame(pfn).is_some();
         fill_bytes(&range, self.ptr as u64, HPAGE_PMD_NR, |part, found| {
             self.see(part, |committed| {
-                for (place, found) in found.iter_mut().enumerate() {
-                    let page = committed.page(place);
+                for (index, found) in found.iter_mut().enumerate() {
+                    let page = committed.page(index);
                     *found = page.map_or(protection::ERROR, |page| protection_of(page, is_local));
                 }
             })
