@@ -12,7 +12,7 @@ use crate::{
         frames::{Frames, Run},
         inject::Injection,
         limits::Limits,
-        pool::{Spares, DEPTH},
+        pool::{BufferPool, DEPTH},
         queue::{Link, Message, Watch},
         shares::{Rules, Shares, Thing},
     },
@@ -50,10 +50,10 @@ pub(crate) struct Core {
     pub(crate) injection: Injection,
     pub(crate) shares: Arc<Shares>,
     #[pin]
-    pub(crate) spares: Spares<Copy>,
+    pub(crate) buffers: BufferPool<Copy>,
     /// The same for CPU faults on huge pages.
     #[pin]
-    pub(crate) fault_spares: Spares<LongFetch>,
+    pub(crate) fault_buffers: BufferPool<LongFetch>,
     #[pin]
     pub(crate) frames: Frames,
     /// Held while frames are being discarded, so that a thread that needs frames can wait.
@@ -111,8 +111,8 @@ impl Core {
                 injection: Injection::new(),
                 shares,
                 // Enough for the parts of one move; concurrent moves allocate.
-                spares <- Spares::new(DEPTH + 1, limits.max_move),
-                fault_spares <- Spares::new(1, HPAGE_PMD_NR),
+                buffers <- BufferPool::new(DEPTH + 1, limits.max_move),
+                fault_buffers <- BufferPool::new(1, HPAGE_PMD_NR),
                 frames <- list,
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),

@@ -11,7 +11,7 @@ use crate::{
     device::{
         command::{fetch_entry, Fetch, LongFetch, SpaceDestroy},
         core::Core,
-        pool::{Memory, Spares},
+        pool::{BufferPool, MoveBuffer},
         queue::{Command, Link, Message, Sent},
         CpuFaults, Store,
     },
@@ -190,14 +190,14 @@ fn handle_small(
         sole: None,
     };
     let Some(space) = space else {
-        return visit.fetch(&Plain, None, &core.spares, 0).map(drop);
+        return visit.fetch(&Plain, None, &core.buffers, 0).map(drop);
     };
     let fault_around = &space.fault_around;
     let carrier = ToSystem::<Fetch>::new(space, visit.range.clone());
     let fetched = visit.fetch(
         &carrier,
         carrier.invalidation(),
-        &fault_around.spares,
+        &fault_around.buffers,
         space.id(),
     )?;
     fault_around.learn(pages, fetched as u32);
@@ -233,14 +233,14 @@ fn handle_huge(
         sole,
     };
     let Some(space) = space else {
-        return visit.fetch(&Plain, None, &core.spares, 0).map(drop);
+        return visit.fetch(&Plain, None, &core.buffers, 0).map(drop);
     };
     let carrier = ToSystem::<LongFetch>::new(space, visit.range.clone());
     visit
         .fetch(
             &carrier,
             carrier.invalidation(),
-            &core.fault_spares,
+            &core.fault_buffers,
             space.id(),
         )
         .map(drop)
@@ -265,7 +265,7 @@ impl Visit<'_, '_> {
         &self,
         carrier: &C,
         invalidation: Option<&dyn SelfInvalidate>,
-        spares: &Spares<C::Request>,
+        buffers: &BufferPool<C::Request>,
         space: u32,
     ) -> Result<u64, VmFaultError> {
         let Self {
@@ -277,8 +277,8 @@ impl Visit<'_, '_> {
             ..
         } = *self;
         let start = self.range.start;
-        let memory = spares.take(space, self.range.len() >> PAGE_SHIFT);
-        let Memory { pfns, list } = memory.map_err(|_| VmFaultError::Oom)?;
+        let buffer = buffers.take(space, self.range.len() >> PAGE_SHIFT);
+        let MoveBuffer { pfns, list } = buffer.map_err(|_| VmFaultError::Oom)?;
         let range = self.range.clone();
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = match size {
@@ -335,7 +335,7 @@ impl Visit<'_, '_> {
         drop(finalising);
         core.counters.cpu_fault_pages.add(tally.moved);
         core.counters.huge_to_system.add(tally.large);
-        spares.keep(pfns, list);
+        buffers.put(pfns, list);
         Ok(tally.moved)
     }
 }

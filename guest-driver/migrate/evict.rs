@@ -6,7 +6,7 @@
 //! Does not know which of these is the reason.
 
 use crate::{
-    device::{pool::Memory, Device},
+    device::{pool::MoveBuffer, Device},
     late,
     migrate::{
         allocate::{fill_system, Filled},
@@ -117,7 +117,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
         }
         let pages = if whole { most as u64 } else { block };
         let frames = core.frames.total().saturating_sub(first).min(pages);
-        let Memory { pfns, list } = core.spares.take(0, most)?;
+        let MoveBuffer { pfns, list } = core.buffers.take(0, most)?;
         let pagemap = &device.pagemap;
         let collected = pagemap.collect_frames(first, frames as usize, pfns)?;
         let fill = |collected: &mut Collected<'_>, slot| {
@@ -140,7 +140,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
         let committed = collected.commit();
         count(&committed, &mut sum);
         let pfns = committed.finish();
-        core.spares.keep(pfns, list);
+        core.buffers.put(pfns, list);
         next = first.saturating_add(frames);
     }
     // The memory must be freed in any case. Pages that the device does not return are lost. They

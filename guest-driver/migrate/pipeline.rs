@@ -8,7 +8,7 @@
 use crate::{
     device::{
         core::Core,
-        pool::{Memory, DEPTH},
+        pool::{MoveBuffer, DEPTH},
         Device,
     },
     migrate::{
@@ -170,7 +170,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         let core: &'a Core = &self.device.core;
         let start = range.start;
         let pages = pages_in(&range);
-        let Memory { pfns, list } = core.spares.take(0, pages)?;
+        let MoveBuffer { pfns, list } = core.buffers.take(0, pages)?;
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = collect(range, pfns)?;
         drop(collecting);
@@ -216,7 +216,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
     /// copied stay where they were.
     fn end(&mut self, part: Part<'a, 'm>) -> Result {
         let Core {
-            counters, spares, ..
+            counters, buffers, ..
         } = &*self.device.core;
         let Part {
             start,
@@ -244,7 +244,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         self.moved.tally.add(tally);
         let _finalising = counters.finalise_nanoseconds.time();
         let pfns = committed.finish();
-        spares.keep(pfns, list);
+        buffers.put(pfns, list);
         Ok(())
     }
 }

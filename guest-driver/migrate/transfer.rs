@@ -12,7 +12,7 @@ use crate::{
     device::{
         command::Copy,
         core::Core,
-        pool::ListMemory,
+        pool::ListBuffer,
         queue::{Command, Link, Message, Reply, Sent},
     },
     late,
@@ -137,7 +137,7 @@ impl<C: Carrier> Drop for Copying<'_, C> {
 impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     /// Gives new memory to everything that has been collected; `fill` does that and returns whether
     /// there was any. Then has the device begin to copy or clear, by one request in which adjacent
-    /// pages form one item. `memory` must be large enough for what was collected.
+    /// pages form one item. `buffer` must be large enough for what was collected.
     ///
     /// # Errors
     ///
@@ -147,7 +147,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         carrier: &C,
         pagemap: &DevPagemap<M>,
         mut collected: Collected<'c>,
-        memory: ListMemory<C::Request>,
+        buffer: ListBuffer<C::Request>,
         mut fill: impl FnMut(&mut Collected<'c>, Slot) -> Result<bool>,
     ) -> Result<Self> {
         // First of all: losses of an earlier life are recorded before the new life begins.
@@ -155,7 +155,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         let mut lost = KVec::new();
         let mut list = List {
             carrier,
-            memory,
+            buffer,
             last: None,
         };
         let mut next = 0;
@@ -169,7 +169,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
                 }
             }
         }
-        let ListMemory { message, covered } = list.finish()?;
+        let ListBuffer { message, covered } = list.finish()?;
         let link = &core.link;
         late::at(LatePoint::Collected);
         let (request, unused) = if covered.is_empty() {
@@ -191,7 +191,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     }
 
     /// Waits until everything has been copied. Calls `failed` for each slot that was not. Also
-    /// returns the memory for the next list, unless the device refused this one. {drv-region-live}
+    /// returns the buffer for the next list, unless the device refused this one. {drv-region-live}
     ///
     /// # Errors
     ///
@@ -199,7 +199,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     pub(crate) fn end(
         self,
         mut failed: impl FnMut(&mut Collected<'_>, Slot) -> Result,
-    ) -> Result<(Collected<'c>, Option<ListMemory<C::Request>>)> {
+    ) -> Result<(Collected<'c>, Option<ListBuffer<C::Request>>)> {
         let Self {
             mut copying,
             mut collected,
@@ -220,8 +220,8 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         let message = reply.map_or(copying.unused.take(), Reply::reuse);
         let mut covered = core::mem::take(&mut copying.covered);
         covered.clear();
-        let memory = message.map(|message| ListMemory { message, covered });
-        Ok((collected, memory))
+        let buffer = message.map(|message| ListBuffer { message, covered });
+        Ok((collected, buffer))
     }
 }
 
@@ -231,7 +231,7 @@ impl<'c, C: Carrier> Transfer<'_, 'c, C> {
     /// # Errors
     ///
     /// As [`Self::end`].
-    pub(crate) fn end_or_stay(self) -> Result<(Collected<'c>, Option<ListMemory<C::Request>>)> {
+    pub(crate) fn end_or_stay(self) -> Result<(Collected<'c>, Option<ListBuffer<C::Request>>)> {
         self.end(|collected, slot| {
             collected.empty_slot(slot);
             Ok(())
@@ -299,7 +299,7 @@ fn item<M: DevPagemapOps>(
 /// A list of copy items under construction.
 struct List<'l, C: Carrier> {
     carrier: &'l C,
-    memory: ListMemory<C::Request>,
+    buffer: ListBuffer<C::Request>,
     /// The last item, which the next one may extend.
     last: Option<(Range<usize>, DmaItem)>,
 }
@@ -355,18 +355,18 @@ impl<C: Carrier> List<'_, C> {
 
     fn flush(&mut self) -> Result {
         if let Some((covered, item)) = self.last.take() {
-            let memory = &mut self.memory;
-            memory.message.push(&self.carrier.entry(&covered, item))?;
+            let buffer = &mut self.buffer;
+            buffer.message.push(&self.carrier.entry(&covered, item))?;
             // Within the capacity this does not allocate.
-            memory.covered.push(covered, GFP_KERNEL)?;
+            buffer.covered.push(covered, GFP_KERNEL)?;
         }
         Ok(())
     }
 
-    /// Returns the memory with the list in it.
-    fn finish(mut self) -> Result<ListMemory<C::Request>> {
+    /// Returns the buffer with the list in it.
+    fn finish(mut self) -> Result<ListBuffer<C::Request>> {
         self.flush()?;
-        Ok(self.memory)
+        Ok(self.buffer)
     }
 }
 
