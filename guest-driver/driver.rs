@@ -79,9 +79,9 @@ pub(crate) struct Data {
 /// The parts of a device, in the order of teardown.
 struct Parts {
     /// Afterwards programs cannot open files.
-    _node: Node<file::Session>,
+    _node: Node<file::OpenFile>,
     /// Nor can the kernel's tests.
-    _dmirror: Option<Node<dmirror::Session>>,
+    _dmirror: Option<Node<dmirror::Dmirror>>,
     /// Ends all use of the device, moves all pages to system memory and resets the device.
     alive: Alive,
 }
@@ -193,7 +193,7 @@ impl Parts {
 }
 
 /// The node for the kernel's tests, unless all names are taken.
-fn node_for_tests(clients: &Arc<Clients>) -> Result<Option<Node<dmirror::Session>>> {
+fn node_for_tests(clients: &Arc<Clients>) -> Result<Option<Node<dmirror::Dmirror>>> {
     let names = node::Names::of_tests(clients.device.pagemap.is_coherent());
     match Node::new(clients, names) {
         Ok(node) => Ok(Some(node)),

@@ -91,7 +91,7 @@ pub(crate) trait Poll: MiscDevice {
     /// Returns what a file is ready for. First registers with `table` everything that signals a
     /// change of that. Must not sleep for long.
     fn poll(
-        _session: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        _this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
         _file: &File,
         _table: &PollTable<'_>,
     ) -> Ready {
@@ -126,13 +126,13 @@ impl<T: Poll> Operations<T> {
     ) -> bindings::__poll_t {
         // SAFETY: The caller promises that the file is open. So its private data is what the kernel
         // crate's `open` has stored there, and only its `release` removes it.
-        let session = unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) };
+        let this = unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) };
         // SAFETY: The file is valid during the call, and this thread is not using its position in
         // any other way.
         let file = unsafe { File::from_raw_file(file) };
         // SAFETY: The caller promises that it is so.
         let table = unsafe { PollTable::from_raw(table) };
-        T::poll(session, file, &table).0
+        T::poll(this, file, &table).0
     }
 }
 

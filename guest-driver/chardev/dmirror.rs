@@ -59,9 +59,9 @@ const ROUNDS: u32 = 10;
 /// How much one job copies out while more pages move to the device.
 const PART: usize = 8 * HPAGE_PMD_SIZE;
 
-/// An open file, bound to the process that has opened it.
+/// An open file, bound to the process that has opened it: `struct dmirror` of `lib/test_hmm.c`.
 #[pin_data]
-pub(crate) struct Session {
+pub(crate) struct Dmirror {
     clients: Arc<Clients>,
     mm: ARef<Mm>,
     #[pin]
@@ -71,7 +71,7 @@ pub(crate) struct Session {
 }
 
 #[vtable]
-impl MiscDevice for Session {
+impl MiscDevice for Dmirror {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
@@ -79,50 +79,50 @@ impl MiscDevice for Session {
         let task = current!();
         let mm = task.mm().ok_or(EPERM)?;
         let ends = Ends::new(Waiters::new()?)?;
-        let session = KBox::pin_init(
+        let this = KBox::pin_init(
             pin_init!(Self {
                 clients,
                 mm: ARef::from(&**mm),
-                bound <- new_mutex!(None, "dmirror::Session::bound"),
+                bound <- new_mutex!(None, "Dmirror::bound"),
                 fences <- Fences::new(ends, None),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        session.clients.opened();
-        Ok(session)
+        this.clients.opened();
+        Ok(this)
     }
 
-    fn release(session: Self::Ptr, _file: &File) {
-        let space = session.bound.lock().take();
+    fn release(this: Self::Ptr, _file: &File) {
+        let space = this.bound.lock().take();
         if let Some(space) = space {
-            let cancel = || session.fences.cancel_all(&session.clients.device);
-            session.clients.leave(&space, cancel);
+            let cancel = || this.fences.cancel_all(&this.clients.device);
+            this.clients.leave(&space, cancel);
         }
-        session.clients.device.core.injection.arm(false);
-        session.clients.closed();
+        this.clients.device.core.injection.arm(false);
+        this.clients.closed();
     }
 
-    fn mmap(_session: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+    fn mmap(_this: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
         map_pages(vma)
     }
 
-    fn ioctl(session: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(this: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         // Held only for this check: the pages of the call may take long. If the device is removed
         // meanwhile, its requests fail.
-        drop(session.clients.enter()?);
+        drop(this.clients.enter()?);
         let request = DmirrorCall::from_code(cmd).ok_or(EINVAL)?;
         call(arg, |command: &mut DmirrorCommand| {
             let range = range_of(command)?;
             let space = {
                 // No space is created once the device is being removed.
-                let _clients = session.clients.enter()?;
-                session.space()?
+                let _clients = this.clients.enter()?;
+                this.space()?
             };
             let mm = space.mm().mmget_not_zero().ok_or(EFAULT)?;
             let access = Access {
-                session: &session,
+                dmirror: &this,
                 space: &space,
-                device: &session.clients.device,
+                device: &this.clients.device,
                 mm: &mm,
                 range,
                 ptr: command.ptr,
@@ -137,7 +137,7 @@ impl MiscDevice for Session {
     }
 }
 
-impl Session {
+impl Dmirror {
     /// The space of the process that opened the file, which must be the caller's process.
     fn space(&self) -> Result<Arc<Space>> {
         let task = current!();
@@ -156,7 +156,7 @@ impl Session {
 }
 
 /// Always ready, as files may be.
-impl Poll for Session {
+impl Poll for Dmirror {
     type Node = ();
 }
 
@@ -169,7 +169,7 @@ struct Done {
 
 /// One call.
 struct Access<'a> {
-    session: &'a Session,
+    dmirror: &'a Dmirror,
     space: &'a Space,
     device: &'a Arc<Device>,
     mm: &'a MmWithUser,
@@ -190,7 +190,7 @@ impl Access<'_> {
             DmirrorCall::CheckExclusive => self.check_exclusive(),
             DmirrorCall::Release => {
                 let stop = &mut |moved| moved == 0 || current!().signal_pending();
-                self.session.clients.evict_all(stop);
+                self.dmirror.clients.evict_all(stop);
                 Ok(Done::default())
             }
             DmirrorCall::Flags => self.flags(npages),
@@ -365,7 +365,7 @@ impl Access<'_> {
 
     fn snapshot(&self) -> Result<Done> {
         let is_local = |pfn| self.device.pagemap.frame(pfn).is_some();
-        let mut looker = Looker::new(&self.session.clients, self.space(), self.mm)?;
+        let mut looker = Looker::new(&self.dmirror.clients, self.space(), self.mm)?;
         ioctl::fill_bytes(&self.range, self.ptr, STEP, |step, protections| {
             looker.see(step, |index, page| {
                 if let Some(protection) = protections.get_mut(index) {
@@ -428,14 +428,14 @@ impl Access<'_> {
             bytes: bytes as u64,
         };
         let job = Operation::from(copy).encode();
-        let fences = &self.session.fences;
-        let submitted = fences.submit(&self.session.clients, self.space(), &[job], None)?;
+        let fences = &self.dmirror.fences;
+        let submitted = fences.submit(&self.dmirror.clients, self.space(), &[job], None)?;
         Ok(submitted.first_fence)
     }
 
     /// Waits until the job is done.
     fn copied(&self, fence: u64) -> Result {
-        let reply = self.session.fences.finish(self.space(), fence)?;
+        let reply = self.dmirror.fences.finish(self.space(), fence)?;
         self.judge(&reply)
     }
 
