@@ -109,8 +109,8 @@ const SAMPLE_MAIN: Rules = Rules {
     paths: &[("mm", "kernel::mm")],
     text: &[
         (" See README.md.", ""),
-        ("mod memory;\n", include_str!("text/sample-modules.rs")),
-        ("mod session;\n", include_str!("text/sample-modules-2.rs")),
+        ("mod dmirror;\n", include_str!("text/sample-modules.rs")),
+        ("mod mirror;\n", include_str!("text/sample-modules-2.rs")),
     ],
     dropped: &[
         "pub mod wire;",
@@ -428,13 +428,13 @@ meet is in quirks/ and in the helpers that only these use.",
                 rules: &SAMPLE_MAIN,
             },
             Step::Source {
-                from: "samples/rust_test_hmm/session.rs",
-                to: "samples/rust/rust_test_hmm/session.rs",
+                from: "samples/rust_test_hmm/dmirror.rs",
+                to: "samples/rust/rust_test_hmm/dmirror.rs",
                 rules: &SAMPLE,
             },
             Step::Source {
-                from: "samples/rust_test_hmm/memory.rs",
-                to: "samples/rust/rust_test_hmm/memory.rs",
+                from: "samples/rust_test_hmm/device_memory.rs",
+                to: "samples/rust/rust_test_hmm/device_memory.rs",
                 rules: &SAMPLE,
             },
             Step::Source {

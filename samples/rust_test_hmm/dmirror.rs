@@ -7,7 +7,7 @@ use crate::{
         ioctl::{call, fill_bytes},
         kernel_tests::{map_pages, protection_of, range_of},
     },
-    memory::{Device, Memory},
+    device_memory::{Device, DeviceMemory},
     mirror::{Mirror, Mirrored, Notifier},
     mm::{
         address_at,
@@ -39,14 +39,14 @@ const ROUNDS: usize = 10;
 
 /// An open file, bound to the process that has opened it.
 #[pin_data]
-pub(crate) struct Session {
+pub(crate) struct Dmirror {
     device: Arc<Device>,
     #[pin]
     notifier: Notifier,
 }
 
 #[vtable]
-impl MiscDevice for Session {
+impl MiscDevice for Dmirror {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
@@ -54,27 +54,27 @@ impl MiscDevice for Session {
         let task = current!();
         let mm = task.mm().ok_or(EPERM)?;
         let notifier = Notifier::new(mm, Mirror(device.owner()), Mirrored::NOTHING)?;
-        let session = try_pin_init!(Self { device, notifier <- notifier });
-        KBox::pin_init(session, GFP_KERNEL)
+        let this = try_pin_init!(Self { device, notifier <- notifier });
+        KBox::pin_init(this, GFP_KERNEL)
     }
 
-    fn release(session: Self::Ptr, _file: &File) {
-        Memory::fail(&session.device, false);
+    fn release(this: Self::Ptr, _file: &File) {
+        DeviceMemory::fail(&this.device, false);
     }
 
-    fn mmap(_session: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+    fn mmap(_this: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
         map_pages(vma)
     }
 
-    fn ioctl(session: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(this: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         let request = DmirrorCall::from_code(cmd).ok_or(EINVAL)?;
         let task = current!();
-        let mm = task.mm().filter(|mm| session.notifier.is_for(mm.as_raw()));
+        let mm = task.mm().filter(|mm| this.notifier.is_for(mm.as_raw()));
         let mm = mm.ok_or(EPERM)?;
         call(arg, |command: &mut DmirrorCommand| {
             let mut access = Access {
-                device: &session.device,
-                notifier: &session.notifier,
+                device: &this.device,
+                notifier: &this.notifier,
                 mm,
                 range: range_of(command)?,
                 ptr: usize::try_from(command.ptr)?,
@@ -89,7 +89,7 @@ impl MiscDevice for Session {
 }
 
 /// As files can be that are always ready.
-impl Poll for Session {
+impl Poll for Dmirror {
     type Node = Arc<Device>;
 }
 
@@ -131,10 +131,10 @@ impl Access<'_> {
                 }
             }
             DmirrorCall::Release => {
-                while Memory::evict(self.device, false) > 0 && !current!().signal_pending() {}
+                while DeviceMemory::evict(self.device, false) > 0 && !current!().signal_pending() {}
             }
             DmirrorCall::Flags if npages & !FAIL_ALLOC != 0 => return Err(EINVAL),
-            DmirrorCall::Flags => Memory::fail(self.device, npages & FAIL_ALLOC != 0),
+            DmirrorCall::Flags => DeviceMemory::fail(self.device, npages & FAIL_ALLOC != 0),
         }
         Ok(0)
     }
@@ -173,7 +173,7 @@ impl Access<'_> {
         range.with_snapshot(self.mm, &mut self.pfns, see)
     }
 
-    /// Has the device use a part as [`Memory::access`] does.
+    /// Has the device use a part as [`DeviceMemory::access`] does.
     fn access(
         &mut self,
         part: &Range<usize>,
@@ -183,7 +183,7 @@ impl Access<'_> {
     ) -> Result<Option<usize>> {
         let device = self.device;
         self.see(part, |pages| {
-            Memory::access(device, pages, part, want, is_here, data)
+            DeviceMemory::access(device, pages, part, want, is_here, data)
         })?
     }
 
@@ -244,10 +244,10 @@ impl Access<'_> {
             let start = core::mem::replace(&mut at, part.end);
             let pfns = MigratePfns::new(pages_in(&part))?;
             sum += if let Some(size) = size {
-                Memory::take_in(device, device.collect_to_device(vma, part, size, pfns)?)?
+                DeviceMemory::to_device(device, device.collect_to_device(vma, part, size, pfns)?)?
             } else {
                 let collected = device.collect_to_system(vma, part, pfns)?;
-                Memory::to_system(device, collected, Some((vma, start)), None)
+                DeviceMemory::to_system(device, collected, Some((vma, start)), None)
             };
         }
         Ok(sum)

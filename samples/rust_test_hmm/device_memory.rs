@@ -44,14 +44,14 @@ struct State {
 }
 
 /// The frames of a device.
-pub(crate) struct Memory {
+pub(crate) struct DeviceMemory {
     id: MemoryId,
     state: Pin<KBox<SpinLockIrq<State>>>,
     /// The next allocation for a page on the move fails.
     fails: Atomic<bool>,
 }
 
-impl Memory {
+impl DeviceMemory {
     fn fails(&self) -> bool {
         self.fails.xchg(false, Relaxed)
     }
@@ -65,7 +65,7 @@ impl Memory {
     }
 
     /// Copies what is collected at a slot to frames.
-    fn fill(&self, frames: &UnusedFrames, collected: &Collected<'_>, slot: Slot) -> Result {
+    fn copy_in(&self, frames: &UnusedFrames, collected: &Collected<'_>, slot: Slot) -> Result {
         for page in 0..slot.pages() {
             let mut contents = KBox::<Contents>::zeroed(GFP_KERNEL)?;
             collected.read(slot, page, &mut contents)?;
@@ -77,7 +77,7 @@ impl Memory {
     }
 
     /// New system memory with a copy of what is in frames.
-    fn copied(
+    fn copy_out(
         &self,
         first: usize,
         order: u32,
@@ -92,7 +92,7 @@ impl Memory {
     }
 }
 
-impl DevPagemapOps for Memory {
+impl DevPagemapOps for DeviceMemory {
     fn id(&self) -> MemoryId {
         self.id
     }
@@ -131,7 +131,7 @@ impl DevPagemapOps for Memory {
 }
 
 /// A device is its memory.
-pub(crate) type Device = DevPagemap<Memory>;
+pub(crate) type Device = DevPagemap<DeviceMemory>;
 
 /// Makes a device.
 pub(crate) fn new() -> Result<Arc<Device>> {
@@ -140,8 +140,8 @@ pub(crate) fn new() -> Result<Arc<Device>> {
     for _ in 0..FRAMES {
         contents.push(None, GFP_KERNEL)?;
     }
-    let state = new_spinlock_irq!(State { free, contents }, "Memory::state");
-    let memory = Memory {
+    let state = new_spinlock_irq!(State { free, contents }, "DeviceMemory::state");
+    let memory = DeviceMemory {
         id,
         state: KBox::pin_init(state, GFP_KERNEL)?,
         fails: Atomic::new(false),
@@ -156,7 +156,7 @@ pub(crate) fn new() -> Result<Arc<Device>> {
 }
 
 /// What is done with a device, whose type is not the sample's own.
-impl Memory {
+impl DeviceMemory {
     /// Lets the next allocation for a page on the move fail, or not.
     pub(crate) fn fail(device: &Device, fails: bool) {
         device.memory().fails.store(fails, Relaxed);
@@ -201,7 +201,7 @@ impl Memory {
     }
 
     /// Moves collected pages to the device.
-    pub(crate) fn take_in(device: &Device, collected: Collected<'_>) -> Result<MigrateStats> {
+    pub(crate) fn to_device(device: &Device, collected: Collected<'_>) -> Result<MigrateStats> {
         let (live, memory) = (device.try_get().ok_or(ENODEV)?, device.memory());
         Ok(collected.migrate(|collected, slot| {
             if !may_move(collected, slot.index) {
@@ -210,7 +210,7 @@ impl Memory {
             let Some(frames) = memory.state.lock().free.take(slot.order) else {
                 return Ok(false);
             };
-            let filled = memory.fill(&frames, collected, slot).is_ok() && !memory.fails();
+            let filled = memory.copy_in(&frames, collected, slot).is_ok() && !memory.fails();
             let folio = if filled {
                 live.folio(frames)
             } else {
@@ -242,19 +242,19 @@ impl Memory {
                 return Err(EBUSY);
             }
             let first = device.frame(pfn).ok_or(EINVAL)? as usize;
-            let copied = |page: usize, order, near: Option<(LockedVma<'_>, usize)>| {
+            let copy_out = |page: usize, order, near: Option<(LockedVma<'_>, usize)>| {
                 let index = slot.index.saturating_add(page);
                 let near = near.map(|(vma, start)| (vma, address_at(start, index)));
                 device
                     .memory()
-                    .copied(first.saturating_add(page), order, near)
+                    .copy_out(first.saturating_add(page), order, near)
             };
-            let mut folio = copied(0, slot.order, near);
+            let mut folio = copy_out(0, slot.order, near);
             if let (None, Some(sole), 1..) = (&folio, sole, slot.order) {
-                return collected.fill_split(slot, sole, |page| copied(page, 0, near));
+                return collected.fill_split(slot, sole, |page| copy_out(page, 0, near));
             }
             // Without an area more is done to get memory.
-            folio = folio.or_else(|| copied(0, slot.order, None));
+            folio = folio.or_else(|| copy_out(0, slot.order, None));
             let filled = folio.map(|folio| collected.fill(slot, folio));
             filled.transpose().map(|filled| filled.is_some())
         })
@@ -278,7 +278,7 @@ impl Memory {
     }
 
     /// Takes the memory away from all processes. Pages that cannot move to system memory are lost.
-    pub(crate) fn end(device: &Device) {
+    pub(crate) fn remove(device: &Device) {
         let memory = device.memory();
         let is_used = || memory.state.lock().contents.iter().any(Option::is_some);
         for _ in (0..ROUNDS).take_while(|_| is_used()) {
