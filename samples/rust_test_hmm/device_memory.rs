@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory of a device: frames that CPUs have no address for. What is in a frame is kept in a
-//! page of the kernel's.
+//! The memory of a device: frames for which CPUs have no address. Ordinary kernel memory holds the
+//! contents of each frame.
 
 use crate::{
     mirror::Mirror,
@@ -29,15 +29,15 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 
-/// How many huge pages a device has room for: 512 MiB.
+/// The number of huge pages that fit into a device: 512 MiB.
 const BLOCKS: usize = 256;
 const FRAMES: usize = BLOCKS * HPAGE_PMD_NR;
 
-/// How many attempts are made to move all pages to system memory, a millisecond apart, before those
-/// that do not move are lost.
+/// The number of attempts, a millisecond apart, to move all pages to system memory. After that, the
+/// contents of the remaining pages are lost.
 const ROUNDS: usize = 1000;
 
-/// What is in frames, and those that are not used.
+/// The contents of frames, and the frames that are free.
 struct State {
     free: FreeFrames,
     contents: KVVec<Option<KBox<Contents>>>,
@@ -47,7 +47,7 @@ struct State {
 pub(crate) struct DeviceMemory {
     id: MemoryId,
     state: Pin<KBox<SpinLockIrq<State>>>,
-    /// The next allocation for a page on the move fails.
+    /// The next allocation for a migration fails.
     fails: Atomic<bool>,
 }
 
@@ -56,7 +56,7 @@ impl DeviceMemory {
         self.fails.xchg(false, Relaxed)
     }
 
-    /// Uses what is in a frame.
+    /// Calls `visit` with the contents of a frame.
     fn with<R>(&self, frame: usize, visit: impl FnOnce(&mut Contents) -> R) -> Result<R> {
         let mut state = self.state.lock();
         let contents = state.contents.get_mut(frame);
@@ -64,7 +64,7 @@ impl DeviceMemory {
         Ok(visit(contents))
     }
 
-    /// Copies what is collected at a slot to frames.
+    /// Copies the contents of a collected slot to frames.
     fn copy_in(&self, frames: &UnusedFrames, collected: &Collected<'_>, slot: Slot) -> Result {
         for page in 0..slot.pages() {
             let mut contents = KBox::<Contents>::zeroed(GFP_KERNEL)?;
@@ -76,7 +76,7 @@ impl DeviceMemory {
         Ok(())
     }
 
-    /// New system memory with a copy of what is in frames.
+    /// Allocates system memory and copies the contents of frames to it.
     fn copy_out(
         &self,
         first: usize,
@@ -130,7 +130,7 @@ impl DevPagemapOps for DeviceMemory {
     }
 }
 
-/// A device is its memory.
+/// A device. It has nothing but its memory.
 pub(crate) type Device = DevPagemap<DeviceMemory>;
 
 /// Makes a device.
@@ -155,15 +155,16 @@ pub(crate) fn new() -> Result<Arc<Device>> {
     Arc::pin_init(device, GFP_KERNEL)
 }
 
-/// What is done with a device, whose type is not the sample's own.
+/// Functions for a device. They are not methods of [`Device`], because its type is not the sample's
+/// own.
 impl DeviceMemory {
-    /// Lets the next allocation for a page on the move fail, or not.
+    /// Sets whether the next allocation for a migration fails.
     pub(crate) fn fail(device: &Device, fails: bool) {
         device.memory().fails.store(fails, Relaxed);
     }
 
-    /// Reads or writes the pages of a part, wherever they are, or only if they are in device memory.
-    /// Returns the place of the first page that cannot be used so, if there is one.
+    /// Reads or writes the pages of a part; with `is_here`, only those in device memory. Stops at
+    /// the first page that cannot be accessed in this way, and returns its index.
     pub(crate) fn access(
         device: &Device,
         pages: &mut Committed<'_, Mirror>,
@@ -253,19 +254,20 @@ impl DeviceMemory {
             if let (None, Some(sole), 1..) = (&folio, sole, slot.order) {
                 return collected.fill_split(slot, sole, |page| copy_out(page, 0, near));
             }
-            // Without an area more is done to get memory.
+            // Without a VMA, the kernel tries harder to allocate memory.
             folio = folio.or_else(|| copy_out(0, slot.order, None));
             let filled = folio.map(|folio| collected.fill(slot, folio));
             filled.transpose().map(|filled| filled.is_some())
         })
     }
 
-    /// Moves the pages of all processes to system memory, but large ones only if the device goes:
-    /// their processes could unmap them meanwhile (`zap_moving`). Returns how many have moved.
-    pub(crate) fn evict(device: &Device, goes: bool) -> u64 {
+    /// Moves the pages of all processes to system memory; huge pages only if the device is being
+    /// removed, because a process could unmap one while it moves (`zap_moving`). Returns the number
+    /// of pages moved.
+    pub(crate) fn evict(device: &Device, is_removed: bool) -> u64 {
         let mut moved = 0_u64;
         for first in (0..FRAMES).step_by(HPAGE_PMD_NR) {
-            if goes || !device.is_large(first as u64) {
+            if is_removed || !device.is_large(first as u64) {
                 let pfns = MigratePfns::new(HPAGE_PMD_NR);
                 let collect = |pfns| device.collect_frames(first as u64, HPAGE_PMD_NR, pfns);
                 if let Ok(collected) = pfns.and_then(collect) {
@@ -277,7 +279,8 @@ impl DeviceMemory {
         moved
     }
 
-    /// Takes the memory away from all processes. Pages that cannot move to system memory are lost.
+    /// Takes the memory away from all processes. The contents of pages that cannot move to system
+    /// memory are lost.
     pub(crate) fn remove(device: &Device) {
         let memory = device.memory();
         let is_used = || memory.state.lock().contents.iter().any(Option::is_some);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The nodes `/dev/hmm_dmirrorN`, and what the ioctls of `lib/test_hmm_uapi.h` do.
+//! The nodes `/dev/hmm_dmirrorN`, and the ioctls of `lib/test_hmm_uapi.h`.
 
 use crate::{
     chardev::{
@@ -31,13 +31,14 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 
-/// How long the kernel may wait for changes by others.
+/// How long the kernel may wait for changes by other threads.
 const TIMEOUT: Delta = Delta::from_secs(1);
 
-/// How many attempts are made to move pages. A page that another thread uses for a moment stays.
+/// The number of attempts to move pages. A page that another thread uses at the moment does not
+/// move.
 const ROUNDS: usize = 10;
 
-/// An open file, bound to the process that has opened it.
+/// An open file, bound to the process that has opened it: `struct dmirror` of `lib/test_hmm.c`.
 #[pin_data]
 pub(crate) struct Dmirror {
     device: Arc<Device>,
@@ -88,26 +89,26 @@ impl MiscDevice for Dmirror {
     }
 }
 
-/// As files can be that are always ready.
+/// A file is always ready.
 impl Poll for Dmirror {
     type Node = Arc<Device>;
 }
 
-/// One call.
+/// One ioctl.
 struct Access<'a> {
     device: &'a Device,
     notifier: &'a Notifier,
     mm: &'a MmWithUser,
     range: Range<usize>,
-    /// The program's own copy.
+    /// The address of the program's buffer.
     ptr: usize,
     pfns: HmmPfns,
-    /// Whether the device lacked pages, as a number.
+    /// One if the device had to fault pages in, otherwise zero.
     faults: u64,
 }
 
 impl Access<'_> {
-    /// Does what is asked for; returns how many pages were read, written, moved or looked at.
+    /// Carries out a request. Returns how many pages were read, written, moved or looked at.
     fn carry_out(&mut self, request: DmirrorCall, npages: u64) -> Result<u64> {
         match request {
             DmirrorCall::Read | DmirrorCall::ReadUnlocked => {
@@ -139,8 +140,9 @@ impl Access<'_> {
         Ok(0)
     }
 
-    /// Calls `carry_out` for the range part by part, with the data of the program's copy if that
-    /// is to be written, or with room for what becomes of it. Returns how many pages there are.
+    /// Calls `carry_out` for each part of the range, with a buffer. For a write, the buffer holds
+    /// the data of the program's buffer. For a read, the buffer is copied there afterwards. Returns
+    /// the number of pages in the range.
     fn for_each_part(
         &mut self,
         want: HmmRequest,
@@ -163,7 +165,7 @@ impl Access<'_> {
         Ok(pages_in(&self.range) as u64)
     }
 
-    /// Calls `see` with what is true of a part of the process's memory.
+    /// Calls `see` with a snapshot of a part of the range, which stays valid during the call.
     fn see<R>(
         &mut self,
         part: &Range<usize>,
@@ -173,7 +175,7 @@ impl Access<'_> {
         range.with_snapshot(self.mm, &mut self.pfns, see)
     }
 
-    /// Has the device use a part as [`DeviceMemory::access`] does.
+    /// Makes the device access a part; see [`DeviceMemory::access`].
     fn access(
         &mut self,
         part: &Range<usize>,
@@ -187,13 +189,13 @@ impl Access<'_> {
         })?
     }
 
-    /// Has the kernel make pages present.
+    /// Makes the kernel fault pages in.
     fn fault(&mut self, range: Range<usize>, owner: PgmapOwner, want: HmmRequest) -> Result {
         let range = HmmRange::new(self.notifier, range, owner);
         range.fault(self.mm, TIMEOUT, &mut self.pfns, want)
     }
 
-    /// Has the device read the range to the program's copy, or write it from there.
+    /// Makes the device read the range to the program's buffer, or write to it from there.
     fn transfer(&mut self, want: HmmRequest) -> Result<u64> {
         self.for_each_part(want, |this, part, data| {
             if !this.notifier.lock().allows(part, want) {
@@ -214,7 +216,7 @@ impl Access<'_> {
     fn migrate_to_device(&mut self) -> Result<u64> {
         self.for_each_part(HmmRequest::Read, |this, part, data| {
             for round in 0..ROUNDS {
-                // Huge pages for which there is no room as such move in pieces.
+                // A huge page without a huge run of free frames moves in small pages.
                 let size = if round == 0 {
                     Compound::Keep
                 } else {

@@ -10,7 +10,7 @@ pub mod wire;
 #[allow(dead_code)]
 pub mod uapi;
 
-/// What it is made of, as the driver of the virtio device is.
+/// Sources shared with the driver of the virtio device.
 #[path = "../../guest-driver"]
 #[allow(dead_code)]
 mod shared {
@@ -41,7 +41,7 @@ const NODES: [&CStr; 2] = [c"hmm_dmirror0", c"hmm_dmirror1"];
 struct Module {
     devices: KVec<Arc<Device>>,
     _nodes: KVec<Pin<KBox<poll::Registration<dmirror::Dmirror>>>>,
-    // Behind the nodes: dropped when none can be opened any more.
+    // Dropped after the nodes: no file can be opened any more.
     _remains: mm::turn::Remains,
 }
 
