@@ -125,7 +125,7 @@ fn count_strong(strong: &mut usize, was_read_only: bool, is_read_only: bool) {
 }
 
 /// The slots that a range overlaps: the index of the first and their number.
-fn touched(base: u64, range: &PageRange, child_shift: u32) -> (usize, usize) {
+fn overlapped(base: u64, range: &PageRange, child_shift: u32) -> (usize, usize) {
     // Both are below the fanout because the range lies within the node.
     let index = |page: u64| usize::try_from((page - base) >> child_shift).unwrap_or(usize::MAX);
     let first = index(range.start());
@@ -156,7 +156,7 @@ fn slots<'a, T>(
     range: &PageRange,
     child_shift: u32,
 ) -> impl Iterator<Item = (u64, &'a mut T)> {
-    let (first, count) = touched(base, range, child_shift);
+    let (first, count) = overlapped(base, range, child_shift);
     let start = base + ((first as u64) << child_shift);
     slots
         .iter_mut()
@@ -342,7 +342,7 @@ impl<S: Slot> Level for Directory<S> {
 
 /// Subtracts the slots that a range overlaps from those that may still be visited.
 fn look_at(looks: &mut u64, base: u64, range: &PageRange, child_shift: u32) {
-    let (_, count) = touched(base, range, child_shift);
+    let (_, count) = overlapped(base, range, child_shift);
     *looks = looks.saturating_sub(count as u64);
 }
 
