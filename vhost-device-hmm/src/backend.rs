@@ -585,10 +585,10 @@ impl VhostUserBackend for Backend {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let place = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
-        let end = place(offset).saturating_add(place(size));
+        let to_usize = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+        let end = to_usize(offset).saturating_add(to_usize(size));
         self.config()
-            .get(place(offset)..end)
+            .get(to_usize(offset)..end)
             .unwrap_or_default()
             .to_vec()
     }
@@ -610,7 +610,7 @@ impl VhostUserBackend for Backend {
             self.give_up();
             return Err(error);
         }
-        sigbus::guest_memory_is_at(system.places());
+        sigbus::guest_memory_is_at(system.host_pieces());
         if let Some(region) = &self.region {
             region.memory_changed(&system);
         }

@@ -210,9 +210,9 @@ pub fn put_back(
         if head >= queue.size() {
             return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
         }
-        let place = u64::from(index % queue.size());
+        let slot = u64::from(index % queue.size());
         let element = [u32::from(head).to_le(), written.to_le()];
-        let address = within(queue.used_ring(), USED_HEADER + place * USED_ELEMENT)?;
+        let address = within(queue.used_ring(), USED_HEADER + slot * USED_ELEMENT)?;
         memory.write_obj(element, address)?;
         index = index.wrapping_add(1);
     }

@@ -246,8 +246,8 @@ impl Lateness {
     /// The rule of an expired hold ends too. Otherwise the next request would be held as long
     /// again.
     fn expire(&self, state: &mut State, rule: RuleId) -> Option<Rule> {
-        let place = state.rules.iter().position(|other| other.id == rule)?;
-        let ended = state.rules.remove(place);
+        let index = state.rules.iter().position(|other| other.id == rule)?;
+        let ended = state.rules.remove(index);
         self.let_go(state, |held| held.rule == rule);
         Some(ended.rule)
     }
@@ -314,8 +314,8 @@ impl Lateness {
     /// [`LatenessError::NoRule`], also for a hold that has ended at its limit.
     pub fn clear(&self, id: RuleId) -> Result<(), LatenessError> {
         let mut state = self.state.lock();
-        let place = state.rules.iter().position(|rule| rule.id == id);
-        state.rules.remove(place.ok_or(LatenessError::NoRule(id))?);
+        let index = state.rules.iter().position(|rule| rule.id == id);
+        state.rules.remove(index.ok_or(LatenessError::NoRule(id))?);
         self.let_go(&mut state, |held| held.rule == id);
         Ok(())
     }

@@ -228,12 +228,12 @@ impl Sort {
             };
             return Step::More;
         };
-        let mut place = 0;
+        let mut position = 0;
         for (bucket, count) in self.buckets.iter_mut().zip(&self.counts[digit]) {
             bucket.staged = 0;
-            bucket.next = place;
-            place += count;
-            bucket.end = place;
+            bucket.next = position;
+            position += count;
+            bucket.end = position;
         }
         let progress = Progress::new(self.count);
         self.state = State::Pass(Pass {
