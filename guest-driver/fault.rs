@@ -162,8 +162,8 @@ impl Dispatcher {
     fn offer(link: &Link, draft: Draft, life: u32) {
         // The queue has room for all buffers, unless the device is given up; then there are no more
         // faults.
-        if let Ok(room) = link.queues().try_room(Queue::Fault.raw()) {
-            room.post_in(life, draft);
+        if let Ok(slot) = link.queues().try_reserve_slot(Queue::Fault.raw()) {
+            slot.post_in(life, draft);
         }
     }
 

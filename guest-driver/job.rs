@@ -412,15 +412,15 @@ impl Table {
         draft
             .request()
             .extend_from_slice(request.as_bytes(), GFP_KERNEL_ACCOUNT)?;
-        let room = core.link.queues().try_room(Queue::Submit.raw())?;
-        if room.life() != space.life() {
+        let slot = core.link.queues().try_reserve_slot(Queue::Submit.raw())?;
+        if slot.life() != space.life() {
             return Err(EIO);
         }
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         space.jobs.take_slot()?;
         // Nothing fails from here on.
         let job = Job {
-            chain: room.post(draft),
+            chain: slot.post(draft),
             name,
             is_cancelled: false,
         };

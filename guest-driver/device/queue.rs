@@ -7,7 +7,7 @@
 
 use crate::{
     late,
-    virtio::{Chain, Draft, Handler, Queues, Room, Written},
+    virtio::{Chain, Draft, Handler, Queues, ReservedSlot, Written},
     wire::{
         command::{ReplyHeader, Request, RequestHeader, Status},
         Queue,
@@ -97,8 +97,8 @@ impl Link {
     /// Sends the first request of a life and waits for the reply; after that, others may be sent.
     /// {drv-init-first}
     pub(crate) fn send_first<C: Command>(&self, message: Message<C>) -> Result<(), Failure> {
-        let room = self.queues.first_room(C::QUEUE.raw());
-        let sent = self.post(room.map_err(Failure::Device)?, message);
+        let slot = self.queues.reserve_first_slot(C::QUEUE.raw());
+        let sent = self.post(slot.map_err(Failure::Device)?, message);
         self.kick::<C>();
         sent.wait(self)?;
         self.queues.open();
@@ -106,32 +106,32 @@ impl Link {
     }
 
     /// Reserves a slot for a message. May sleep.
-    pub(crate) fn room<C: Command>(&self) -> Result<Room<'_>> {
-        self.queues.room(C::QUEUE.raw())
+    pub(crate) fn reserve_slot<C: Command>(&self) -> Result<ReservedSlot<'_>> {
+        self.queues.reserve_slot(C::QUEUE.raw())
     }
 
     /// Reserves slots for two messages on one queue, this being one of them: both or none. May
     /// sleep.
-    pub(crate) fn two_rooms<C: Command>(&self) -> Result<[Room<'_>; 2]> {
-        self.queues.two_rooms(C::QUEUE.raw())
+    pub(crate) fn reserve_two_slots<C: Command>(&self) -> Result<[ReservedSlot<'_>; 2]> {
+        self.queues.reserve_two_slots(C::QUEUE.raw())
     }
 
     /// The same if two are free now; otherwise `EAGAIN`. Does not sleep.
-    pub(crate) fn try_two_rooms<C: Command>(&self) -> Result<[Room<'_>; 2]> {
-        self.queues.try_two_rooms(C::QUEUE.raw())
+    pub(crate) fn try_reserve_two_slots<C: Command>(&self) -> Result<[ReservedSlot<'_>; 2]> {
+        self.queues.try_reserve_two_slots(C::QUEUE.raw())
     }
 
     /// Adds a message to its queue without kicking the device. Does not sleep.
-    pub(crate) fn post<C: Command>(&self, room: Room<'_>, message: Message<C>) -> Sent<C> {
+    pub(crate) fn post<C: Command>(&self, slot: ReservedSlot<'_>, message: Message<C>) -> Sent<C> {
         let counter = match C::QUEUE {
             Queue::Dma => &self.dma_requests,
             _ => &self.control_requests,
         };
         counter.fetch_add(1, Relaxed);
-        let life = message.life.unwrap_or(room.life());
+        let life = message.life.unwrap_or(slot.life());
         Sent {
             capacity: message.capacity,
-            chain: room.post_in(life, message.seal()),
+            chain: slot.post_in(life, message.seal()),
             _command: PhantomData,
         }
     }
@@ -157,8 +157,8 @@ impl Link {
 
     /// Posts a message and kicks the device. May sleep until there is a slot.
     pub(crate) fn submit<C: Command>(&self, message: Message<C>) -> Result<Sent<C>, Failure> {
-        let room = self.room::<C>().map_err(Failure::Device)?;
-        let sent = self.post(room, message);
+        let slot = self.reserve_slot::<C>().map_err(Failure::Device)?;
+        let sent = self.post(slot, message);
         self.kick::<C>();
         Ok(sent)
     }

@@ -192,7 +192,7 @@ impl<'a> PageMapper<'a> {
         }
         // What a change takes away stays recorded until the change is over.
         self.space.notifier.wait_for_changes();
-        let room = core.link.room::<Answer>()?;
+        let slot = core.link.reserve_slot::<Answer>()?;
         let page = page_range(address);
         let mapped = self.space.notifier.lock();
         if mapped.is_ended() {
@@ -202,7 +202,7 @@ impl<'a> PageMapper<'a> {
             return Ok(None);
         }
         if let Some(answers) = answers.take() {
-            core.link.post(room, answers);
+            core.link.post(slot, answers);
         }
         drop(mapped);
         self.kick();
@@ -345,12 +345,12 @@ impl<'a> PageMapper<'a> {
         let (window, owner) = (wanted.window.clone(), device.pagemap.owner());
         let range = HmmRange::new(&self.space.notifier, window, owner);
         let snapshot = range.snapshot(self.mm, TIMEOUT, &mut self.pfns)?;
-        let (map_room, answer_room) = if answers.is_some() {
+        let (map_slot, answer_slot) = if answers.is_some() {
             // Both or none: a thread that holds one slot must not wait for a second one.
-            let [map_room, answer_room] = core.link.two_rooms::<Map>()?;
-            (map_room, Some(answer_room))
+            let [map_slot, answer_slot] = core.link.reserve_two_slots::<Map>()?;
+            (map_slot, Some(answer_slot))
         } else {
-            (core.link.room::<Map>()?, None)
+            (core.link.reserve_slot::<Map>()?, None)
         };
         late::at(LatePoint::Lock);
         let Ok(mut committed) = snapshot.commit() else {
@@ -369,11 +369,11 @@ impl<'a> PageMapper<'a> {
         let (pages, in_device) = write_map(device, &committed, wanted, &mut map, &mut region)?;
         // The lock is held until both are in the ring, so the `Unmap` of any later change comes
         // behind them. {drv-map-before-retry}
-        let request = (map.count() > 0).then(|| core.link.post(map_room, map));
+        let request = (map.count() > 0).then(|| core.link.post(map_slot, map));
         let position = request.as_ref().map(Sent::position);
         let leftover = committed.state().record(region, position);
-        if let Some((room, answers)) = answer_room.zip(answers.take()) {
-            core.link.post(room, answers);
+        if let Some((slot, answers)) = answer_slot.zip(answers.take()) {
+            core.link.post(slot, answers);
         }
         drop(committed);
         drop(leftover);
@@ -401,13 +401,13 @@ impl<'a> PageMapper<'a> {
         };
         // Not before, because making the page exclusive may itself need slots: it moves pages. And
         // without waiting, because the page is locked.
-        let [map_room, answer_room] = match core.link.try_two_rooms::<Map>() {
+        let [map_slot, answer_slot] = match core.link.try_reserve_two_slots::<Map>() {
             Err(error) if error == EAGAIN => {
                 drop(exclusive);
-                drop(core.link.two_rooms::<Map>()?);
+                drop(core.link.reserve_two_slots::<Map>()?);
                 return Ok(None);
             }
-            rooms => rooms?,
+            slots => slots?,
         };
         late::at(LatePoint::Lock);
         let Some(mut committed) = exclusive.commit() else {
@@ -421,11 +421,11 @@ impl<'a> PageMapper<'a> {
         committed.mark_dirty();
         let frame = Frame::System(committed.pfn() as u64);
         map.push(&Map::entry(page.start, frame, 1, false, rights::ALL))?;
-        let request = core.link.post(map_room, map);
+        let request = core.link.post(map_slot, map);
         let position = request.position();
         let leftover = committed.state().record(region, Some(position));
         if let Some(answers) = answers.take() {
-            core.link.post(answer_room, answers);
+            core.link.post(answer_slot, answers);
         }
         // Not before the requests are in the ring: until then the page is kept for the device.
         drop(committed);

@@ -124,7 +124,7 @@ where
             Err(error) if error == ENOMEM => return Err(error),
             Err(_) => return Ok(None),
         }
-        let Ok(room) = link.room::<R>() else {
+        let Ok(slot) = link.reserve_slot::<R>() else {
             return Ok(None);
         };
         late::at(LatePoint::Lock);
@@ -146,7 +146,7 @@ where
         if let Some(invalidation) = &self.invalidation {
             invalidation.begin(&mut mapped, self.range.clone());
         }
-        let sent = link.post(room, message);
+        let sent = link.post(slot, message);
         drop(mapped);
         link.kick::<R>();
         Ok(Some(sent))

@@ -31,15 +31,16 @@ pub(crate) trait Handler: Send + Sync {
 pub(crate) struct Draft(Pin<UniqueArc<Chain>>);
 
 impl Draft {
-    /// Memory for a request of up to `capacity` bytes, empty at first, and a reply of `room` bytes.
+    /// Memory for a request of up to `capacity` bytes, empty at first, and a reply of
+    /// `reply_bytes` bytes.
     pub(crate) fn new(
         capacity: usize,
-        room: usize,
+        reply_bytes: usize,
         handler: Option<Arc<dyn Handler>>,
         flags: Flags,
     ) -> Result<Self> {
         let out = KVVec::with_capacity(capacity, flags)?;
-        let inn = KVVec::from_elem(0, room, flags)?;
+        let inn = KVVec::from_elem(0, reply_bytes, flags)?;
         UniqueArc::pin_init(
             // INVARIANT: The chain has not been posted.
             try_pin_init!(Chain {
@@ -199,7 +200,7 @@ impl Chain {
     }
 
     /// Where the device may write its reply, and the size in bytes.
-    pub(super) fn room(&self) -> (*mut u8, usize) {
+    pub(super) fn reply_buffer(&self) -> (*mut u8, usize) {
         (self.inn.as_ptr().cast_mut(), self.inn.len())
     }
 

@@ -194,7 +194,7 @@ impl Ring {
         chain.set_number(ring.added);
         let added = {
             let out = chain.out();
-            let (inn, inn_len) = chain.room();
+            let (inn, inn_len) = chain.reply_buffer();
             let token = Arc::into_raw(chain.clone());
             // SAFETY:
             // - By the invariants `vq` is valid, and the lock makes us its only user.
