@@ -10,7 +10,7 @@ use crate::{
     late,
     migrate::{
         allocate::{fill_system, Filled},
-        chunks::for_each_stretch,
+        chunks::for_each_chunk,
         pipeline::{Pipeline, Until},
         to_system::push_to_system,
         transfer::{count, is_lost, Plain, Tally, Transfer},
@@ -39,9 +39,9 @@ pub(crate) fn evict_from_processes(device: &Device) {
     let all = 0..usize::MAX & !(PAGE_SIZE - 1);
     for_each_process(|mm| {
         let (all, here) = (all.clone(), Some(Sought::Here));
-        let moved = for_each_stretch(device, mm, all, here, Until::Done, |vma, stretch| {
+        let moved = for_each_chunk(device, mm, all, here, Until::Done, |vma, chunk| {
             let mut pipeline = Pipeline::new(device, Until::Done);
-            push_to_system(&mut pipeline, device, vma, stretch, None)?;
+            push_to_system(&mut pipeline, device, vma, chunk, None)?;
             pipeline.finish()
         });
         match moved {

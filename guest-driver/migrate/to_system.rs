@@ -8,7 +8,7 @@ use crate::{
     device::Device,
     migrate::{
         allocate::fill_system,
-        chunks::{for_each_stretch, runs, whole_regions, Progress, STRETCH},
+        chunks::{for_each_chunk, runs, whole_regions, Progress, CHUNK_BYTES},
         pipeline::{region_bit, Moved, Pipeline, Until},
     },
     mm::{
@@ -61,18 +61,18 @@ fn move_range(
     let core = &device.core;
     let takes_large = device.pagemap.takes_large();
     let most = if takes_large {
-        pages_in(&range).min(STRETCH >> PAGE_SHIFT)
+        pages_in(&range).min(CHUNK_BYTES >> PAGE_SHIFT)
     } else {
         0
     };
     let mut pfns = HmmPfns::new(most)?;
     let sought = Some(Sought::Here);
-    let progress = for_each_stretch(device, mm, range, sought, until, |vma, stretch| {
-        let found = takes_large.then(|| HugePages::find(space, vma, &stretch, &mut pfns));
+    let progress = for_each_chunk(device, mm, range, sought, until, |vma, chunk| {
+        let found = takes_large.then(|| HugePages::find(space, vma, &chunk, &mut pfns));
         // Held until the end: collecting splits huge pages, and the split must not wait for a
         // thread that blocks zaps there.
         let guard = takes_large
-            .then(|| block_zaps(&space.notifier, stretch.clone()))
+            .then(|| block_zaps(&space.notifier, chunk.clone()))
             .transpose()?;
         let mut moved = match (&guard, found.flatten()) {
             (Some(guard), Some(found)) => found.move_to_system(guard, device, vma, until)?,
@@ -84,7 +84,7 @@ fn move_range(
             settled |= moved.failed;
         }
         // The rest is split when it is collected, except what was not reached in time.
-        let left = stretch.start..moved.ended.unwrap_or(stretch.end);
+        let left = chunk.start..moved.ended.unwrap_or(chunk.end);
         let mut pipeline = Pipeline::new(device, until);
         runs(
             &left,
