@@ -20,7 +20,7 @@ impl Injection {
     }
 
     /// Whether this allocation is to fail.
-    pub(crate) fn strikes(&self) -> bool {
+    pub(crate) fn should_fail(&self) -> bool {
         // Almost always it is not armed.
         self.0.load(Relaxed) && self.0.xchg(false, Relaxed)
     }

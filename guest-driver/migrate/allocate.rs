@@ -70,7 +70,7 @@ impl<'a> FrameAllocator<'a> {
         }
         let core = &self.device.core;
         let allocated = match slot.order {
-            _ if core.injection.strikes() => None,
+            _ if core.injection.should_fail() => None,
             0 => self.one(collected.pages().saturating_sub(slot.index)),
             _ => core.frames.alloc_block(self.holder),
         };
@@ -127,7 +127,7 @@ pub(crate) fn fill_system(
     if slot.source == Source::Hole {
         return Ok(Filled::Unwanted);
     }
-    if core.injection.strikes() {
+    if core.injection.should_fail() {
         return Ok(Filled::Lacking);
     }
     let near = near.map(|(vma, start)| (vma, address_at(start, slot.index)));
