@@ -15,7 +15,7 @@ use crate::{
         ioctl::{self, call},
         kernel_tests::{map_pages, protection_of, range_of},
         node,
-        residency::{Looker, STEP},
+        residency::{PageWalker, STEP},
     },
     clients::Clients,
     device::{command::Map, queue::Sent, Device},
@@ -365,9 +365,9 @@ impl Access<'_> {
 
     fn snapshot(&self) -> Result<Done> {
         let is_local = |pfn| self.device.pagemap.frame(pfn).is_some();
-        let mut looker = Looker::new(&self.dmirror.clients, self.space(), self.mm)?;
+        let mut walker = PageWalker::new(&self.dmirror.clients, self.space(), self.mm)?;
         ioctl::fill_bytes(&self.range, self.ptr, STEP, |step, protections| {
-            looker.see(step, |index, page| {
+            walker.for_each_page(step, |index, page| {
                 if let Some(protection) = protections.get_mut(index) {
                     *protection = protection_of(page, is_local);
                 }

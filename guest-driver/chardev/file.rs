@@ -14,7 +14,7 @@ use crate::{
     chardev::{
         ioctl::{call, fill_bytes, process_range, zero},
         node,
-        residency::{Looker, STEP},
+        residency::{PageWalker, STEP},
     },
     clients::{Clients, Using},
     ends::Ends,
@@ -314,7 +314,7 @@ impl OpenFile {
         fill_bytes(&range, residency.states, STEP, |step, states| {
             let clients = self.clients.enter()?;
             let mm = space.mm().mmget_not_zero().ok_or(ESRCH)?;
-            Looker::new(&clients, &space, &mm)?.look(step, states)
+            PageWalker::new(&clients, &space, &mm)?.page_states(step, states)
         })
     }
 
