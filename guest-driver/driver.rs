@@ -78,9 +78,9 @@ pub(crate) struct Data {
 
 /// The parts of a device, in the order of teardown.
 struct Parts {
-    /// Afterwards programs cannot open files.
+    /// When this is dropped, programs can no longer open files.
     _node: Node<file::OpenFile>,
-    /// Nor can the kernel's tests.
+    /// When this is dropped, the kernel's tests can no longer open files.
     _dmirror: Option<Node<dmirror::Dmirror>>,
     /// Ends all use of the device, moves all pages to system memory and resets the device.
     alive: Alive,
@@ -203,11 +203,11 @@ fn node_for_tests(clients: &Arc<Clients>) -> Result<Option<Node<dmirror::Dmirror
 }
 
 /// Whether CPUs can address the device's memory. Clears that capability in `limits` if they cannot
-/// here.
+/// do so on this system.
 ///
 /// # Errors
 ///
-/// `ENODEV` if the device claims that they can but its region has another size than its memory.
+/// `ENODEV` if the device reports the capability but its region has another size than its memory.
 fn memory_kind(
     device: &virtio::Device<device::Core<'_>>,
     limits: &mut Limits,

@@ -124,7 +124,8 @@ impl Serving {
         }
         let dispatcher = self.handler.dispatcher.lock().clone();
         if let Some(dispatcher) = dispatcher {
-            // Discard them to make room for the new ones. Their faults have become meaningless.
+            // Discard the buffers that came back in an earlier life, to make room for the new ones.
+            // Their faults no longer exist.
             let mut earlier = KVec::with_capacity(BUFFERS, GFP_KERNEL)?;
             core::mem::swap(&mut *dispatcher.returned.lock(), &mut earlier);
         }
@@ -297,7 +298,7 @@ impl Space {
         });
         let terminated = &self.device.core.counters.faults_terminated;
         terminated.add(message.count().into());
-        // If the driver gets its look after all, its later answers have no effect.
+        // If the driver can look at the process after all, its later answers have no effect.
         send(&self.device, message);
         Ok(())
     }

@@ -144,8 +144,8 @@ impl Fences {
             .map_err(|error| if error == EINTR { ERESTARTSYS } else { error })
     }
 
-    /// Waits for a job to end and fetches its result. Apart from that, the wait only ends when the
-    /// caller is being killed.
+    /// Waits for a job to end and fetches its result. The wait is only interrupted if the caller is
+    /// being killed.
     ///
     /// # Errors
     ///
@@ -235,7 +235,7 @@ impl Fences {
             };
             let Some(chain) = running else { return };
             let sleep = || chain.done().wait_timeout(CANCEL_AGAIN);
-            // Checked again in any case.
+            // The next round checks the chain in any case.
             let _ = queues.wait_with(Queue::Submit.raw(), &chain, sleep);
         }
     }

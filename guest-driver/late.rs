@@ -7,8 +7,8 @@
 //! say. No task sleeps longer than `MAX_DELAY` at a time, or once it is being killed, and all tasks
 //! together sleep no longer than `MAX_LATENESS`, so nothing can hang.
 //!
-//! A point may be reached with sleeping locks held, but not where sleeping is forbidden. If it is
-//! nevertheless, the delay is too short to matter.
+//! A point may be reached with sleeping locks held, but not where sleeping is forbidden. If a point
+//! is reached there nevertheless, the delay is too short to matter.
 //!
 //! Does not know what the points are about.
 //!

@@ -180,7 +180,7 @@ impl Drop for Alive {
         queues.watch(None);
         lifecycle.over.set();
         if clients.state() != DeviceState::Running {
-            // Ends all waiting for it to start.
+            // Ends all waits for the start of the device.
             queues.give_up(c"its driver lets go of it");
         }
         let parts = lifecycle.parts.lock().take();
@@ -328,8 +328,8 @@ impl Lifecycle {
                     return Err(error);
                 }
             } else {
-                // It was given up on the way. Its contents are lost, but that does not keep the
-                // system awake.
+                // The device was given up meanwhile. Its contents are lost, which is no reason to
+                // keep the system awake.
                 self.bury();
             }
         } else {

@@ -74,8 +74,9 @@ void virtio_hmm_take_extra_refs(struct page *page)
 	struct folio *folio = page_folio(page);
 
 	/*
-	 * Not as many as were taken: installing the new memory sets the count to zero for a moment,
-	 * and then back to what it was.
+	 * Restores the references that are held, instead of adding those that were dropped:
+	 * installing the new memory sets the count to zero for a moment, and then back to what
+	 * it was.
 	 */
 	if (forget_taken(folio))
 		folio_ref_add(folio, max(held - folio_ref_count(folio), 0));

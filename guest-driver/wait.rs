@@ -67,7 +67,7 @@ impl Deadline {
     /// sleep, which may be shorter than the time left, or end a little early.
     pub(crate) fn left(self) -> usize {
         let Self::At(end) = self else {
-            // Seven weeks, as below.
+            // Seven weeks. The caller must call again after the sleep anyway.
             return msecs_to_jiffies(u32::MAX);
         };
         // SAFETY: The function may be called by any process.

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The nodes `/dev/hmm_dmirrorN`: the device takes the place of the device of the kernel's own HMM
-//! tests.
+//! The nodes `/dev/hmm_dmirrorN` of the kernel's own HMM tests, with the virtio device behind them.
 //!
 //! Jobs of the device copy what the tests read and write; the device also copies what they migrate.
 //! A snapshot shows the process's page table as the mirror sees it. A file is bound to the process
-//! that opens it. It only gets its space with the first call: no other device can be opened while
-//! one is being opened, and a device may be slow.
+//! that opens it. Its space is created by the first call and not by `open`: the kernel opens one
+//! miscellaneous device at a time, and this device may be slow.
 //!
 //! Knows neither rings nor the frames of pages.
 
@@ -52,8 +51,8 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 
-/// How often to try to move pages. A page that another user holds for a moment stays where it is,
-/// and its release is not reported.
+/// The number of attempts to move pages. A page to which another thread holds a short reference
+/// stays where it is, and nothing reports the end of that reference.
 const ROUNDS: u32 = 10;
 
 /// How much one job copies out while more pages move to the device.
@@ -107,8 +106,8 @@ impl MiscDevice for Dmirror {
     }
 
     fn ioctl(this: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        // Held only for this check: the pages of the call may take long. If the device is removed
-        // meanwhile, its requests fail.
+        // Held only for this check, because pages of the program may take long. If the device is
+        // removed meanwhile, its requests fail.
         drop(this.clients.enter()?);
         let request = DmirrorCall::from_code(cmd).ok_or(EINVAL)?;
         call(arg, |command: &mut DmirrorCommand| {
@@ -155,26 +154,26 @@ impl Dmirror {
     }
 }
 
-/// Always ready, as files may be.
+/// A file is always ready.
 impl Poll for Dmirror {
     type Node = ();
 }
 
-/// The result of a call.
+/// The result of an ioctl.
 #[derive(Default)]
 struct Done {
     pages: u64,
     faults: u64,
 }
 
-/// One call.
+/// One ioctl.
 struct Access<'a> {
     dmirror: &'a Dmirror,
     space: &'a Space,
     device: &'a Arc<Device>,
     mm: &'a MmWithUser,
     range: Range<usize>,
-    /// The address of the program's own copy.
+    /// The address of the program's buffer.
     ptr: u64,
 }
 
@@ -219,7 +218,8 @@ impl Access<'_> {
         Ok(Done { pages, faults })
     }
 
-    /// Maps the range on the device unless it is mapped; returns how many times that was necessary.
+    /// Maps the range on the device unless it is mapped already. Returns the number of faults: 1 if
+    /// it had to be mapped, otherwise 0.
     fn provide(&self, want: HmmRequest) -> Result<u64> {
         let write = want == HmmRequest::Write;
         if self.space().notifier.lock().covers(&self.range, write) {
@@ -231,8 +231,8 @@ impl Access<'_> {
         Ok(1)
     }
 
-    /// Maps pages of a part of the range as `describe` requests, region by region; returns how many
-    /// of them are in device memory. When it returns, the device has the mappings.
+    /// Maps pages of a part of the range as `describe` requests, region by region. Returns how many
+    /// of them are in device memory, when the device has carried the mappings out.
     fn map(
         &self,
         part: Range<usize>,
@@ -257,8 +257,8 @@ impl Access<'_> {
         Ok(in_device)
     }
 
-    /// Waits until the device has the mappings of a request and of those before it, which it
-    /// carries out in order.
+    /// Waits until the device has carried out a request. It has then also carried out all requests
+    /// before it.
     fn wait(&self, request: Option<Sent<Map>>) -> Result {
         if let Some(request) = request {
             request.wait(&self.device.core.link)?;
@@ -276,7 +276,7 @@ impl Access<'_> {
             let cut = hpage_range(at).start.saturating_add(PART);
             let end = self.range.end.min(cut);
             moved = self.move_to_device(at..end);
-            // While the next pages move, a job copies these out.
+            // A job copies these pages to the program while the next ones move.
             if let Some(fence) = copying.take() {
                 moved = moved.and(self.copied(fence));
             }
@@ -409,12 +409,12 @@ impl Access<'_> {
         Ok(Done::default())
     }
 
-    /// Makes the device copy the range to the program's own copy.
+    /// Makes the device copy the range to the program's buffer.
     fn copy_out(&self) -> Result {
         self.copy(self.range.start as u64, self.ptr)
     }
 
-    /// Copies as many bytes as the range has, by a job.
+    /// Runs a job that copies as many bytes as the range has.
     fn copy(&self, source: u64, destination: u64) -> Result {
         let fence = self.start_copy(source, destination, self.range.len())?;
         self.copied(fence)
@@ -436,11 +436,11 @@ impl Access<'_> {
     /// Waits until the job is done.
     fn copied(&self, fence: u64) -> Result {
         let reply = self.dmirror.fences.finish(self.space(), fence)?;
-        self.judge(&reply)
+        self.check_reply(&reply)
     }
 
-    /// Translates the result of a job into the error of a call.
-    fn judge(&self, reply: &JobReply) -> Result {
+    /// Translates the result of a job into the result of the ioctl.
+    fn check_reply(&self, reply: &JobReply) -> Result {
         match Status::from_raw(reply.status.get()) {
             Some(Status::Ok) => Ok(()),
             Some(Status::Fault) => Err(self.error_of(reply)),

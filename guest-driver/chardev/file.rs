@@ -6,7 +6,7 @@
 //! neither queues nor the kernel's memory management.
 //!
 //! A program's memory is only read and written while nothing else is held, neither the device nor
-//! another process's memory: its pages may take long, or never come.
+//! another process's memory: the program's pages may take long, or never come.
 //!
 //! Lock order: `OpenFile::bound` is taken before any other lock of the driver.
 
@@ -130,7 +130,7 @@ impl Poll for OpenFile {
 }
 
 impl OpenFile {
-    /// The binding of the file, if it is to the caller's process.
+    /// The binding of the file, if the file is bound to the caller's process.
     fn bound(&self) -> Result<Arc<Bound>> {
         let bound = self.bound.lock().clone().ok_or(EPERM)?;
         if bound.space.is_callers() {
@@ -140,7 +140,7 @@ impl OpenFile {
         }
     }
 
-    /// The same, if the device has the space.
+    /// The same, if the device still has the space.
     fn served(&self) -> Result<Arc<Bound>> {
         let bound = self.bound()?;
         if bound.space.is_current() {

@@ -49,14 +49,14 @@ impl<'a> PageWalker<'a> {
     }
 
     /// Calls `visit` with the page table entry and the index of each page of `range`, which has at
-    /// most [`STEP`] pages. All entries are true at the same moment, and stay true until the last
+    /// most [`STEP`] pages. All entries are valid at the same moment, and stay valid until the last
     /// call returns. `visit` must not sleep.
     ///
     /// # Errors
     ///
     /// - `EINTR` if a signal arrived while the process kept changing its mappings, `ENODEV` if
     ///   the device was removed meanwhile.
-    /// - `ESRCH` if the space has ended, or if the process was killed for its memory.
+    /// - `ESRCH` if the space has ended, or if the OOM killer has killed the process.
     /// - `ENOMEM` if there is no memory.
     pub(crate) fn for_each_page(
         &mut self,

@@ -49,9 +49,10 @@ pub(crate) struct Core {
     pub(crate) watch: Arc<Watch>,
     pub(crate) injection: Injection,
     pub(crate) shares: Arc<Shares>,
+    /// Buffers for all moves except those for CPU faults in a space.
     #[pin]
     pub(crate) buffers: BufferPool<Copy>,
-    /// The same for CPU faults on huge pages.
+    /// Buffers for CPU faults on huge pages in a space.
     #[pin]
     pub(crate) fault_buffers: BufferPool<LongFetch>,
     #[pin]
@@ -90,7 +91,7 @@ impl WorkItem for Core {
 }
 
 impl Core {
-    /// The device behind `queues`, which runs.
+    /// For the device behind `queues`, which is running.
     pub(crate) fn new(
         limits: Limits,
         queues: Arc<Queues>,

@@ -110,13 +110,12 @@ impl Link {
         self.queues.reserve_slot(C::QUEUE.raw())
     }
 
-    /// Reserves slots for two messages on one queue, this being one of them: both or none. May
-    /// sleep.
+    /// Reserves slots for two messages on the queue of `C`: both or none. May sleep.
     pub(crate) fn reserve_two_slots<C: Command>(&self) -> Result<[ReservedSlot<'_>; 2]> {
         self.queues.reserve_two_slots(C::QUEUE.raw())
     }
 
-    /// The same if two are free now; otherwise `EAGAIN`. Does not sleep.
+    /// The same if two slots are free now; otherwise fails with `EAGAIN`. Does not sleep.
     pub(crate) fn try_reserve_two_slots<C: Command>(&self) -> Result<[ReservedSlot<'_>; 2]> {
         self.queues.try_reserve_two_slots(C::QUEUE.raw())
     }
@@ -226,7 +225,7 @@ impl<C: Command> Message<C> {
         })
     }
 
-    /// Makes it valid in this life of the device only: in any other it fails.
+    /// Makes the request valid in this life of the device only. In any other life it fails.
     pub(crate) fn only_in(mut self, life: u32) -> Self {
         self.life = Some(life);
         self
@@ -253,7 +252,7 @@ impl<C: Command> Message<C> {
         self.count = 0;
     }
 
-    /// Makes it a request about another space; zero for none.
+    /// Makes the request about another space; zero for none.
     pub(crate) fn set_space(&mut self, space: u32) {
         self.header(|header| header.space = space.into());
     }
@@ -318,7 +317,7 @@ impl Position {
     }
 }
 
-/// A request that has been posted. Drop it to not wait for the reply.
+/// A request that has been posted. A caller that drops it does not wait for the reply.
 pub(crate) struct Sent<C: Command> {
     chain: Arc<Chain>,
     capacity: usize,
@@ -356,8 +355,8 @@ impl<C: Command> Sent<C> {
     /// same request for reuse, without entries. Does not allocate.
     ///
     /// A device that refuses is given up, unless it replies that the space is gone: then it uses
-    /// nothing of the space. Without a reply the device has been reset and does nothing at all. But
-    /// the space may survive that, and then needs the request again.
+    /// nothing of the space. Without a reply the device has been reset and does nothing at all. A
+    /// space that survives the reset needs the request again.
     ///
     /// Returns `None` only if the request has another owner, which does not happen.
     pub(crate) fn wait_and_reuse(self, link: &Link) -> Option<Message<C>> {
@@ -437,7 +436,8 @@ impl Watch {
         }
     }
 
-    /// Whether the device has ever refused a mapping: then fewer may be mapped than are recorded.
+    /// Whether the device has ever refused a mapping. Then fewer pages may be mapped than are
+    /// recorded.
     pub(crate) fn has_refused(&self) -> bool {
         self.refused.load(Relaxed)
     }

@@ -179,8 +179,8 @@ impl<'a> PageMapper<'a> {
     }
 
     /// Posts `answers` if the page at an address is already exclusive: the `Map` that made it so
-    /// was posted before them. Taking it again would first give it back, and every job that uses it
-    /// would fault again. `None` if it is not exclusive.
+    /// was posted before them. Making it exclusive again would first give it back to the CPUs, and
+    /// every job that uses it would fault again. `None` if the page is not exclusive.
     fn answer_exclusive(
         &mut self,
         address: usize,
@@ -399,8 +399,8 @@ impl<'a> PageMapper<'a> {
             Err(error) if error == EBUSY => return Ok(None),
             Err(error) => return Err(error),
         };
-        // Not before, because making the page exclusive may itself need slots: it moves pages. And
-        // without waiting, because the page is locked.
+        // The slots are not reserved before, because making the page exclusive may itself need
+        // slots: it moves pages. The caller must not wait for them, because the page is locked.
         let [map_slot, answer_slot] = match core.link.try_reserve_two_slots::<Map>() {
             Err(error) if error == EAGAIN => {
                 drop(exclusive);
@@ -427,7 +427,7 @@ impl<'a> PageMapper<'a> {
         if let Some(answers) = answers.take() {
             core.link.post(answer_slot, answers);
         }
-        // Not before the requests are in the ring: until then the page is kept for the device.
+        // Only now that the requests are in the ring may CPUs take the page back.
         drop(committed);
         drop(leftover);
         self.kick();
@@ -521,7 +521,8 @@ impl Flaw {
     }
 }
 
-/// What is wrong with one page, given by its index, itself and its frame number, if anything.
+/// What is wrong with one page, if anything. The page is given by its index, its entry and its
+/// frame number.
 fn flaw(
     device: &Device,
     committed: &Committed<'_, SpaceMirror>,
@@ -533,7 +534,7 @@ fn flaw(
     if is_ours && is_lost(device, pfn) {
         Some(Flaw::Lost)
     } else if want == HmmRequest::Write && !is_writable(device, committed, wanted, index, page) {
-        // A fault for the device does nothing about a shared page, unlike a CPU's write.
+        // Unlike a CPU's write, a range fault does not copy a shared page in private device memory.
         let is_shared = is_ours && !device.pagemap.is_coherent();
         Some(if is_shared {
             Flaw::Shared

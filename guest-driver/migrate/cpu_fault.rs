@@ -2,8 +2,8 @@
 
 //! Moves a page in device memory back when a CPU accesses it, and some pages around it.
 //!
-//! A thread waits for this. A small page is unmapped from the device and copied by one request. How
-//! many pages come with it is learned (see `fault_around`).
+//! A thread waits for the move. A small page is therefore unmapped from the device and copied by
+//! one request. The number of pages that move with it is learned (see `fault_around`).
 //!
 //! Does not know why pages are on the device.
 
@@ -131,7 +131,7 @@ where
         let mut mapped = self.space.notifier.lock();
         if mapped.is_ended() {
             // The device may use the pages until it reports that the space is ended. When the CPU
-            // accesses them again, there is no space and nothing in the way.
+            // accesses them again, there is no space any more and the pages can move.
             return Err(EAGAIN);
         }
         if R::QUEUE != SpaceDestroy::QUEUE {
@@ -246,15 +246,15 @@ fn handle_huge(
         .map(drop)
 }
 
-/// A page that a CPU has accessed, and the range that is to come with it.
+/// A page that a CPU has accessed, and the range that is to move with it.
 struct Visit<'v, 'f> {
     core: &'v Core,
     pagemap: &'v DevPagemap<Store>,
     fault: &'v CpuFault<'f>,
     range: Range<usize>,
     size: Compound,
-    /// The proof that no other process has a huge page, which may then come back in small pages;
-    /// see [`Collected::fill_split`].
+    /// The proof that no other process has the huge page, which may then move in small pages; see
+    /// [`Collected::fill_split`].
     sole: Option<SoleFolio<'f>>,
 }
 

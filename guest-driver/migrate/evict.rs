@@ -31,10 +31,10 @@ use kernel::{
 };
 
 /// Moves all pages of all processes to system memory in small pages. That includes huge pages for
-/// which there is no huge page of system memory. When no file that binds a process is left, only
+/// which there is no huge page of system memory. When no file is bound to a process any more, only
 /// its page tables tell where its pages are.
 ///
-/// Zaps need not be blocked: what is split moves in small pages.
+/// Zaps need not be blocked, because huge pages are split before they move.
 pub(crate) fn evict_from_processes(device: &Device) {
     let all = 0..usize::MAX & !(PAGE_SIZE - 1);
     for_each_process(|mm| {
@@ -121,8 +121,8 @@ fn evict_once(device: &Device) -> Result<Tally> {
         let pagemap = &device.pagemap;
         let collected = pagemap.collect_frames(first, frames as usize, pfns)?;
         let fill = |collected: &mut Collected<'_>, slot| {
-            // Unless the device goes away, its owner finds out itself that the device has lost a
-            // page.
+            // Unless the device goes away, the page stays: its owner finds out that the contents
+            // are lost when it accesses the page.
             if is_lost(core, pagemap, slot) {
                 if whole {
                     note(&mut lost, collected, slot);
@@ -143,9 +143,9 @@ fn evict_once(device: &Device) -> Result<Tally> {
         core.buffers.put(pfns, list);
         next = first.saturating_add(frames);
     }
-    // The memory must be freed in any case. Pages that the device does not return are lost. They
-    // are taken away where they are: whatever else were put into their place first, their owners
-    // could read until it is taken away.
+    // The memory must be freed in any case. Pages that the device does not return are lost. Their
+    // entries are replaced by markers at once. If the pages were moved first, their owners could
+    // read the new memory, which has other contents, before the markers are there.
     sum.moved = sum.moved.saturating_add(poison_lost(device, &lost));
     Ok(sum)
 }

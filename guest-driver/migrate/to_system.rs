@@ -127,11 +127,11 @@ struct HugePages<'a> {
 }
 
 impl<'a> HugePages<'a> {
-    /// Finds those in a range of `vma`. `None` if they cannot be determined: all of them can move
-    /// in small pages.
+    /// Finds the huge pages in a range of `vma`. `None` if they cannot be determined: all of them
+    /// can move in small pages.
     ///
-    /// Not while zaps are blocked: this waits for changes, and these would wait for the
-    /// range.
+    /// The caller must not block zaps: this function waits for changes, and a change of the range
+    /// would wait for the caller.
     fn find(
         space: &Space,
         vma: LockedVma<'a>,
@@ -149,8 +149,8 @@ impl<'a> HugePages<'a> {
         Some(Self { range, found })
     }
 
-    /// Moves them as huge pages while zaps are blocked. Also returns which of them could
-    /// not be copied.
+    /// Moves the huge pages as such while zaps are blocked. Also returns which of them could not
+    /// be copied.
     fn move_to_system(
         self,
         guard: &ZapGuard<'_, SpaceMirror>,
@@ -162,7 +162,7 @@ impl<'a> HugePages<'a> {
         let is_whole = |address: usize| {
             let page = found.pfn(address.saturating_sub(range.start) >> PAGE_SHIFT);
             page.is_some_and(|page| {
-                // After a fork it would not be writable.
+                // A huge page that is shared after a fork would not be writable.
                 let is_ours = |pfn| device.pagemap.frame(pfn).is_some();
                 page.is_writable()
                     && page.order() >= HPAGE_PMD_ORDER

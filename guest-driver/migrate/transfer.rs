@@ -150,7 +150,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         buffer: ListBuffer<C::Request>,
         mut fill: impl FnMut(&mut Collected<'c>, Slot) -> Result<bool>,
     ) -> Result<Self> {
-        // First of all: losses of an earlier life are recorded before the new life begins.
+        // Read first: losses of an earlier life are recorded before the new life begins.
         let life = core.link.life();
         let mut lost = KVec::new();
         let mut list = List {

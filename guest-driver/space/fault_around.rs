@@ -66,7 +66,7 @@ impl FaultAround {
 
     /// `moved` of the `pages` requested were on the device.
     pub(crate) fn learn(&self, pages: u32, moved: u32) {
-        // Faults of several threads may overwrite each other here. Each has learned as much.
+        // Faults of several threads may overwrite each other's value here. Either value will do.
         let next = if moved.saturating_mul(2) >= pages {
             pages.saturating_mul(STEP).min(MOST)
         } else {

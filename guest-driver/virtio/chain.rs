@@ -59,7 +59,7 @@ impl Draft {
 
     /// Reuses a chain that was posted. Its request is unchanged. Waits until the chain completes.
     ///
-    /// Returns `None` if the chain has another owner; the ring is none.
+    /// Returns `None` if the chain has another owner; the ring does not count as one.
     pub(crate) fn again(chain: Arc<Chain>) -> Option<Self> {
         // Even if it is known to have completed: `done` is only set after the ring has dropped its
         // reference.
