@@ -39,7 +39,7 @@ const ROUNDS: usize = 1000;
 
 /// The contents of frames, and the frames that are free.
 struct State {
-    free: FreeFrames,
+    frames: FreeFrames,
     contents: KVVec<Option<KBox<Contents>>>,
 }
 
@@ -103,7 +103,7 @@ impl DevPagemapOps for DeviceMemory {
         let mut state = self.state.lock();
         let contents = state.contents.get_mut(run).into_iter().flatten();
         contents.for_each(|contents| *contents = None);
-        state.free.give_back(frames);
+        state.frames.free(frames);
     }
 
     fn migrate_to_ram(&self, pagemap: &Device, fault: CpuFault<'_>) -> Result<(), VmFaultError> {
@@ -135,12 +135,12 @@ pub(crate) type Device = DevPagemap<DeviceMemory>;
 
 /// Makes a device.
 pub(crate) fn new() -> Result<Arc<Device>> {
-    let (id, free) = FreeFrames::of_new_memory(BLOCKS)?;
+    let (id, frames) = FreeFrames::of_new_memory(BLOCKS)?;
     let mut contents = KVVec::with_capacity(FRAMES, GFP_KERNEL)?;
     for _ in 0..FRAMES {
         contents.push(None, GFP_KERNEL)?;
     }
-    let state = new_spinlock_irq!(State { free, contents }, "DeviceMemory::state");
+    let state = new_spinlock_irq!(State { frames, contents }, "DeviceMemory::state");
     let memory = DeviceMemory {
         id,
         state: KBox::pin_init(state, GFP_KERNEL)?,
@@ -208,7 +208,7 @@ impl DeviceMemory {
             if !may_move(collected, slot.index) {
                 return Err(EBUSY);
             }
-            let Some(frames) = memory.state.lock().free.take(slot.order) else {
+            let Some(frames) = memory.state.lock().frames.alloc(slot.order) else {
                 return Ok(false);
             };
             let filled = memory.copy_in(&frames, collected, slot).is_ok() && !memory.fails();
