@@ -131,8 +131,8 @@ impl Clients {
     }
 
     /// Called before a space ends because its last file is being closed. If that is the last open
-    /// file of the device, moves the pages of the space back first: huge pages can only move while
-    /// their process is known.
+    /// file of the device, moves the pages of the space back first: while their process is known,
+    /// huge pages can move as well.
     fn leaving(self: &Arc<Self>, space: &Space) {
         if self.files.load(Relaxed) == 1 {
             if let Ok(_clients) = self.enter() {

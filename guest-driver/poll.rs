@@ -74,7 +74,7 @@ impl Waiters {
     }
 }
 
-/// For sleeping among them.
+/// Lets a thread sleep among the waiters.
 impl Deref for Waiters {
     type Target = CondVar;
 
@@ -113,7 +113,7 @@ impl<T: Poll> Operations<T> {
         }
     };
 
-    /// The one table that all nodes have which are registered here.
+    /// The table that all nodes have that are registered here.
     const TABLE: &'static bindings::file_operations = &Self::ALL;
 
     /// # Safety
@@ -176,21 +176,22 @@ impl<T: Poll> Registration<T> {
         })
     }
 
-    /// What the node is kept with that is being opened.
+    /// The value that was registered with the node that is being opened.
     ///
     /// # Errors
     ///
-    /// `ENODEV` if it was not made here.
+    /// `ENODEV` if the node was not registered by [`Self::new`].
     #[allow(dead_code)] // The sample alone needs it.
     pub(crate) fn of(device: &MiscDeviceRegistration<T>) -> Result<&T::Node> {
         let raw = device.as_raw();
-        // SAFETY: The device is registered, so that nobody changes this.
+        // SAFETY: The device is registered, so its operations do not change.
         let table = unsafe { (*raw).fops };
         if !core::ptr::eq(table, Operations::<T>::TABLE) {
             return Err(ENODEV);
         }
-        // SAFETY: Only `new` makes devices of that table, as a field of this; it is deregistered,
-        // for which `device` must be gone, before the rest of it is.
+        // SAFETY: Only `new` makes devices with that table, each as the field `inner` of a
+        // `Registration`. A `Registration` deregisters its device before the rest of it is dropped,
+        // and deregistering waits until `device` is gone.
         let this = unsafe { &*container_of!(Opaque::cast_from(raw).cast_mut(), Self, inner) };
         Ok(&this.node)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Workarounds for faults of Linux 7.3, for quirks/. Each part names the finding of
+ * Workarounds for bugs of Linux 7.3, for quirks/. Each part names the finding of
  * docs/kernel-findings.md that it is for, and can go when the kernel is fixed. Declared in shim.h.
  */
 #include <linux/ksm.h>
@@ -124,8 +124,8 @@ bool virtio_hmm_revive_for_fault(struct folio *folio)
 }
 
 /*
- * Takes the reference again; returns whether the folio was freed meanwhile. Then it is no page of
- * any process any more.
+ * Takes the reference again; returns whether the folio was freed meanwhile. A freed folio is no
+ * longer mapped by any process.
  */
 bool virtio_hmm_get_fault_ref(struct page *page)
 {
@@ -133,7 +133,7 @@ bool virtio_hmm_get_fault_ref(struct page *page)
 	bool is_taken = folio_try_get(folio);
 
 	if (!is_taken) {
-		/* Another thread has dropped the last reference and is about to revive the folio. */
+		/* Another thread has dropped the last reference and is about to revive it. */
 		wait_var_event(&folio->_refcount, folio_ref_count(folio));
 		return true;
 	}

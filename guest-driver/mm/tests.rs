@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests. They need no device: the device memory of one of them has its contents in memory of
-//! the kernel's.
+//! KUnit tests. They need no device. One of them uses device memory, the contents of which are in
+//! ordinary kernel memory.
 
 use super::{
     address_at,
@@ -81,10 +81,10 @@ impl MirrorOps for TestMirror {
     }
 }
 
-/// Device memory of which one frame is used.
+/// Device memory with one frame in use.
 struct TestMemory {
     id: MemoryId,
-    /// What that frame holds.
+    /// The contents of that frame.
     contents: Pin<KBox<SpinLockIrq<KBox<Contents>>>>,
     freed: Atomic<usize>,
 }
@@ -120,7 +120,7 @@ impl DevPagemapOps for TestMemory {
     }
 }
 
-/// Gives the test an address space with so many new pages, from the address on that is returned.
+/// Gives the test an address space with `pages` new pages. Returns the address of the first one.
 fn map(pages: usize) -> Result<usize> {
     // SAFETY: May be called by any KUnit test.
     to_result(unsafe { bindings::kunit_attach_mm() })?;
@@ -144,7 +144,7 @@ fn map(pages: usize) -> Result<usize> {
     }
 }
 
-/// Takes pages away again.
+/// Unmaps pages.
 fn unmap(range: &Range<usize>) -> Result {
     // SAFETY: The test has an address space, and no reference into it.
     to_result(unsafe { bindings::vm_munmap(range.start, range.len()) })

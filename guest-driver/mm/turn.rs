@@ -88,7 +88,7 @@ impl Turns {
     /// Announces that the caller wants to look at the address space. The caller drops the returned
     /// value when it has looked, or before it waits for anything but the end of changes.
     ///
-    /// `None` if there are too many requests: the caller then takes its chance.
+    /// `None` if there are too many requests. No thread then pauses for the caller.
     pub(super) fn want(&self) -> Option<Turn<'_>> {
         let index = begin(&self.wanted)?;
         Some(Turn { turns: self, index })
@@ -121,7 +121,7 @@ impl Turns {
         let Some(pausing) = self.reserve_pause() else {
             return;
         };
-        // If the allocation fails, the mirror takes its chance.
+        // If the allocation fails, this thread does not pause.
         let work = KBox::new(
             Work {
                 head: Opaque::zeroed(),

@@ -217,8 +217,8 @@ impl Queues {
             return Err(self.settled_error());
         }
         let slot = ReservedSlot::new(self, ring);
-        // `stop` also provides a slot, to end waiting. Dropping it here passes it on, so the next
-        // waiter wakes up, too.
+        // `stop` also provides a slot, to end waiting. Dropping the slot here passes it on, so the
+        // next waiter wakes up, too.
         if self.is_running() {
             Ok(slot)
         } else {

@@ -237,8 +237,8 @@ a device's memory.",
         title: "rust: mm: device: turns",
         body: "\
 Threads that change an address space all the time keep a mirror from
-looking at it. Let them pause on their way back to user mode while a mirror
-waits for its turn.",
+looking at it. Make them pause on their way back to user mode while a
+mirror waits for its turn.",
         steps: &[Step::Source {
             from: "guest-driver/mm/turn.rs",
             to: "rust/kernel/mm/device/turn.rs",
@@ -390,8 +390,8 @@ the driver is called to move it back.",
     Patch {
         title: "rust: mm: device: KUnit tests",
         body: "\
-They need no device: the device memory of one of them has its contents in
-memory of the kernel's.",
+They need no device. One of them uses device memory, the contents of which
+are in ordinary kernel memory.",
         steps: &[Step::Source {
             from: "guest-driver/mm/tests.rs",
             to: "rust/kernel/mm/device/tests.rs",
@@ -401,12 +401,12 @@ memory of the kernel's.",
     Patch {
         title: "samples: rust: add a test driver for HMM",
         body: "\
-It is lib/test_hmm.c once more, on the abstractions of the kernel crate:
+It does what lib/test_hmm.c does, on the abstractions of the kernel crate:
 tools/testing/selftests/mm/hmm-tests.c runs on it unchanged, except for the
 cases of coherent memory.
 
-What it does about faults of the kernel that huge pages in device memory
-meet is in quirks/ and in the helpers that only these use.",
+Workarounds for bugs of the kernel that concern huge pages in device memory
+are in quirks/ and in the helpers that only these use.",
         steps: &[
             Step::Before {
                 file: "samples/rust/Kconfig",
