@@ -181,7 +181,7 @@ impl Drop for Alive {
         lifecycle.over.set();
         if clients.state() != DeviceState::Running {
             // Ends all waits for the start of the device.
-            queues.give_up(c"its driver lets go of it");
+            queues.give_up(c"its driver is being removed");
         }
         let parts = lifecycle.parts.lock().take();
         clients.remove();

@@ -90,8 +90,8 @@ pub struct Backend {
     lanes: [Lane; QUEUE_COUNT],
     /// The chains of jobs that have not ended.
     held: Mutex<HashMap<Ticket, Chain>>,
-    /// Return chains of jobs and fill fault buffers when a rule may delay that, in place of threads
-    /// that must not be delayed.
+    /// Threads that return chains of jobs and fill fault buffers when a rule may delay that. They
+    /// take over from threads that must not be delayed.
     couriers: [Arc<Courier<Self>>; 2],
     next_ticket: AtomicU64,
     exits: Mutex<Vec<RawFd>>,
@@ -605,7 +605,7 @@ impl VhostUserBackend for Backend {
     fn update_memory(&self, memory: GuestMemoryHandle) -> io::Result<()> {
         let system = SystemMemory::new(memory.memory().into_inner());
         if let Err(error) = system.check_files() {
-            // The rings may be in this memory already.
+            // The front end may already have put the rings into this memory.
             log::error!("{error}");
             self.give_up();
             return Err(error);

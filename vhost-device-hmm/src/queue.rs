@@ -1,7 +1,7 @@
 //! Chains of a virtqueue ⇄ bytes, and the indices of a ring.
 //!
 //! The bytes of a request are copied out of the guest's memory once, so that they cannot change
-//! after they were checked. It does not know what the bytes mean.
+//! after they were checked. This module does not know what the bytes mean.
 
 use std::sync::atomic::{fence, Ordering};
 

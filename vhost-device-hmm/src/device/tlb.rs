@@ -302,7 +302,7 @@ fn offset_in(address: u64, bytes: u64) -> usize {
     offset
 }
 
-/// Another page that has the same entry as `page`, as have their neighbours.
+/// Another page that shares its entry with `page`. Their neighbours share entries, too.
 #[cfg(test)]
 pub(crate) fn page_with_the_entry_of(page: u64) -> u64 {
     let entry = slot(page, SMALL_ENTRIES);

@@ -2,8 +2,8 @@
 //!
 //! Each moment that the specification leaves to the device is a [`Point`]. A thread that passes a
 //! point asks here whether a rule applies, and waits if one says so. Which occasions a rule picks
-//! depends only on their order and the rule's seed, so that a run can be repeated. This part knows
-//! neither requests nor rings.
+//! depends only on their order and the rule's seed, so that a run can be repeated. This module
+//! knows neither requests nor rings.
 //!
 //! A wait ends when its time is over, when it is released, when its queue is stopped (a change of
 //! the guest's memory is a stop, too), or when the connection ends. A waiting thread must hold no
@@ -222,7 +222,7 @@ impl Lateness {
         drop(state);
         if let Some(rule) = expired {
             log::warn!(
-                "nobody released what was held at {} within its limit; the rule {rule} ends",
+                "what was held at {} was not released within its limit; the rule {rule} ends",
                 wait.point
             );
         }

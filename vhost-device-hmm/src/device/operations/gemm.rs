@@ -183,7 +183,7 @@ impl Gemm {
                 return Ok(false);
             }
             let address = self.c.at(row + *done as u64, column);
-            // Reserved before the read, so that one fault brings the page for both.
+            // Reserved before the read, so that one fault makes the page present for both.
             memory.reserve(address, (n * SIZE) as u64)?;
             let start = *done * n * SIZE;
             memory.read(
