@@ -14,7 +14,7 @@ use crate::{
         limits::Limits,
         pool::{BufferPool, DEPTH},
         queue::{Link, Message, Watch},
-        shares::{Rules, Shares, Thing},
+        shares::{Resource, Rules, Shares},
     },
     mm::{memremap::UnusedFrames, HPAGE_PMD_NR},
     virtio::Queues,
@@ -125,7 +125,7 @@ impl Core {
 
     /// The number of jobs.
     pub(crate) fn jobs(&self) -> u64 {
-        self.shares.held(Thing::Job)
+        self.shares.held(Resource::Job)
     }
 
     /// The counters of the device.

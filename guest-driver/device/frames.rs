@@ -10,7 +10,7 @@
 //! All functions except [`Frames::new`] may be called in atomic context.
 
 use crate::{
-    device::shares::{Holder, Shares, Thing},
+    device::shares::{Holder, Resource, Shares},
     mm::{
         memremap::{MemoryId, UnusedFrames},
         pages_of, HPAGE_PMD_NR, HPAGE_PMD_ORDER,
@@ -254,7 +254,7 @@ impl Drop for FrameBatch<'_> {
             let stale = self.stale & self.left;
             self.owner.free_unused(self.base, self.left, stale);
             let count = u64::from(self.left.count_ones());
-            self.owner.shares.give(self.user, Thing::Frame, count);
+            self.owner.shares.give(self.user, Resource::Frame, count);
         }
     }
 }
@@ -413,7 +413,7 @@ impl Frames {
         let block = state.partial.first().or_else(|| state.empty.first())?;
         let (word, free) = state.blocks.get(block as usize)?.find()?;
         let wanted = u64::from(lowest(free, most.max(1)).count_ones());
-        let granted = self.shares.take(holder, Thing::Frame, wanted);
+        let granted = self.shares.take(holder, Resource::Frame, wanted);
         if granted == 0 {
             return None;
         }
@@ -466,9 +466,9 @@ impl Frames {
         }
         let block = state.empty.first()?;
         let wanted = HPAGE_PMD_NR as u64;
-        let granted = self.shares.take(holder, Thing::Frame, wanted);
+        let granted = self.shares.take(holder, Resource::Frame, wanted);
         if granted < wanted {
-            self.shares.give(holder.user(), Thing::Frame, granted);
+            self.shares.give(holder.user(), Resource::Frame, granted);
             return None;
         }
         for word in 0..WORDS {
@@ -550,13 +550,13 @@ impl Frames {
     /// Stops accounting frames of a word, given as bits, to their users.
     fn give(&self, users: &[u16], mut frames: u64) {
         if let ([user], 1..) = (users, frames) {
-            return self.shares.give(*user, Thing::Frame, 1);
+            return self.shares.give(*user, Resource::Frame, 1);
         }
         // Adjacent frames nearly always belong to one user.
         for users in users.chunk_by(|one, other| one == other) {
             let count = (frames & ones(users.len())).count_ones();
             if let (Some(user), 1..) = (users.first(), count) {
-                self.shares.give(*user, Thing::Frame, count.into());
+                self.shares.give(*user, Resource::Frame, count.into());
             }
             frames = frames.checked_shr(users.len() as u32).unwrap_or(0);
         }

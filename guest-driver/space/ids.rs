@@ -5,7 +5,7 @@
 //! Does not know what spaces and jobs are.
 
 use crate::{
-    device::shares::{Holder, Shares, Thing},
+    device::shares::{Holder, Resource, Shares},
     process,
     virtio::{Chain, Handler},
 };
@@ -65,7 +65,7 @@ impl Ids {
             number.inspect(|&number| taken[number] = true)
         };
         let Some(number) = number else {
-            self.shares.give(holder.user(), Thing::Space, 1);
+            self.shares.give(holder.user(), Resource::Space, 1);
             return Err(ENOSPC);
         };
         Ok(Id {
@@ -88,7 +88,7 @@ impl Drop for Id {
         if let Some(taken) = self.ids.taken.lock().get_mut(self.number as usize) {
             *taken = false;
         }
-        self.ids.shares.give(self.holder.user(), Thing::Space, 1);
+        self.ids.shares.give(self.holder.user(), Resource::Space, 1);
     }
 }
 
@@ -120,7 +120,7 @@ impl Jobs {
     pub(crate) fn take_slot(&self) -> Result {
         let slots = self.slots.fetch_add(1, Relaxed).saturating_add(1);
         let shares = &self.id.ids.shares;
-        if shares.take_for_process(self.id.holder, Thing::Job, 1, slots) == 1 {
+        if shares.take_for_process(self.id.holder, Resource::Job, 1, slots) == 1 {
             Ok(())
         } else {
             self.slots.fetch_sub(1, Relaxed);
@@ -132,7 +132,7 @@ impl Jobs {
     pub(crate) fn free_slot(&self) {
         self.slots.fetch_sub(1, Relaxed);
         let shares = &self.id.ids.shares;
-        shares.give(self.id.holder.user(), Thing::Job, 1);
+        shares.give(self.id.holder.user(), Resource::Job, 1);
     }
 
     /// A name for a job, unique on the device.
