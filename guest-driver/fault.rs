@@ -506,7 +506,7 @@ fn want(record: &FaultRecord) -> HmmRequest {
 ///
 /// # Errors
 ///
-/// `EFAULT` if it lies in another area than the one that the request is for.
+/// `EFAULT` if the address lies in another VMA than the request.
 fn ask(wanted: &mut FaultRequest, record: &FaultRecord, ahead: bool) -> Result {
     let index = wanted.index_of(record.address.get()).ok_or(EFAULT)?;
     let want = want(record);

@@ -225,7 +225,7 @@
 //! which part of the range is mirrored ([`MirrorOps::affected_range`]). If there is one, the mirror
 //! starts to invalidate it ([`MirrorOps::invalidate_start`]). When all notifiers have been called,
 //! the kernel calls each again, and the mirror waits ([`MirrorOps::invalidate_wait`]). The change
-//! proceeds when the device has confirmed that it uses the old translations no more.
+//! proceeds when the device has confirmed that it no longer uses the old translations.
 //!
 //! ```
 //! use core::ops::Range;

@@ -22,7 +22,7 @@
 
 /*
  * Whether the range contains a whole huge page that is not present: in device memory, or under
- * migration. The caller must hold a lock that keeps the page tables of its areas.
+ * migration. The caller must hold a lock that keeps the page tables of its VMAs.
  */
 bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
 				unsigned long end)
@@ -265,7 +265,7 @@ void virtio_hmm_protect_private(struct mm_struct *mm, unsigned long start,
 
 /*
  * Whether userfaultfd(2) is to learn of the next write to a small page that is not present. The
- * caller must hold a lock that keeps the page tables of its area.
+ * caller must hold a lock that keeps the page tables of its VMA.
  *
  * When it protects pages for PAGEMAP_SCAN, the kernel (7.3) leaves such entries writable.
  */

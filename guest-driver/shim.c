@@ -213,7 +213,7 @@ void virtio_hmm_wait_for_tasks(void)
 		synchronize_rcu_tasks();
 }
 
-/* Whether userfaultfd(2) may be tracking writes to an area. */
+/* Whether userfaultfd(2) may be tracking writes to a VMA. */
 bool virtio_hmm_is_write_tracked(struct vm_area_struct *vma)
 {
 	return userfaultfd_wp(vma);

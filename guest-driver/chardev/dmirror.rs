@@ -267,7 +267,7 @@ impl Access<'_> {
     }
 
     fn migrate_to_device(&self) -> Result<Done> {
-        self.check_areas()?;
+        self.check_readable()?;
         let mut copying = None;
         let mut moved = Ok(());
         let mut at = self.range.start;
@@ -324,7 +324,7 @@ impl Access<'_> {
     }
 
     fn migrate_to_system(&self) -> Result<Done> {
-        self.check_areas()?;
+        self.check_readable()?;
         let back = || to_system(self.space(), self.mm, self.range.clone(), Until::Killed);
         let mut tally = back()?.tally;
         Self::check_kind(&tally)?;
@@ -343,15 +343,15 @@ impl Access<'_> {
     }
 
     /// Fails unless all of the range can be read.
-    fn check_areas(&self) -> Result {
+    fn check_readable(&self) -> Result {
         let locked = LockedMm::new(self.mm);
         let mut at = self.range.start;
         while at < self.range.end {
-            let area = locked.lookup(at).ok_or(EINVAL)?;
-            if !area.is_readable() {
+            let vma = locked.lookup(at).ok_or(EINVAL)?;
+            if !vma.is_readable() {
                 return Err(EINVAL);
             }
-            at = area.vma().end();
+            at = vma.vma().end();
         }
         Ok(())
     }

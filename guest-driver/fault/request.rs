@@ -21,7 +21,7 @@ pub(crate) enum Atomics {
 
 /// The part of a region that is to be mapped.
 pub(crate) struct FaultRequest {
-    /// The part of the region that lies in one area.
+    /// The part of the region that lies in one VMA.
     pub(crate) window: Range<usize>,
     /// The access requested for each page of the window, if any.
     pages: [Option<HmmRequest>; HPAGE_PMD_NR],

@@ -116,7 +116,7 @@ fn fill(collected: &mut Collected<'_>, slot: Slot, folio: Option<LockedFolio>) -
     }
 }
 
-/// Gives system memory to a slot. `near` is the area that the pages were collected from and the
+/// Gives system memory to a slot. `near` is the VMA that the pages were collected from and the
 /// address of the first one.
 pub(crate) fn fill_system(
     core: &Core,

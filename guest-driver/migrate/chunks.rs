@@ -31,8 +31,8 @@ pub(crate) struct Progress {
     pub(crate) reached: usize,
 }
 
-/// Visits the areas of `range` in chunks of bounded size: with `sought`, only the parts that have
-/// such pages, otherwise all. Skips areas that cannot be migrated. Ends early when a chunk finds no
+/// Visits the VMAs of `range` in chunks of bounded size: with `sought`, only the parts that have
+/// such pages, otherwise all. Skips VMAs that cannot be migrated. Ends early when a chunk finds no
 /// memory, or when `until` says so, but not before the first chunk.
 ///
 /// The mmap lock is dropped after each chunk, and periodically where nothing is found.
@@ -93,7 +93,7 @@ fn is_full(device: &Device, tally: &Tally) -> bool {
     tally.no_memory > 0 && !device.core.frames.is_short(1)
 }
 
-/// The next part of an area to visit, if there is one, and where the search ended.
+/// The next part of a VMA to visit, if there is one, and where the search ended.
 fn next_chunk(
     device: &Device,
     vma: LockedVma<'_>,

@@ -149,8 +149,8 @@ impl<'a> HugePages<'a> {
         Some(Self { range, found })
     }
 
-    /// Moves the huge pages as such while zaps are blocked. Also returns which of them could not
-    /// be copied.
+    /// Moves the huge pages without splitting them, while zaps are blocked. Also returns which of
+    /// them could not be copied.
     fn move_to_system(
         self,
         guard: &ZapGuard<'_, SpaceMirror>,

@@ -84,7 +84,7 @@ pub(crate) struct Tally {
     pub(crate) large: u64,
     /// Pages for which there was no memory at the destination.
     pub(crate) no_memory: u64,
-    /// Pages of areas that cannot be migrated.
+    /// Pages of VMAs that cannot be migrated.
     pub(crate) unmovable: u64,
 }
 

@@ -95,7 +95,7 @@ fn takes_away(change: &MmuNotifierRange<'_>, part: &Range<usize>) -> bool {
     };
     // SAFETY: By the invariants of `MmuNotifierRange` the address space exists, and the changing
     // thread holds its mmap lock or the lock of a reverse map for the range, of which this is a
-    // part. The kernel frees page tables of areas only after it has removed them from their reverse
+    // part. The kernel frees page tables of VMAs only after it has removed them from their reverse
     // maps, which takes those locks, and under the mmap lock.
     may && unsafe { bindings::virtio_hmm_has_large_entry(change.mm(), part.start, part.end) }
 }

@@ -139,7 +139,7 @@ impl Ring {
                 // After unlocking.
                 drop(none);
                 self.capacity.store(capacity, Relaxed);
-                // One more, for the one that `close` provides.
+                // One more than the capacity: `open` takes back the slot that `close` provides.
                 for _ in 0..=capacity {
                     self.slots.give();
                 }

@@ -53,8 +53,8 @@ pub struct Args {
     #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory)]
     pub memory: u64,
 
-    /// Take the host's memory for all of device memory at the start, and keep it: where the host
-    /// gives away no more memory than it has, it may have none left later
+    /// Allocate host memory for all of device memory at the start, and keep it: a host that has
+    /// none left later kills the daemon
     #[arg(long)]
     pub prealloc: bool,
 
