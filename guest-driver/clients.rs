@@ -31,8 +31,8 @@ use kernel::{
 /// tables of processes are searched for them.
 const ROUNDS: u32 = 100;
 
-/// How long a removal may make no progress: then the pages that are left are lost.
-/// By that time the kernel has killed processes to free memory.
+/// How long a removal may go without progress. After that, the contents of the remaining pages are
+/// lost. By that time the kernel has killed processes to free memory.
 const LAST_RESORT: Delta = Delta::from_secs(20);
 
 /// A device and its users.
@@ -130,8 +130,9 @@ impl Clients {
         }
     }
 
-    /// The space of a file that is being closed is about to end. With the last file of all, its
-    /// pages move back first: while their process is known, huge pages can move as well.
+    /// Called before a space ends because its last file is being closed. If that is the last open
+    /// file of the device, moves the pages of the space back first: while their process is known,
+    /// huge pages can move as well.
     fn leaving(self: &Arc<Self>, space: &Space) {
         if self.files.load(Relaxed) == 1 {
             if let Ok(_clients) = self.enter() {
@@ -140,9 +141,9 @@ impl Clients {
         }
     }
 
-    /// A file has been closed. With the last one, the pages that are still in device memory move
-    /// back: no process is left that would use them there. Huge pages may stay until a CPU
-    /// accesses them.
+    /// A file has been closed. If it was the last one, moves back the pages that are still in
+    /// device memory, because no process is left that would use them there. Huge pages may stay
+    /// until a CPU accesses them.
     pub(crate) fn closed(self: &Arc<Self>) {
         if self.files.fetch_sub(1, Relaxed) == 1 {
             if let Ok(clients) = self.enter() {
@@ -190,10 +191,10 @@ impl Clients {
     /// Ends all use of the device: takes the spaces away, waits until no thread is inside a call
     /// any more, and moves all pages to system memory.
     ///
-    /// This never waits for a program. Calls do not hold the device while they read or write a
-    /// program's memory, and a thread that waits for a page to be provided checks periodically
-    /// whether it is still wanted. Nor does it wait for memory for ever: pages that cannot move
-    /// back are lost in the end. {drv-region-before-reset}
+    /// A removal never waits for a program. Calls do not hold the device while they read or write
+    /// a program's memory, and a thread that waits for a page to be provided checks periodically
+    /// whether the page is still wanted. A removal does not wait for memory for ever either: pages
+    /// that cannot move back are lost in the end. {drv-region-before-reset}
     pub(crate) fn remove(&self) {
         self.removed.store(true, Release);
         self.pollers.wake();
@@ -216,7 +217,7 @@ impl Clients {
                 since = Instant::now();
             }
             if since.elapsed() < LAST_RESORT {
-                // There may be no huge page of system memory for a large one.
+                // A huge page that found no huge page of system memory moves in small pages.
                 evict::evict_from_processes(&self.device);
             } else {
                 evict::poison_all(&self.device);

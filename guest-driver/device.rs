@@ -51,7 +51,7 @@ impl DevPagemapOps for Store {
     }
 
     fn folio_free(&self, frames: UnusedFrames) {
-        self.core.give_back(frames);
+        self.core.free_frames(frames);
     }
 
     fn migrate_to_ram(

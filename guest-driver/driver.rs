@@ -78,10 +78,10 @@ pub(crate) struct Data {
 
 /// The parts of a device, in the order of teardown.
 struct Parts {
-    /// Afterwards programs cannot open files.
-    _node: Node<file::Session>,
-    /// Nor can the kernel's tests.
-    _dmirror: Option<Node<dmirror::Session>>,
+    /// When this is dropped, programs can no longer open files.
+    _node: Node<file::OpenFile>,
+    /// When this is dropped, the kernel's tests can no longer open files.
+    _dmirror: Option<Node<dmirror::Dmirror>>,
     /// Ends all use of the device, moves all pages to system memory and resets the device.
     alive: Alive,
 }
@@ -193,7 +193,7 @@ impl Parts {
 }
 
 /// The node for the kernel's tests, unless all names are taken.
-fn node_for_tests(clients: &Arc<Clients>) -> Result<Option<Node<dmirror::Session>>> {
+fn node_for_tests(clients: &Arc<Clients>) -> Result<Option<Node<dmirror::Dmirror>>> {
     let names = node::Names::of_tests(clients.device.pagemap.is_coherent());
     match Node::new(clients, names) {
         Ok(node) => Ok(Some(node)),
@@ -203,11 +203,11 @@ fn node_for_tests(clients: &Arc<Clients>) -> Result<Option<Node<dmirror::Session
 }
 
 /// Whether CPUs can address the device's memory. Clears that capability in `limits` if they cannot
-/// here.
+/// do so on this system.
 ///
 /// # Errors
 ///
-/// `ENODEV` if the device claims that they can but its region has another size than its memory.
+/// `ENODEV` if the device reports the capability but its region has another size than its memory.
 fn memory_kind(
     device: &virtio::Device<device::Core<'_>>,
     limits: &mut Limits,

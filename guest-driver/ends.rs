@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ends of the jobs of a file: counts the results that have not been fetched, and notifies of each
-//! further one.
+//! Ends of the jobs of a file: counts the results that have not been fetched, and notifies threads
+//! of each additional one.
 //!
 //! Does not know the jobs themselves.
 //!
@@ -144,7 +144,7 @@ impl Told {
 
 impl Handler for Told {
     fn completed(&self, chain: Arc<Chain>) {
-        // The slot first: a thread that learns of the end finds it free.
+        // First, so that a thread that learns of the end finds the slot free.
         self.jobs.completed(chain);
         self.ends.one_more();
         if let Some(eventfd) = &self.eventfd {

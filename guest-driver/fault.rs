@@ -124,7 +124,8 @@ impl Serving {
         }
         let dispatcher = self.handler.dispatcher.lock().clone();
         if let Some(dispatcher) = dispatcher {
-            // Discard them to make room for the new ones. Their faults have become meaningless.
+            // Discard the buffers that came back in an earlier life, to make room for the new ones.
+            // Their faults no longer exist.
             let mut earlier = KVec::with_capacity(BUFFERS, GFP_KERNEL)?;
             core::mem::swap(&mut *dispatcher.returned.lock(), &mut earlier);
         }
@@ -162,8 +163,8 @@ impl Dispatcher {
     fn offer(link: &Link, draft: Draft, life: u32) {
         // The queue has room for all buffers, unless the device is given up; then there are no more
         // faults.
-        if let Ok(room) = link.queues().try_room(Queue::Fault.raw()) {
-            room.post_in(life, draft);
+        if let Ok(slot) = link.queues().try_reserve_slot(Queue::Fault.raw()) {
+            slot.post_in(life, draft);
         }
     }
 
@@ -297,7 +298,7 @@ impl Space {
         });
         let terminated = &self.device.core.counters.faults_terminated;
         terminated.add(message.count().into());
-        // If the driver gets its look after all, its later answers have no effect.
+        // If the driver can look at the process after all, its later answers have no effect.
         send(&self.device, message);
         Ok(())
     }
@@ -437,7 +438,7 @@ impl<'a> Resolver<'a> {
         let mut regions = 0_u32;
         while next < end && self.space.inbox.is_empty() {
             let describe = |wanted: &mut FaultRequest| {
-                wanted.require(wanted.places(&(next..end)), want);
+                wanted.require(wanted.indices(&(next..end)), want);
                 Ok(())
             };
             let Ok(outcome) = self.mapper.map_ahead(next, describe) else {
@@ -505,17 +506,17 @@ fn want(record: &FaultRecord) -> HmmRequest {
 ///
 /// # Errors
 ///
-/// `EFAULT` if it lies in another area than the one that the request is for.
+/// `EFAULT` if the address lies in another VMA than the request.
 fn ask(wanted: &mut FaultRequest, record: &FaultRecord, ahead: bool) -> Result {
-    let place = wanted.place(record.address.get()).ok_or(EFAULT)?;
+    let index = wanted.index_of(record.address.get()).ok_or(EFAULT)?;
     let want = want(record);
     if ahead {
         let hint = (record.pages.get() as usize).max(1);
-        let places = place..place.saturating_add(hint).min(wanted.len());
-        wanted.add_optional(wanted.align_out(&places, AROUND));
-        wanted.require(places, want);
+        let indices = index..index.saturating_add(hint).min(wanted.len());
+        wanted.add_optional(wanted.align_out(&indices, AROUND));
+        wanted.require(indices, want);
     } else {
-        wanted.require(place..place.saturating_add(1), want);
+        wanted.require(index..index.saturating_add(1), want);
     }
     Ok(())
 }

@@ -144,8 +144,8 @@ impl Fences {
             .map_err(|error| if error == EINTR { ERESTARTSYS } else { error })
     }
 
-    /// Waits for a job to end and fetches its result. Apart from that, the wait only ends when the
-    /// caller is being killed.
+    /// Waits for a job to end and fetches its result. The wait is only interrupted if the caller is
+    /// being killed.
     ///
     /// # Errors
     ///
@@ -235,7 +235,7 @@ impl Fences {
             };
             let Some(chain) = running else { return };
             let sleep = || chain.done().wait_timeout(CANCEL_AGAIN);
-            // Checked again in any case.
+            // The next round checks the chain in any case.
             let _ = queues.wait_with(Queue::Submit.raw(), &chain, sleep);
         }
     }
@@ -412,15 +412,15 @@ impl Table {
         draft
             .request()
             .extend_from_slice(request.as_bytes(), GFP_KERNEL_ACCOUNT)?;
-        let room = core.link.queues().try_room(Queue::Submit.raw())?;
-        if room.life() != space.life() {
+        let slot = core.link.queues().try_reserve_slot(Queue::Submit.raw())?;
+        if slot.life() != space.life() {
             return Err(EIO);
         }
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
-        space.jobs.take_place()?;
+        space.jobs.take_slot()?;
         // Nothing fails from here on.
         let job = Job {
-            chain: room.post(draft),
+            chain: slot.post(draft),
             name,
             is_cancelled: false,
         };

@@ -38,7 +38,7 @@ void virtio_hmm_set_late(bool on)
 		static_branch_disable(&virtio_hmm_late.key);
 }
 
-void virtio_hmm_dawdle(unsigned int microseconds)
+void virtio_hmm_late_delay(unsigned int microseconds)
 {
 	ktime_t time = us_to_ktime(microseconds);
 

@@ -7,8 +7,8 @@
 //! say. No task sleeps longer than `MAX_DELAY` at a time, or once it is being killed, and all tasks
 //! together sleep no longer than `MAX_LATENESS`, so nothing can hang.
 //!
-//! A point may be reached with sleeping locks held, but not where sleeping is forbidden. If it is
-//! nevertheless, the delay is too short to matter.
+//! A point may be reached with sleeping locks held, but not where sleeping is forbidden. If a point
+//! is reached there nevertheless, the delay is too short to matter.
 //!
 //! Does not know what the points are about.
 //!
@@ -52,7 +52,7 @@ pub(crate) unsafe fn init() {
 /// Delays the caller if a rule says so. May sleep.
 #[inline(always)]
 pub(crate) fn at(point: LatePoint) {
-    // SAFETY: The key is one that C defines as such.
+    // SAFETY: C defines the key as a static key.
     let is_on = unsafe {
         kernel::jump_label::static_branch_unlikely!(
             bindings::virtio_hmm_late,
@@ -61,7 +61,7 @@ pub(crate) fn at(point: LatePoint) {
         )
     };
     if is_on {
-        dawdle(point);
+        delay_at(point);
     }
 }
 
@@ -78,11 +78,11 @@ pub(crate) fn before_kick(queue: Queue) {
 
 #[cold]
 #[inline(never)]
-fn dawdle(point: LatePoint) {
+fn delay_at(point: LatePoint) {
     let microseconds = RULES.lock().delay(point);
     if microseconds > 0 {
-        // SAFETY: Always safe to call: it checks itself whether it may sleep.
-        unsafe { bindings::virtio_hmm_dawdle(microseconds) };
+        // SAFETY: Always safe to call: the function checks whether it may sleep.
+        unsafe { bindings::virtio_hmm_late_delay(microseconds) };
     }
 }
 

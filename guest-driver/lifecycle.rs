@@ -180,8 +180,8 @@ impl Drop for Alive {
         queues.watch(None);
         lifecycle.over.set();
         if clients.state() != DeviceState::Running {
-            // Ends all waiting for it to start.
-            queues.give_up(c"its driver lets go of it");
+            // Ends all waits for the start of the device.
+            queues.give_up(c"its driver is being removed");
         }
         let parts = lifecycle.parts.lock().take();
         clients.remove();
@@ -215,7 +215,7 @@ impl Lifecycle {
     /// Starts a device that has been reset, by calling `start`. It has no spaces afterwards.
     fn start(&self, parts: &mut Parts, start: impl FnOnce(&mut BoundQueues) -> Result) -> Result {
         let core = &self.clients.device.core;
-        // All frames that are still lent lose their contents.
+        // All frames that are still allocated lose their contents.
         core.frames.lose_all();
         let started = start(&mut parts.queues).and_then(|()| {
             let config = read_config(|offset| parts.queues.read_config(offset));
@@ -328,8 +328,8 @@ impl Lifecycle {
                     return Err(error);
                 }
             } else {
-                // It was given up on the way. Its contents are lost, but that does not keep the
-                // system awake.
+                // The device was given up meanwhile. Its contents are lost, which is no reason to
+                // keep the system awake.
                 self.bury();
             }
         } else {

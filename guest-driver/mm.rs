@@ -225,7 +225,7 @@
 //! which part of the range is mirrored ([`MirrorOps::affected_range`]). If there is one, the mirror
 //! starts to invalidate it ([`MirrorOps::invalidate_start`]). When all notifiers have been called,
 //! the kernel calls each again, and the mirror waits ([`MirrorOps::invalidate_wait`]). The change
-//! proceeds when the device has confirmed that it uses the old translations no more.
+//! proceeds when the device has confirmed that it no longer uses the old translations.
 //!
 //! ```
 //! use core::ops::Range;
@@ -271,7 +271,7 @@
 //!     }
 //!
 //!     fn affected_range(&self, mapped: &Mapped, range: &Range<usize>) -> Option<Range<usize>> {
-//!         // It all is one mapping of the device.
+//!         // All of it is one mapping of the device.
 //!         let is_affected = mapped.0.start < range.end && range.start < mapped.0.end;
 //!         is_affected.then(|| mapped.0.clone())
 //!     }
@@ -360,7 +360,7 @@ pub(crate) const HPAGE_PMD_NR: usize = sys::HPAGE_PMD_NR as usize;
 /// The size of such a huge page.
 pub(crate) const HPAGE_PMD_SIZE: usize = sys::HPAGE_PMD_SIZE as usize;
 
-/// What a page holds.
+/// The contents of a page.
 #[allow(dead_code)] // The sample alone needs it.
 pub(crate) type Contents = [u8; PAGE_SIZE];
 

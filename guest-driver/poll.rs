@@ -74,7 +74,7 @@ impl Waiters {
     }
 }
 
-/// For sleeping among them.
+/// Lets a thread sleep among the waiters.
 impl Deref for Waiters {
     type Target = CondVar;
 
@@ -91,7 +91,7 @@ pub(crate) trait Poll: MiscDevice {
     /// Returns what a file is ready for. First registers with `table` everything that signals a
     /// change of that. Must not sleep for long.
     fn poll(
-        _session: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        _this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
         _file: &File,
         _table: &PollTable<'_>,
     ) -> Ready {
@@ -113,7 +113,7 @@ impl<T: Poll> Operations<T> {
         }
     };
 
-    /// The one table that all nodes have which are registered here.
+    /// The table that all nodes have that are registered here.
     const TABLE: &'static bindings::file_operations = &Self::ALL;
 
     /// # Safety
@@ -126,13 +126,13 @@ impl<T: Poll> Operations<T> {
     ) -> bindings::__poll_t {
         // SAFETY: The caller promises that the file is open. So its private data is what the kernel
         // crate's `open` has stored there, and only its `release` removes it.
-        let session = unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) };
+        let this = unsafe { <T::Ptr as ForeignOwnable>::borrow((*file).private_data) };
         // SAFETY: The file is valid during the call, and this thread is not using its position in
         // any other way.
         let file = unsafe { File::from_raw_file(file) };
         // SAFETY: The caller promises that it is so.
         let table = unsafe { PollTable::from_raw(table) };
-        T::poll(session, file, &table).0
+        T::poll(this, file, &table).0
     }
 }
 
@@ -176,21 +176,22 @@ impl<T: Poll> Registration<T> {
         })
     }
 
-    /// What the node is kept with that is being opened.
+    /// The value that was registered with the node that is being opened.
     ///
     /// # Errors
     ///
-    /// `ENODEV` if it was not made here.
+    /// `ENODEV` if the node was not registered by [`Self::new`].
     #[allow(dead_code)] // The sample alone needs it.
     pub(crate) fn of(device: &MiscDeviceRegistration<T>) -> Result<&T::Node> {
         let raw = device.as_raw();
-        // SAFETY: The device is registered, so that nobody changes this.
+        // SAFETY: The device is registered, so its operations do not change.
         let table = unsafe { (*raw).fops };
         if !core::ptr::eq(table, Operations::<T>::TABLE) {
             return Err(ENODEV);
         }
-        // SAFETY: Only `new` makes devices of that table, as a field of this; it is deregistered,
-        // for which `device` must be gone, before the rest of it is.
+        // SAFETY: Only `new` makes devices with that table, each as the field `inner` of a
+        // `Registration`. A `Registration` deregisters its device before the rest of it is dropped,
+        // and deregistering waits until `device` is gone.
         let this = unsafe { &*container_of!(Opaque::cast_from(raw).cast_mut(), Self, inner) };
         Ok(&this.node)
     }

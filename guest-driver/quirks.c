@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Workarounds for faults of Linux 7.3, for quirks/. Each part names the finding of
+ * Workarounds for bugs of Linux 7.3, for quirks/. Each part names the finding of
  * docs/kernel-findings.md that it is for, and can go when the kernel is fixed. Declared in shim.h.
  */
 #include <linux/ksm.h>
@@ -22,7 +22,7 @@
 
 /*
  * Whether the range contains a whole huge page that is not present: in device memory, or under
- * migration. The caller must hold a lock that keeps the page tables of its areas.
+ * migration. The caller must hold a lock that keeps the page tables of its VMAs.
  */
 bool virtio_hmm_has_large_entry(struct mm_struct *mm, unsigned long start,
 				unsigned long end)
@@ -74,8 +74,9 @@ void virtio_hmm_take_extra_refs(struct page *page)
 	struct folio *folio = page_folio(page);
 
 	/*
-	 * Not as many as were taken: installing the new memory sets the count to zero for a moment,
-	 * and then back to what it was.
+	 * Restores the references that are held, instead of adding those that were dropped:
+	 * installing the new memory sets the count to zero for a moment, and then back to what
+	 * it was.
 	 */
 	if (forget_taken(folio))
 		folio_ref_add(folio, max(held - folio_ref_count(folio), 0));
@@ -123,8 +124,8 @@ bool virtio_hmm_revive_for_fault(struct folio *folio)
 }
 
 /*
- * Takes the reference again; returns whether the folio was freed meanwhile. Then it is no page of
- * any process any more.
+ * Takes the reference again; returns whether the folio was freed meanwhile. A freed folio is no
+ * longer mapped by any process.
  */
 bool virtio_hmm_get_fault_ref(struct page *page)
 {
@@ -132,7 +133,7 @@ bool virtio_hmm_get_fault_ref(struct page *page)
 	bool is_taken = folio_try_get(folio);
 
 	if (!is_taken) {
-		/* Another thread has dropped the last reference and is about to revive the folio. */
+		/* Another thread has dropped the last reference and is about to revive it. */
 		wait_var_event(&folio->_refcount, folio_ref_count(folio));
 		return true;
 	}
@@ -264,7 +265,7 @@ void virtio_hmm_protect_private(struct mm_struct *mm, unsigned long start,
 
 /*
  * Whether userfaultfd(2) is to learn of the next write to a small page that is not present. The
- * caller must hold a lock that keeps the page tables of its area.
+ * caller must hold a lock that keeps the page tables of its VMA.
  *
  * When it protects pages for PAGEMAP_SCAN, the kernel (7.3) leaves such entries writable.
  */

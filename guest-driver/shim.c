@@ -213,7 +213,7 @@ void virtio_hmm_wait_for_tasks(void)
 		synchronize_rcu_tasks();
 }
 
-/* Whether userfaultfd(2) may be tracking writes to an area. */
+/* Whether userfaultfd(2) may be tracking writes to a VMA. */
 bool virtio_hmm_is_write_tracked(struct vm_area_struct *vma)
 {
 	return userfaultfd_wp(vma);
@@ -333,7 +333,7 @@ static void *address_of(unsigned long pfn)
 	return copy_from_kernel_nofault(&byte, address, sizeof(byte)) ? NULL : address;
 }
 
-/* Copies what a page holds, if the kernel can; says whether it did. */
+/* Copies the contents of a page, if the kernel can; returns whether it did. */
 bool virtio_hmm_read_page(unsigned long pfn, void *into)
 {
 	void *address = address_of(pfn);
@@ -343,7 +343,7 @@ bool virtio_hmm_read_page(unsigned long pfn, void *into)
 	return address;
 }
 
-/* The same the other way round. */
+/* Copies to a page, if the kernel can; returns whether it did. */
 bool virtio_hmm_write_page(unsigned long pfn, const void *from)
 {
 	void *address = address_of(pfn);

@@ -166,7 +166,7 @@ void virtio_hmm_set_late(bool on);
 /*
  * Sleeps, unless the caller is being killed. In a context that must not sleep, busy-waits briefly.
  */
-void virtio_hmm_dawdle(unsigned int microseconds);
+void virtio_hmm_late_delay(unsigned int microseconds);
 struct dentry *virtio_hmm_make_late_file(void);
 void virtio_hmm_remove_late_file(struct dentry *directory);
 /* Sets the rules from the module parameter; an error if they are invalid. */

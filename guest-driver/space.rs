@@ -343,8 +343,8 @@ impl Space {
         Ok(())
     }
 
-    /// Whether the device refuses to destroy the space because it already has: it was asked twice,
-    /// once to put the space to sleep and once to end it.
+    /// Whether the device refuses to destroy the space because it has already destroyed it: the
+    /// request was sent twice, once to put the space to sleep and once to end it.
     fn is_gone_already(&self, failure: &Failure) -> bool {
         matches!(failure, Failure::Refused(Status::NoSpace)) && self.notifier.lock().ended_asleep()
     }
@@ -454,12 +454,13 @@ impl Space {
         // number.
         self.spaces.remove(self);
         if is_elsewhere {
-            // No new ones begin, and those in flight end: the device answers them or is given up.
+            // No new request on another queue begins, and those in flight end: the device answers
+            // them or is given up.
             self.alone.wait();
         }
         if self.destroy().is_err() {
             // Without this acknowledgement the device could still access the process's memory. In
-            // any other life it has none of it.
+            // any other life it has no mappings of that memory.
             self.device.core.link.violated_in(self.life());
         }
         self.notifier.lock().forget(&(0..usize::MAX));

@@ -17,7 +17,7 @@
 /*
  * The page middle directory entry of an address, or NULL if there is none. *next is the first
  * address with a different entry, or where one would be, but not beyond the end. The caller must
- * hold a lock that keeps the page tables of the area.
+ * hold a lock that keeps the page tables of the VMA.
  */
 pmd_t *virtio_hmm_find_pmd(struct mm_struct *mm, unsigned long address,
 			   unsigned long end, unsigned long *next)
@@ -126,7 +126,7 @@ bool virtio_hmm_find_page(struct mm_struct *mm, unsigned long *at, unsigned long
 
 /*
  * Takes a page in device memory away from a process, and leaves a marker there: a thread that
- * accesses it gets a SIGBUS. The caller must hold the locks of the address space and of the area
+ * accesses it gets a SIGBUS. The caller must hold the locks of the address space and of the VMA
  * for writing.
  */
 static void poison_entry(struct vm_area_struct *vma, unsigned long address)
@@ -210,7 +210,7 @@ static bool is_listed(unsigned long pfn, const unsigned long (*list)[2], unsigne
 /*
  * Takes pages in these frames away from a process, and their contents are lost: all of them, or
  * those in a sorted list. Returns the number of pages. Allocates no memory. Takes the locks of the
- * address space and of its areas.
+ * address space and of its VMAs.
  */
 unsigned long virtio_hmm_poison_frames(struct mm_struct *mm, unsigned long first_pfn,
 				       unsigned long frames,

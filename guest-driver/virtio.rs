@@ -12,5 +12,5 @@ mod ring;
 
 pub(crate) use bus::{Adapter, Device, DeviceId, Driver, IdTable};
 pub(crate) use chain::{Chain, Draft, Handler, Written};
-pub(crate) use queue::{BoundQueues, Plan, Queues, Room, Watcher};
+pub(crate) use queue::{BoundQueues, Plan, Queues, ReservedSlot, Watcher};
 pub(crate) use ring::Interrupts;

@@ -67,7 +67,7 @@ impl Deadline {
     /// sleep, which may be shorter than the time left, or end a little early.
     pub(crate) fn left(self) -> usize {
         let Self::At(end) = self else {
-            // Seven weeks, as below.
+            // Seven weeks. The caller must call again after the sleep anyway.
             return msecs_to_jiffies(u32::MAX);
         };
         // SAFETY: The function may be called by any process.
@@ -152,17 +152,17 @@ impl Event {
 
 /// A counter of free slots that threads can wait for.
 #[pin_data]
-pub(crate) struct Places {
+pub(crate) struct Slots {
     #[pin]
     raw: Opaque<bindings::semaphore>,
 }
 
 // SAFETY: A `struct semaphore` may be used from any thread.
-unsafe impl Send for Places {}
+unsafe impl Send for Slots {}
 // SAFETY: A `struct semaphore` does its own locking, which is safe in interrupts.
-unsafe impl Sync for Places {}
+unsafe impl Sync for Slots {}
 
-impl Places {
+impl Slots {
     /// `count` free slots.
     pub(crate) fn new(count: u16) -> impl PinInit<Self> {
         pin_init!(Self {

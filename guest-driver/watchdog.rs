@@ -4,7 +4,7 @@
 //!
 //! A job may take as long as it likes, and a thread that waits for it only sleeps, or polls. So as
 //! long as the device has jobs it is periodically sent a request, and given up if it does not
-//! answer. The same occasion serves to look for other things that would go unnoticed.
+//! answer. The same check also looks for other failures that would go unnoticed.
 //!
 //! Does not know the jobs.
 

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The nodes `/dev/hmm_dmirrorN`: the device takes the place of the device of the kernel's own HMM
-//! tests.
+//! The nodes `/dev/hmm_dmirrorN` of the kernel's own HMM tests, with the virtio device behind them.
 //!
 //! Jobs of the device copy what the tests read and write; the device also copies what they migrate.
 //! A snapshot shows the process's page table as the mirror sees it. A file is bound to the process
-//! that opens it. It only gets its space with the first call: no other device can be opened while
-//! one is being opened, and a device may be slow.
+//! that opens it. Its space is created by the first call and not by `open`: the kernel opens one
+//! miscellaneous device at a time, and this device may be slow.
 //!
 //! Knows neither rings nor the frames of pages.
 
@@ -15,7 +14,7 @@ use crate::{
         ioctl::{self, call},
         kernel_tests::{map_pages, protection_of, range_of},
         node,
-        residency::{Looker, STEP},
+        residency::{PageWalker, STEP},
     },
     clients::Clients,
     device::{command::Map, queue::Sent, Device},
@@ -52,16 +51,16 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 
-/// How often to try to move pages. A page that another user holds for a moment stays where it is,
-/// and its release is not reported.
+/// The number of attempts to move pages. A page to which another thread holds a short reference
+/// stays where it is, and nothing reports the end of that reference.
 const ROUNDS: u32 = 10;
 
 /// How much one job copies out while more pages move to the device.
 const PART: usize = 8 * HPAGE_PMD_SIZE;
 
-/// An open file, bound to the process that has opened it.
+/// An open file, bound to the process that has opened it: `struct dmirror` of `lib/test_hmm.c`.
 #[pin_data]
-pub(crate) struct Session {
+pub(crate) struct Dmirror {
     clients: Arc<Clients>,
     mm: ARef<Mm>,
     #[pin]
@@ -71,7 +70,7 @@ pub(crate) struct Session {
 }
 
 #[vtable]
-impl MiscDevice for Session {
+impl MiscDevice for Dmirror {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
@@ -79,50 +78,50 @@ impl MiscDevice for Session {
         let task = current!();
         let mm = task.mm().ok_or(EPERM)?;
         let ends = Ends::new(Waiters::new()?)?;
-        let session = KBox::pin_init(
+        let this = KBox::pin_init(
             pin_init!(Self {
                 clients,
                 mm: ARef::from(&**mm),
-                bound <- new_mutex!(None, "dmirror::Session::bound"),
+                bound <- new_mutex!(None, "Dmirror::bound"),
                 fences <- Fences::new(ends, None),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        session.clients.opened();
-        Ok(session)
+        this.clients.opened();
+        Ok(this)
     }
 
-    fn release(session: Self::Ptr, _file: &File) {
-        let space = session.bound.lock().take();
+    fn release(this: Self::Ptr, _file: &File) {
+        let space = this.bound.lock().take();
         if let Some(space) = space {
-            let cancel = || session.fences.cancel_all(&session.clients.device);
-            session.clients.leave(&space, cancel);
+            let cancel = || this.fences.cancel_all(&this.clients.device);
+            this.clients.leave(&space, cancel);
         }
-        session.clients.device.core.injection.arm(false);
-        session.clients.closed();
+        this.clients.device.core.injection.arm(false);
+        this.clients.closed();
     }
 
-    fn mmap(_session: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+    fn mmap(_this: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
         map_pages(vma)
     }
 
-    fn ioctl(session: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        // Held only for this check: the pages of the call may take long. If the device is removed
-        // meanwhile, its requests fail.
-        drop(session.clients.enter()?);
+    fn ioctl(this: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        // Held only for this check, because pages of the program may take long. If the device is
+        // removed meanwhile, its requests fail.
+        drop(this.clients.enter()?);
         let request = DmirrorCall::from_code(cmd).ok_or(EINVAL)?;
         call(arg, |command: &mut DmirrorCommand| {
             let range = range_of(command)?;
             let space = {
                 // No space is created once the device is being removed.
-                let _clients = session.clients.enter()?;
-                session.space()?
+                let _clients = this.clients.enter()?;
+                this.space()?
             };
             let mm = space.mm().mmget_not_zero().ok_or(EFAULT)?;
             let access = Access {
-                session: &session,
+                dmirror: &this,
                 space: &space,
-                device: &session.clients.device,
+                device: &this.clients.device,
                 mm: &mm,
                 range,
                 ptr: command.ptr,
@@ -137,7 +136,7 @@ impl MiscDevice for Session {
     }
 }
 
-impl Session {
+impl Dmirror {
     /// The space of the process that opened the file, which must be the caller's process.
     fn space(&self) -> Result<Arc<Space>> {
         let task = current!();
@@ -155,26 +154,26 @@ impl Session {
     }
 }
 
-/// Always ready, as files may be.
-impl Poll for Session {
+/// A file is always ready.
+impl Poll for Dmirror {
     type Node = ();
 }
 
-/// The result of a call.
+/// The result of an ioctl.
 #[derive(Default)]
 struct Done {
     pages: u64,
     faults: u64,
 }
 
-/// One call.
+/// One ioctl.
 struct Access<'a> {
-    session: &'a Session,
+    dmirror: &'a Dmirror,
     space: &'a Space,
     device: &'a Arc<Device>,
     mm: &'a MmWithUser,
     range: Range<usize>,
-    /// The address of the program's own copy.
+    /// The address of the program's buffer.
     ptr: u64,
 }
 
@@ -190,7 +189,7 @@ impl Access<'_> {
             DmirrorCall::CheckExclusive => self.check_exclusive(),
             DmirrorCall::Release => {
                 let stop = &mut |moved| moved == 0 || current!().signal_pending();
-                self.session.clients.evict_all(stop);
+                self.dmirror.clients.evict_all(stop);
                 Ok(Done::default())
             }
             DmirrorCall::Flags => self.flags(npages),
@@ -219,20 +218,21 @@ impl Access<'_> {
         Ok(Done { pages, faults })
     }
 
-    /// Maps the range on the device unless it is mapped; returns how many times that was necessary.
+    /// Maps the range on the device unless it is mapped already. Returns the number of faults: 1 if
+    /// it had to be mapped, otherwise 0.
     fn provide(&self, want: HmmRequest) -> Result<u64> {
         let write = want == HmmRequest::Write;
         if self.space().notifier.lock().covers(&self.range, write) {
             return Ok(0);
         }
-        self.map(self.range.clone(), |wanted, places| {
-            wanted.require(places, want)
+        self.map(self.range.clone(), |wanted, indices| {
+            wanted.require(indices, want)
         })?;
         Ok(1)
     }
 
-    /// Maps pages of a part of the range as `describe` requests, region by region; returns how many
-    /// of them are in device memory. When it returns, the device has the mappings.
+    /// Maps pages of a part of the range as `describe` requests, region by region. Returns how many
+    /// of them are in device memory, when the device has carried the mappings out.
     fn map(
         &self,
         part: Range<usize>,
@@ -245,7 +245,7 @@ impl Access<'_> {
         while at < part.end {
             let rest = at..part.end;
             let describe = |wanted: &mut FaultRequest| {
-                describe(wanted, wanted.places(&rest));
+                describe(wanted, wanted.indices(&rest));
                 Ok(())
             };
             let outcome = mapper.map(at, describe, &mut None)?;
@@ -257,8 +257,8 @@ impl Access<'_> {
         Ok(in_device)
     }
 
-    /// Waits until the device has the mappings of a request and of those before it, which it
-    /// carries out in order.
+    /// Waits until the device has carried out a request. It has then also carried out all requests
+    /// before it.
     fn wait(&self, request: Option<Sent<Map>>) -> Result {
         if let Some(request) = request {
             request.wait(&self.device.core.link)?;
@@ -267,7 +267,7 @@ impl Access<'_> {
     }
 
     fn migrate_to_device(&self) -> Result<Done> {
-        self.check_areas()?;
+        self.check_readable()?;
         let mut copying = None;
         let mut moved = Ok(());
         let mut at = self.range.start;
@@ -276,7 +276,7 @@ impl Access<'_> {
             let cut = hpage_range(at).start.saturating_add(PART);
             let end = self.range.end.min(cut);
             moved = self.move_to_device(at..end);
-            // While the next pages move, a job copies these out.
+            // A job copies these pages to the program while the next ones move.
             if let Some(fence) = copying.take() {
                 moved = moved.and(self.copied(fence));
             }
@@ -314,7 +314,8 @@ impl Access<'_> {
                 Until::Killed,
             )?;
             Self::check_kind(&moved.tally)?;
-            let in_device = self.map(part.clone(), |wanted, places| wanted.add_optional(places))?;
+            let in_device =
+                self.map(part.clone(), |wanted, indices| wanted.add_optional(indices))?;
             if in_device == (part.len() / PAGE_SIZE) as u64 {
                 return Ok(());
             }
@@ -323,7 +324,7 @@ impl Access<'_> {
     }
 
     fn migrate_to_system(&self) -> Result<Done> {
-        self.check_areas()?;
+        self.check_readable()?;
         let back = || to_system(self.space(), self.mm, self.range.clone(), Until::Killed);
         let mut tally = back()?.tally;
         Self::check_kind(&tally)?;
@@ -342,15 +343,15 @@ impl Access<'_> {
     }
 
     /// Fails unless all of the range can be read.
-    fn check_areas(&self) -> Result {
+    fn check_readable(&self) -> Result {
         let locked = LockedMm::new(self.mm);
         let mut at = self.range.start;
         while at < self.range.end {
-            let area = locked.lookup(at).ok_or(EINVAL)?;
-            if !area.is_readable() {
+            let vma = locked.lookup(at).ok_or(EINVAL)?;
+            if !vma.is_readable() {
                 return Err(EINVAL);
             }
-            at = area.vma().end();
+            at = vma.vma().end();
         }
         Ok(())
     }
@@ -364,9 +365,9 @@ impl Access<'_> {
 
     fn snapshot(&self) -> Result<Done> {
         let is_local = |pfn| self.device.pagemap.frame(pfn).is_some();
-        let mut looker = Looker::new(&self.session.clients, self.space(), self.mm)?;
+        let mut walker = PageWalker::new(&self.dmirror.clients, self.space(), self.mm)?;
         ioctl::fill_bytes(&self.range, self.ptr, STEP, |step, protections| {
-            looker.see(step, |index, page| {
+            walker.for_each_page(step, |index, page| {
                 if let Some(protection) = protections.get_mut(index) {
                     *protection = protection_of(page, is_local);
                 }
@@ -408,12 +409,12 @@ impl Access<'_> {
         Ok(Done::default())
     }
 
-    /// Makes the device copy the range to the program's own copy.
+    /// Makes the device copy the range to the program's buffer.
     fn copy_out(&self) -> Result {
         self.copy(self.range.start as u64, self.ptr)
     }
 
-    /// Copies as many bytes as the range has, by a job.
+    /// Runs a job that copies as many bytes as the range has.
     fn copy(&self, source: u64, destination: u64) -> Result {
         let fence = self.start_copy(source, destination, self.range.len())?;
         self.copied(fence)
@@ -427,19 +428,19 @@ impl Access<'_> {
             bytes: bytes as u64,
         };
         let job = Operation::from(copy).encode();
-        let fences = &self.session.fences;
-        let submitted = fences.submit(&self.session.clients, self.space(), &[job], None)?;
+        let fences = &self.dmirror.fences;
+        let submitted = fences.submit(&self.dmirror.clients, self.space(), &[job], None)?;
         Ok(submitted.first_fence)
     }
 
     /// Waits until the job is done.
     fn copied(&self, fence: u64) -> Result {
-        let reply = self.session.fences.finish(self.space(), fence)?;
-        self.judge(&reply)
+        let reply = self.dmirror.fences.finish(self.space(), fence)?;
+        self.check_reply(&reply)
     }
 
-    /// Translates the result of a job into the error of a call.
-    fn judge(&self, reply: &JobReply) -> Result {
+    /// Translates the result of a job into the result of the ioctl.
+    fn check_reply(&self, reply: &JobReply) -> Result {
         match Status::from_raw(reply.status.get()) {
             Some(Status::Ok) => Ok(()),
             Some(Status::Fault) => Err(self.error_of(reply)),

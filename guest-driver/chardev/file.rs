@@ -6,15 +6,15 @@
 //! neither queues nor the kernel's memory management.
 //!
 //! A program's memory is only read and written while nothing else is held, neither the device nor
-//! another process's memory: its pages may take long, or never come.
+//! another process's memory: the program's pages may take long, or never come.
 //!
-//! Lock order: `Session::bound` is taken before any other lock of the driver.
+//! Lock order: `OpenFile::bound` is taken before any other lock of the driver.
 
 use crate::{
     chardev::{
         ioctl::{call, fill_bytes, process_range, zero},
         node,
-        residency::{Looker, STEP},
+        residency::{PageWalker, STEP},
     },
     clients::{Clients, Using},
     ends::Ends,
@@ -48,7 +48,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// An open file.
 #[pin_data]
-pub(crate) struct Session {
+pub(crate) struct OpenFile {
     clients: Arc<Clients>,
     /// Threads that poll the file or wait for any of its jobs.
     waiters: Arc<Waiters>,
@@ -65,59 +65,59 @@ struct Bound {
 }
 
 #[vtable]
-impl MiscDevice for Session {
+impl MiscDevice for OpenFile {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let clients = node::clients(misc)?;
         let waiters = Waiters::new()?;
-        let session = KBox::pin_init(
+        let this = KBox::pin_init(
             pin_init!(Self {
                 clients,
                 waiters,
-                bound <- new_mutex!(None, "Session::bound"),
+                bound <- new_mutex!(None, "OpenFile::bound"),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        session.clients.opened();
-        Ok(session)
+        this.clients.opened();
+        Ok(this)
     }
 
-    fn release(session: Self::Ptr, _file: &File) {
-        let bound = session.bound.lock().take();
+    fn release(this: Self::Ptr, _file: &File) {
+        let bound = this.bound.lock().take();
         if let Some(bound) = bound {
-            let cancel = || bound.fences.cancel_all(&session.clients.device);
-            session.clients.leave(&bound.space, cancel);
+            let cancel = || bound.fences.cancel_all(&this.clients.device);
+            this.clients.leave(&bound.space, cancel);
         }
-        session.clients.closed();
+        this.clients.closed();
     }
 
-    fn ioctl(session: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        let session = &*session;
+    fn ioctl(this: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        let this = &*this;
         // Held only for this check.
-        drop(session.clients.enter()?);
+        drop(this.clients.enter()?);
         match cmd {
-            Info::CODE => call(arg, |info| session.info(info)),
-            Bind::CODE => call(arg, |bind| session.bind(bind)),
-            Submit::CODE => call(arg, |submit| session.submit(submit)),
-            Wait::CODE => call(arg, |wait| session.wait(wait)),
-            Migrate::CODE => call(arg, |migrate| session.migrate(migrate)),
-            Residency::CODE => call(arg, |residency| session.residency(residency)),
-            Counters::CODE => call(arg, |counters| session.counters(counters)),
-            Cancel::CODE => call(arg, |cancel| session.cancel(cancel)),
-            WaitAny::CODE => call(arg, |wait| session.wait_any(wait)),
+            Info::CODE => call(arg, |info| this.info(info)),
+            Bind::CODE => call(arg, |bind| this.bind(bind)),
+            Submit::CODE => call(arg, |submit| this.submit(submit)),
+            Wait::CODE => call(arg, |wait| this.wait(wait)),
+            Migrate::CODE => call(arg, |migrate| this.migrate(migrate)),
+            Residency::CODE => call(arg, |residency| this.residency(residency)),
+            Counters::CODE => call(arg, |counters| this.counters(counters)),
+            Cancel::CODE => call(arg, |cancel| this.cancel(cancel)),
+            WaitAny::CODE => call(arg, |wait| this.wait_any(wait)),
             _ => Err(ENOTTY),
         }
     }
 }
 
-impl Poll for Session {
+impl Poll for OpenFile {
     type Node = ();
 
-    fn poll(session: Pin<&Self>, file: &File, table: &PollTable<'_>) -> Ready {
-        session.waiters.register(file, table);
-        let mut ready = session.clients.watch(file, table);
-        if let Some(bound) = &*session.bound.lock() {
+    fn poll(this: Pin<&Self>, file: &File, table: &PollTable<'_>) -> Ready {
+        this.waiters.register(file, table);
+        let mut ready = this.clients.watch(file, table);
+        if let Some(bound) = &*this.bound.lock() {
             if !bound.space.is_current() {
                 ready = ready | Ready::ERROR;
             }
@@ -129,8 +129,8 @@ impl Poll for Session {
     }
 }
 
-impl Session {
-    /// The binding of the file, if it is to the caller's process.
+impl OpenFile {
+    /// The binding of the file, if the file is bound to the caller's process.
     fn bound(&self) -> Result<Arc<Bound>> {
         let bound = self.bound.lock().clone().ok_or(EPERM)?;
         if bound.space.is_callers() {
@@ -140,7 +140,7 @@ impl Session {
         }
     }
 
-    /// The same, if the device has the space.
+    /// The same, if the device still has the space.
     fn served(&self) -> Result<Arc<Bound>> {
         let bound = self.bound()?;
         if bound.space.is_current() {
@@ -314,7 +314,7 @@ impl Session {
         fill_bytes(&range, residency.states, STEP, |step, states| {
             let clients = self.clients.enter()?;
             let mm = space.mm().mmget_not_zero().ok_or(ESRCH)?;
-            Looker::new(&clients, &space, &mm)?.look(step, states)
+            PageWalker::new(&clients, &space, &mm)?.page_states(step, states)
         })
     }
 

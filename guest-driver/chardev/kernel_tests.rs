@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is the same in the calls of the kernel's own tests of HMM on whatever device.
+//! What the ioctls of the kernel's own HMM tests have in common on any device.
 //!
-//! Knows nothing of what any of them does.
+//! Does not know what any of these ioctls does.
 
 use crate::{
     chardev::ioctl,
@@ -21,7 +21,7 @@ use kernel::{
 /// log2 of the pages that an entry of a page upper directory maps.
 const HUGE_ORDER: u32 = 2 * HPAGE_PMD_ORDER;
 
-/// The range that a call is about.
+/// The range of addresses that an ioctl is about.
 pub(crate) fn range_of(command: &DmirrorCommand) -> Result<Range<usize>> {
     let bytes = command.npages.checked_mul(PAGE_SIZE as u64).ok_or(EINVAL)?;
     if bytes == 0 {
@@ -44,8 +44,8 @@ pub(crate) fn map_pages(vma: &VmaNew) -> Result {
     Ok(())
 }
 
-/// How the process has a page; `is_local` says of a frame number that it is one of the device's
-/// own memory.
+/// The state of a page in its process, as a snapshot reports it. `is_local` returns whether a page
+/// frame number belongs to the device's own memory.
 pub(crate) fn protection_of(page: HmmPage<'_>, is_local: impl Fn(usize) -> bool) -> u8 {
     if page.is_error() {
         return protection::ERROR;

@@ -29,16 +29,16 @@ pub(crate) const STEP: usize = MAX_QUERY_PAGES as usize;
 /// How long the kernel may wait for changes by other threads.
 const TIMEOUT: Delta = Delta::from_secs(1);
 
-/// Looks at address spaces.
-pub(crate) struct Looker<'a> {
+/// Reads the page table of the process of a space.
+pub(crate) struct PageWalker<'a> {
     clients: &'a Clients,
     space: &'a Space,
     mm: &'a MmWithUser,
     pfns: HmmPfns,
 }
 
-impl<'a> Looker<'a> {
-    /// For looking at the process of a space.
+impl<'a> PageWalker<'a> {
+    /// For the process of a space, whose address space is `mm`.
     pub(crate) fn new(clients: &'a Clients, space: &'a Space, mm: &'a MmWithUser) -> Result<Self> {
         Ok(Self {
             clients,
@@ -48,20 +48,20 @@ impl<'a> Looker<'a> {
         })
     }
 
-    /// Calls `see` with the page table entry and the index of each page of `range`, which has at
-    /// most [`STEP`] pages. All entries are true at the same moment, and stay true until the last
-    /// call returns. `see` must not sleep.
+    /// Calls `visit` with the page table entry and the index of each page of `range`, which has at
+    /// most [`STEP`] pages. All entries are valid at the same moment, and stay valid until the last
+    /// call returns. `visit` must not sleep.
     ///
     /// # Errors
     ///
     /// - `EINTR` if a signal arrived while the process kept changing its mappings, `ENODEV` if
     ///   the device was removed meanwhile.
-    /// - `ESRCH` if the space has ended, or if the process was killed for its memory.
+    /// - `ESRCH` if the space has ended, or if the OOM killer has killed the process.
     /// - `ENOMEM` if there is no memory.
-    pub(crate) fn see(
+    pub(crate) fn for_each_page(
         &mut self,
         range: &Range<usize>,
-        mut see: impl FnMut(usize, HmmPage<'_>),
+        mut visit: impl FnMut(usize, HmmPage<'_>),
     ) -> Result {
         loop {
             let owner = self.clients.device.pagemap.owner();
@@ -80,7 +80,7 @@ impl<'a> Looker<'a> {
                 }
                 for index in 0..committed.len() {
                     if let Some(page) = committed.page(index) {
-                        see(index, page);
+                        visit(index, page);
                     }
                 }
                 return Ok(());
@@ -98,10 +98,10 @@ impl<'a> Looker<'a> {
     ///
     /// # Errors
     ///
-    /// As [`Self::see`]; `EIO` or `ENODEV` if the device is given up.
-    pub(crate) fn look(&mut self, range: &Range<usize>, states: &mut [u8]) -> Result {
+    /// As [`Self::for_each_page`]; `EIO` or `ENODEV` if the device is given up.
+    pub(crate) fn page_states(&mut self, range: &Range<usize>, states: &mut [u8]) -> Result {
         let device = &*self.clients.device;
-        self.see(range, |index, page| {
+        self.for_each_page(range, |index, page| {
             if let Some(state) = states.get_mut(index) {
                 *state = state_of(device, page);
             }

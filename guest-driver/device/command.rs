@@ -108,7 +108,7 @@ impl Map {
         large: bool,
         rights: u32,
     ) -> MapEntry {
-        let (frame, place) = match frame {
+        let (frame, flag) = match frame {
             Frame::System(frame) => (frame, 0),
             Frame::Device(frame) => (frame, map_flags::DEVICE),
         };
@@ -117,7 +117,7 @@ impl Map {
             frame: frame.into(),
             pages: pages.into(),
             order: if large { LARGE_ORDER as u16 } else { 0 }.into(),
-            flags: (rights as u16 | place).into(),
+            flags: (rights as u16 | flag).into(),
         }
     }
 }

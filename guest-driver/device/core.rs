@@ -12,9 +12,9 @@ use crate::{
         frames::{Frames, Run},
         inject::Injection,
         limits::Limits,
-        pool::{Spares, DEPTH},
+        pool::{BufferPool, DEPTH},
         queue::{Link, Message, Watch},
-        shares::{Rules, Shares, Thing},
+        shares::{Resource, Rules, Shares},
     },
     mm::{memremap::UnusedFrames, HPAGE_PMD_NR},
     virtio::Queues,
@@ -49,11 +49,12 @@ pub(crate) struct Core {
     pub(crate) watch: Arc<Watch>,
     pub(crate) injection: Injection,
     pub(crate) shares: Arc<Shares>,
+    /// Buffers for all moves except those for CPU faults in a space.
     #[pin]
-    pub(crate) spares: Spares<Copy>,
-    /// The same for CPU faults on huge pages.
+    pub(crate) buffers: BufferPool<Copy>,
+    /// Buffers for CPU faults on huge pages in a space.
     #[pin]
-    pub(crate) fault_spares: Spares<LongFetch>,
+    pub(crate) fault_buffers: BufferPool<LongFetch>,
     #[pin]
     pub(crate) frames: Frames,
     /// Held while frames are being discarded, so that a thread that needs frames can wait.
@@ -61,7 +62,7 @@ pub(crate) struct Core {
     discarding: Mutex<()>,
     #[pin]
     discard: Work<Core>,
-    /// Set when no more memory is lent.
+    /// Set when no more memory is allocated.
     #[pin]
     pub(crate) closed: Event,
 }
@@ -90,7 +91,7 @@ impl WorkItem for Core {
 }
 
 impl Core {
-    /// The device behind `queues`, which runs.
+    /// For the device behind `queues`, which is running.
     pub(crate) fn new(
         limits: Limits,
         queues: Arc<Queues>,
@@ -111,8 +112,8 @@ impl Core {
                 injection: Injection::new(),
                 shares,
                 // Enough for the parts of one move; concurrent moves allocate.
-                spares <- Spares::new(DEPTH + 1, limits.max_move),
-                fault_spares <- Spares::new(1, HPAGE_PMD_NR),
+                buffers <- BufferPool::new(DEPTH + 1, limits.max_move),
+                fault_buffers <- BufferPool::new(1, HPAGE_PMD_NR),
                 frames <- list,
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),
@@ -124,7 +125,7 @@ impl Core {
 
     /// The number of jobs.
     pub(crate) fn jobs(&self) -> u64 {
-        self.shares.held(Thing::Job)
+        self.shares.held(Resource::Job)
     }
 
     /// The counters of the device.
@@ -138,7 +139,7 @@ impl Core {
         reply.output(&self.link, 0)
     }
 
-    /// Stops lending memory.
+    /// Stops allocating memory.
     pub(crate) fn close(&self) {
         self.frames.close();
         self.closed.set();
@@ -153,13 +154,13 @@ impl Core {
     }
 
     /// Frees frames that held a page. May be called in atomic context.
-    pub(crate) fn give_back(self: &Arc<Self>, frames: UnusedFrames) {
-        if self.frames.give_back(frames) {
+    pub(crate) fn free_frames(self: &Arc<Self>, frames: UnusedFrames) {
+        if self.frames.free(frames) {
             self.discard_soon();
         }
     }
 
-    /// Schedules discarding of stale frames if it is due, after unused frames were returned.
+    /// Schedules discarding of stale frames if it is due, after unused frames were freed.
     pub(crate) fn discard_if_due(self: &Arc<Self>) {
         if self.frames.is_discard_due() {
             self.discard_soon();

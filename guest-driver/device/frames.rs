@@ -2,15 +2,15 @@
 
 //! Which frames of device memory are in use.
 //!
-//! Memory is managed in blocks of 2 MiB, which are lent whole or frame by frame. A frame that is
-//! returned is *stale*: the device holds its contents until it is told to discard them. A frame
-//! whose contents the device has lost is *lost* until it is returned: it no longer contains a page.
+//! Memory is managed in blocks of 2 MiB, which are allocated whole or frame by frame. A freed frame
+//! is *stale*: the device holds its contents until it is told to discard them. A frame whose
+//! contents the device has lost is *lost* until it is freed: it no longer contains a page.
 //! Knows neither the device nor what frames are used for.
 //!
 //! All functions except [`Frames::new`] may be called in atomic context.
 
 use crate::{
-    device::shares::{Holder, Shares, Thing},
+    device::shares::{Holder, Resource, Shares},
     mm::{
         memremap::{MemoryId, UnusedFrames},
         pages_of, HPAGE_PMD_NR, HPAGE_PMD_ORDER,
@@ -31,7 +31,7 @@ const WORDS: usize = HPAGE_PMD_NR / u64::BITS as usize;
 /// A block of frames.
 #[derive(Clone, Copy)]
 struct Block {
-    /// Frames that cannot be lent: in use, or being discarded.
+    /// Frames that cannot be allocated: in use, or being discarded.
     busy: [u64; WORDS],
     /// Frames that the device must be told to discard.
     stale: [u64; WORDS],
@@ -154,7 +154,7 @@ impl Set {
 
 struct State {
     blocks: KVVec<Block>,
-    /// The user that each lent frame is accounted to.
+    /// The user that each allocated frame is accounted to.
     users: KVVec<u16>,
     /// Blocks without busy frames.
     empty: Set,
@@ -162,13 +162,13 @@ struct State {
     partial: Set,
     /// Blocks with stale frames that can be discarded.
     stale: Set,
-    /// The number of frames that are lent.
-    lent: u64,
+    /// The number of frames that are allocated.
+    allocated: u64,
     /// The number of frames that are stale.
     stale_count: u64,
-    /// The number of frames that are busy but not lent: they become free when discarded.
+    /// The number of frames that are busy but not allocated: they become free when discarded.
     waiting: u64,
-    /// Whether lending has stopped.
+    /// Whether allocation has stopped.
     closed: bool,
 }
 
@@ -180,43 +180,44 @@ pub(crate) struct Frames {
     shares: Arc<Shares>,
     /// The number of frames that are lost. Written with `state` locked.
     lost: Atomic<u64>,
-    /// Whether frames must be discarded before they are lent again. {drv-discard-checked}
+    /// Whether frames must be discarded before they are allocated again. {drv-discard-checked}
     strict: bool,
     id: MemoryId,
     total: u64,
 }
 
-/// Frames that have been lent; returned when this is dropped.
-pub(crate) struct Lent<'a> {
+/// Frames that have been allocated; freed when this is dropped.
+pub(crate) struct AllocatedFrames<'a> {
     owner: &'a Frames,
     frames: Option<UnusedFrames>,
 }
 
-impl Lent<'_> {
-    /// The frames; from now on they must be returned by [`Frames::give_back`].
+impl AllocatedFrames<'_> {
+    /// The frames; from now on they must be freed by [`Frames::free`].
     pub(crate) fn keep(mut self) -> Option<UnusedFrames> {
         let frames = self.frames.take()?;
-        // They may have been lent before others were lost, but they had no contents yet.
+        // They may have been allocated before others were lost, but they had no contents yet.
         self.owner.clear_lost(&frames);
         Some(frames)
     }
 }
 
-impl Drop for Lent<'_> {
+impl Drop for AllocatedFrames<'_> {
     fn drop(&mut self) {
         if let Some(frames) = self.frames.take() {
-            self.owner.give_back(frames);
+            self.owner.free(frames);
         }
     }
 }
 
-/// A batch of frames that have been lent together, to be used one by one. Dropping it returns the
-/// remaining ones as they were.
+/// A batch of frames that have been allocated together, to be used one by one. Dropping it frees
+/// the remaining ones: each is stale only if it was stale before.
 ///
 /// # Invariants
 ///
-/// The frames from `base` on that have a bit in `left` are lent, and only this value owns them.
-pub(crate) struct Few<'a> {
+/// The frames from `base` on that have a bit in `left` are allocated, and only this value owns
+/// them.
+pub(crate) struct FrameBatch<'a> {
     owner: &'a Frames,
     /// The frame of the lowest bit.
     base: u64,
@@ -227,33 +228,33 @@ pub(crate) struct Few<'a> {
     user: u16,
 }
 
-impl<'a> Few<'a> {
+impl<'a> FrameBatch<'a> {
     /// Takes the next frame.
-    pub(crate) fn next(&mut self) -> Option<Lent<'a>> {
+    pub(crate) fn next(&mut self) -> Option<AllocatedFrames<'a>> {
         if self.left == 0 {
             return None;
         }
-        let place = self.left.trailing_zeros();
-        let frame = self.base.saturating_add(place.into());
+        let index = self.left.trailing_zeros();
+        let frame = self.base.saturating_add(index.into());
         self.left &= self.left.wrapping_sub(1);
-        // SAFETY: By the invariants the frame was lent and only this batch owned it, and from now
-        // on the batch does not. It is busy until `give_back` takes this value or the one that is
+        // SAFETY: By the invariants the frame was allocated and only this batch owned it, and from
+        // now on the batch does not. It is busy until `free` takes this value or the one that is
         // made when its folio is freed.
         let frames = unsafe { UnusedFrames::new(self.owner.id, frame, 0) };
-        Some(Lent {
+        Some(AllocatedFrames {
             owner: self.owner,
             frames: Some(frames),
         })
     }
 }
 
-impl Drop for Few<'_> {
+impl Drop for FrameBatch<'_> {
     fn drop(&mut self) {
         if self.left != 0 {
             let stale = self.stale & self.left;
-            self.owner.take_unused(self.base, self.left, stale);
+            self.owner.free_unused(self.base, self.left, stale);
             let count = u64::from(self.left.count_ones());
-            self.owner.shares.give(self.user, Thing::Frame, count);
+            self.owner.shares.give(self.user, Resource::Frame, count);
         }
     }
 }
@@ -276,7 +277,7 @@ impl Run {
 
 impl Frames {
     /// Manages this many frames, rounded down to whole blocks. With `strict` a frame must be
-    /// discarded before it is lent again.
+    /// discarded before it is allocated again.
     pub(crate) fn new(
         frames: u64,
         strict: bool,
@@ -293,7 +294,7 @@ impl Frames {
             empty: Set::new(count)?,
             partial: Set::new(count)?,
             stale: Set::new(count)?,
-            lent: 0,
+            allocated: 0,
             stale_count: 0,
             waiting: 0,
             closed: false,
@@ -321,22 +322,22 @@ impl Frames {
         self.total
     }
 
-    /// The number of frames that are lent.
+    /// The number of frames that are allocated.
     pub(crate) fn used(&self) -> u64 {
-        self.state.lock().lent
+        self.state.lock().allocated
     }
 
-    /// Stops lending frames.
+    /// Stops allocating frames.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
     }
 
-    /// Resumes lending frames.
+    /// Resumes allocating frames.
     pub(crate) fn open(&self) {
         self.state.lock().closed = false;
     }
 
-    /// The device has lost the contents of all frames that are lent.
+    /// The device has lost the contents of all frames that are allocated.
     pub(crate) fn lose_all(&self) {
         let mut state = self.state.lock();
         let mut lost = 0_u64;
@@ -380,16 +381,16 @@ impl Frames {
         }
     }
 
-    /// Whether lending has stopped.
+    /// Whether allocation has stopped.
     pub(crate) fn is_closed(&self) -> bool {
         self.state.lock().closed
     }
 
-    /// Whether fewer than `wanted` frames can be lent now, but more once the waiting ones have been
-    /// discarded.
+    /// Whether fewer than `wanted` frames can be allocated now, but more once the waiting ones have
+    /// been discarded.
     pub(crate) fn is_short(&self, wanted: u64) -> bool {
         let state = self.state.lock();
-        let free = self.total.saturating_sub(state.lent);
+        let free = self.total.saturating_sub(state.allocated);
         state.waiting > 0 && free.saturating_sub(state.waiting) < wanted
     }
 
@@ -402,8 +403,8 @@ impl Frames {
         Some(first_of(first.saturating_add(found)))
     }
 
-    /// Lends frames for use one by one: at least one, and at most `most`.
-    pub(crate) fn lend_few(&self, most: usize, holder: Holder) -> Option<Few<'_>> {
+    /// Allocates frames for use one by one: at least one, and at most `most`.
+    pub(crate) fn alloc_batch(&self, most: usize, holder: Holder) -> Option<FrameBatch<'_>> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.closed {
@@ -412,12 +413,12 @@ impl Frames {
         let block = state.partial.first().or_else(|| state.empty.first())?;
         let (word, free) = state.blocks.get(block as usize)?.find()?;
         let wanted = u64::from(lowest(free, most.max(1)).count_ones());
-        let granted = self.shares.take(holder, Thing::Frame, wanted);
+        let granted = self.shares.take(holder, Resource::Frame, wanted);
         if granted == 0 {
             return None;
         }
         let left = lowest(free, granted as usize);
-        let stale = state.take(block, word, left);
+        let stale = state.alloc(block, word, left);
         state.relink(block);
         let base = first_of(block as usize).saturating_add((word * 64) as u64);
         let mut rest = left;
@@ -426,7 +427,7 @@ impl Frames {
             rest &= rest.wrapping_sub(1);
         }
         // INVARIANT: The frames were not busy, so they had no owner; they are busy from now on.
-        Some(Few {
+        Some(FrameBatch {
             owner: self,
             base,
             left,
@@ -435,8 +436,8 @@ impl Frames {
         })
     }
 
-    /// Takes back unused frames of a word, some of which are stale.
-    fn take_unused(&self, base: u64, frames: u64, stale: u64) {
+    /// Frees frames of a word that were not used, some of which are stale.
+    fn free_unused(&self, base: u64, frames: u64, stale: u64) {
         let block = (base / HPAGE_PMD_NR as u64) as u32;
         let (word, _) = bit((base % HPAGE_PMD_NR as u64) as usize);
         let mut state = self.state.lock();
@@ -448,7 +449,7 @@ impl Frames {
         entry.busy[word] &= !frames;
         entry.stale[word] |= stale;
         entry.count = entry.count.saturating_sub(count as u16);
-        state.lent = state.lent.saturating_sub(count.into());
+        state.allocated = state.allocated.saturating_sub(count.into());
         let stale = u64::from(stale.count_ones());
         state.stale_count = state.stale_count.saturating_add(stale);
         self.lost
@@ -456,8 +457,8 @@ impl Frames {
         state.relink(block);
     }
 
-    /// Lends a block.
-    pub(crate) fn lend_block(&self, holder: Holder) -> Option<Lent<'_>> {
+    /// Allocates a block.
+    pub(crate) fn alloc_block(&self, holder: Holder) -> Option<AllocatedFrames<'_>> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.closed {
@@ -465,29 +466,29 @@ impl Frames {
         }
         let block = state.empty.first()?;
         let wanted = HPAGE_PMD_NR as u64;
-        let granted = self.shares.take(holder, Thing::Frame, wanted);
+        let granted = self.shares.take(holder, Resource::Frame, wanted);
         if granted < wanted {
-            self.shares.give(holder.user(), Thing::Frame, granted);
+            self.shares.give(holder.user(), Resource::Frame, granted);
             return None;
         }
         for word in 0..WORDS {
-            state.take(block, word, u64::MAX);
+            state.alloc(block, word, u64::MAX);
         }
         state.relink(block);
         let first = first_of(block as usize);
         state.set_user(first, HPAGE_PMD_NR, holder);
         // SAFETY: The block had no busy frames, so none was in use. All are busy from now on, until
-        // `give_back` takes this value or those that are made when their folios are freed.
+        // `free` takes this value or those that are made when their folios are freed.
         let frames = unsafe { UnusedFrames::new(self.id, first, HPAGE_PMD_ORDER) };
-        Some(Lent {
+        Some(AllocatedFrames {
             owner: self,
             frames: Some(frames),
         })
     }
 
-    /// Takes frames back; they are now stale. Returns whether stale frames should be discarded: if
-    /// they cannot be lent before, or if [`Self::is_discard_due`].
-    pub(crate) fn give_back(&self, frames: UnusedFrames) -> bool {
+    /// Frees frames; they are now stale. Returns whether stale frames should be discarded: if they
+    /// cannot be allocated before, or if [`Self::is_discard_due`].
+    pub(crate) fn free(&self, frames: UnusedFrames) -> bool {
         let block = (frames.first() / HPAGE_PMD_NR as u64) as u32;
         let start = (frames.first() % HPAGE_PMD_NR as u64) as usize;
         let end = start
@@ -503,7 +504,7 @@ impl Frames {
             let mut next = start;
             // A single frame among many others leaves its block in the same sets.
             let (word, _) = bit(start);
-            let is_in_place = frames.order() == 0
+            let stays_linked = frames.order() == 0
                 && entry.stale[word] != 0
                 && (2..HPAGE_PMD_NR).contains(&usize::from(entry.count));
             // Word by word.
@@ -511,20 +512,20 @@ impl Frames {
                 let (word, mask) = bit(next);
                 // Does not change it, but the compiler does not know that.
                 let word = word % WORDS;
-                let place = next % 64;
+                let shift = next % 64;
                 let (pages, mask) = if frames.order() == 0 {
                     (1, mask)
                 } else {
-                    let pages = end.saturating_sub(next).min(64_usize.saturating_sub(place));
-                    (pages, ones(pages) << place)
+                    let pages = end.saturating_sub(next).min(64_usize.saturating_sub(shift));
+                    (pages, ones(pages) << shift)
                 };
                 let back = entry.busy[word] & !entry.stale[word] & mask;
                 if back != mask {
                     // Counting them would corrupt the counts of the other frames.
-                    pr_warn_once!("the kernel gives frames of block {block} back twice\n");
+                    pr_warn_once!("the kernel frees frames of block {block} twice\n");
                 }
                 let users = state.users.get(first..first.saturating_add(pages));
-                self.give(users.unwrap_or_default(), back >> place);
+                self.give(users.unwrap_or_default(), back >> shift);
                 first = first.saturating_add(pages);
                 entry.stale[word] |= back;
                 if !self.strict {
@@ -534,12 +535,12 @@ impl Frames {
                 count = count.saturating_add(back.count_ones().into());
                 next = next.saturating_add(pages);
             }
-            state.lent = state.lent.saturating_sub(count);
+            state.allocated = state.allocated.saturating_sub(count);
             state.stale_count = state.stale_count.saturating_add(count);
             if self.strict {
                 state.waiting = state.waiting.saturating_add(count);
             }
-            if !is_in_place {
+            if !stays_linked {
                 state.relink(block);
             }
         }
@@ -549,19 +550,19 @@ impl Frames {
     /// Stops accounting frames of a word, given as bits, to their users.
     fn give(&self, users: &[u16], mut frames: u64) {
         if let ([user], 1..) = (users, frames) {
-            return self.shares.give(*user, Thing::Frame, 1);
+            return self.shares.give(*user, Resource::Frame, 1);
         }
         // Adjacent frames nearly always belong to one user.
         for users in users.chunk_by(|one, other| one == other) {
             let count = (frames & ones(users.len())).count_ones();
             if let (Some(user), 1..) = (users.first(), count) {
-                self.shares.give(*user, Thing::Frame, count.into());
+                self.shares.give(*user, Resource::Frame, count.into());
             }
             frames = frames.checked_shr(users.len() as u32).unwrap_or(0);
         }
     }
 
-    /// Whether stale frames should be discarded even if they can be lent again as they are.
+    /// Whether stale frames should be discarded even if they can be allocated again as they are.
     pub(crate) fn is_discard_due(&self) -> bool {
         self.state.lock().is_discard_due()
     }
@@ -621,7 +622,7 @@ impl State {
     /// Whether there are many stale frames, or no other frames in use.
     fn is_discard_due(&self) -> bool {
         let many = first_of(self.blocks.len()) / 4;
-        self.stale_count > 0 && (self.lent == 0 || self.stale_count >= many)
+        self.stale_count > 0 && (self.allocated == 0 || self.stale_count >= many)
     }
 
     /// Accounts frames to a user.
@@ -631,15 +632,15 @@ impl State {
         users.unwrap_or_default().fill(holder.user());
     }
 
-    /// Lends frames of a word of a block that are not busy; returns which of them were stale.
-    fn take(&mut self, block: u32, word: usize, frames: u64) -> u64 {
+    /// Allocates frames of a word of a block that are not busy; returns which of them were stale.
+    fn alloc(&mut self, block: u32, word: usize, frames: u64) -> u64 {
         let Some(entry) = self.blocks.get_mut(block as usize) else {
             return 0;
         };
         let count = frames.count_ones();
         entry.busy[word] |= frames;
         entry.count = entry.count.saturating_add(count as u16);
-        self.lent = self.lent.saturating_add(count.into());
+        self.allocated = self.allocated.saturating_add(count.into());
         // The next user of a frame overwrites it, so there is nothing to discard.
         let stale = entry.stale[word] & frames;
         entry.stale[word] &= !frames;

@@ -14,14 +14,14 @@ impl Injection {
         Self(Atomic::new(false))
     }
 
-    /// Makes the next allocation fail, or not.
+    /// Sets whether the next allocation fails.
     pub(crate) fn arm(&self, armed: bool) {
         self.0.store(armed, Relaxed);
     }
 
     /// Whether this allocation is to fail.
-    pub(crate) fn strikes(&self) -> bool {
-        // Almost always it is not armed.
+    pub(crate) fn should_fail(&self) -> bool {
+        // The flag is almost never set.
         self.0.load(Relaxed) && self.0.xchg(false, Relaxed)
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::{
     late,
-    virtio::{Chain, Draft, Handler, Queues, Room, Written},
+    virtio::{Chain, Draft, Handler, Queues, ReservedSlot, Written},
     wire::{
         command::{ReplyHeader, Request, RequestHeader, Status},
         Queue,
@@ -97,8 +97,8 @@ impl Link {
     /// Sends the first request of a life and waits for the reply; after that, others may be sent.
     /// {drv-init-first}
     pub(crate) fn send_first<C: Command>(&self, message: Message<C>) -> Result<(), Failure> {
-        let room = self.queues.first_room(C::QUEUE.raw());
-        let sent = self.post(room.map_err(Failure::Device)?, message);
+        let slot = self.queues.reserve_first_slot(C::QUEUE.raw());
+        let sent = self.post(slot.map_err(Failure::Device)?, message);
         self.kick::<C>();
         sent.wait(self)?;
         self.queues.open();
@@ -106,32 +106,31 @@ impl Link {
     }
 
     /// Reserves a slot for a message. May sleep.
-    pub(crate) fn room<C: Command>(&self) -> Result<Room<'_>> {
-        self.queues.room(C::QUEUE.raw())
+    pub(crate) fn reserve_slot<C: Command>(&self) -> Result<ReservedSlot<'_>> {
+        self.queues.reserve_slot(C::QUEUE.raw())
     }
 
-    /// Reserves slots for two messages on one queue, this being one of them: both or none. May
-    /// sleep.
-    pub(crate) fn two_rooms<C: Command>(&self) -> Result<[Room<'_>; 2]> {
-        self.queues.two_rooms(C::QUEUE.raw())
+    /// Reserves slots for two messages on the queue of `C`: both or none. May sleep.
+    pub(crate) fn reserve_two_slots<C: Command>(&self) -> Result<[ReservedSlot<'_>; 2]> {
+        self.queues.reserve_two_slots(C::QUEUE.raw())
     }
 
-    /// The same if two are free now; otherwise `EAGAIN`. Does not sleep.
-    pub(crate) fn try_two_rooms<C: Command>(&self) -> Result<[Room<'_>; 2]> {
-        self.queues.try_two_rooms(C::QUEUE.raw())
+    /// The same if two slots are free now; otherwise fails with `EAGAIN`. Does not sleep.
+    pub(crate) fn try_reserve_two_slots<C: Command>(&self) -> Result<[ReservedSlot<'_>; 2]> {
+        self.queues.try_reserve_two_slots(C::QUEUE.raw())
     }
 
     /// Adds a message to its queue without kicking the device. Does not sleep.
-    pub(crate) fn post<C: Command>(&self, room: Room<'_>, message: Message<C>) -> Sent<C> {
+    pub(crate) fn post<C: Command>(&self, slot: ReservedSlot<'_>, message: Message<C>) -> Sent<C> {
         let counter = match C::QUEUE {
             Queue::Dma => &self.dma_requests,
             _ => &self.control_requests,
         };
         counter.fetch_add(1, Relaxed);
-        let life = message.life.unwrap_or(room.life());
+        let life = message.life.unwrap_or(slot.life());
         Sent {
             capacity: message.capacity,
-            chain: room.post_in(life, message.seal()),
+            chain: slot.post_in(life, message.seal()),
             _command: PhantomData,
         }
     }
@@ -157,8 +156,8 @@ impl Link {
 
     /// Posts a message and kicks the device. May sleep until there is a slot.
     pub(crate) fn submit<C: Command>(&self, message: Message<C>) -> Result<Sent<C>, Failure> {
-        let room = self.room::<C>().map_err(Failure::Device)?;
-        let sent = self.post(room, message);
+        let slot = self.reserve_slot::<C>().map_err(Failure::Device)?;
+        let sent = self.post(slot, message);
         self.kick::<C>();
         Ok(sent)
     }
@@ -226,7 +225,7 @@ impl<C: Command> Message<C> {
         })
     }
 
-    /// Makes it valid in this life of the device only: in any other it fails.
+    /// Makes the request valid in this life of the device only. In any other life it fails.
     pub(crate) fn only_in(mut self, life: u32) -> Self {
         self.life = Some(life);
         self
@@ -253,7 +252,7 @@ impl<C: Command> Message<C> {
         self.count = 0;
     }
 
-    /// Makes it a request about another space; zero for none.
+    /// Makes the request about another space; zero for none.
     pub(crate) fn set_space(&mut self, space: u32) {
         self.header(|header| header.space = space.into());
     }
@@ -318,7 +317,7 @@ impl Position {
     }
 }
 
-/// A request that has been posted. Drop it to not wait for the reply.
+/// A request that has been posted. A caller that drops it does not wait for the reply.
 pub(crate) struct Sent<C: Command> {
     chain: Arc<Chain>,
     capacity: usize,
@@ -356,8 +355,8 @@ impl<C: Command> Sent<C> {
     /// same request for reuse, without entries. Does not allocate.
     ///
     /// A device that refuses is given up, unless it replies that the space is gone: then it uses
-    /// nothing of the space. Without a reply the device has been reset and does nothing at all. But
-    /// the space may survive that, and then needs the request again.
+    /// nothing of the space. Without a reply the device has been reset and does nothing at all. A
+    /// space that survives the reset needs the request again.
     ///
     /// Returns `None` only if the request has another owner, which does not happen.
     pub(crate) fn wait_and_reuse(self, link: &Link) -> Option<Message<C>> {
@@ -438,7 +437,8 @@ impl Watch {
         }
     }
 
-    /// Whether the device has ever refused a mapping: then fewer may be mapped than are recorded.
+    /// Whether the device has ever refused a mapping. Then fewer pages may be mapped than are
+    /// recorded.
     pub(crate) fn has_refused(&self) -> bool {
         self.refused.load(Relaxed)
     }

@@ -5,9 +5,9 @@
 //! Spaces, job slots and frames of device memory are limited, and none of them can be taken back
 //! from a user by force. So each user has to leave some to others. A user may hold at most a part
 //! of what all other users leave: three quarters, unless the administrator sets another value. A
-//! process may hold at most a part of what the other processes of its user leave of that. A user
-//! that comes when another user has its full share finds a quarter, the next user a quarter of
-//! that. As soon as anything is returned, the user that has less gets it.
+//! process may hold at most a part of what the other processes of its user leave of that. If one
+//! user holds its full share, a quarter is left for the second user, and a quarter of that for the
+//! third one. When a resource is returned, a user that holds less can get it.
 //!
 //! A process with `CAP_SYS_RESOURCE` may take everything that is free. What it holds is still
 //! accounted to its user.
@@ -26,20 +26,20 @@ use kernel::{
 
 /// A limited resource of the device.
 #[derive(Clone, Copy)]
-pub(crate) enum Thing {
+pub(crate) enum Resource {
     Space,
     Job,
     Frame,
 }
 
-const THINGS: usize = 3;
+const RESOURCES: usize = 3;
 
 /// A number for each resource.
-type Numbers = [Atomic<u64>; THINGS];
+type Numbers = [Atomic<u64>; RESOURCES];
 
-/// Not a valid user ID, so no user has it. A namespace that does not map a user shows the ID of
-/// nobody instead, which is a different number.
-const NOBODY: u32 = u32::MAX;
+/// Not a valid user ID, so no user has it. A namespace that does not map a user shows the overflow
+/// ID ("nobody") instead, which is a different number.
+const NO_USER: u32 = u32::MAX;
 
 /// The limits that an administrator may set.
 #[derive(Clone, Copy)]
@@ -70,7 +70,7 @@ struct User {
 #[pin_data]
 pub(crate) struct Shares {
     rules: Rules,
-    totals: [u64; THINGS],
+    totals: [u64; RESOURCES],
     held: Numbers,
     users: KVVec<User>,
     /// Held while a slot is assigned to a user.
@@ -98,7 +98,7 @@ impl Holder {
 }
 
 fn none() -> Numbers {
-    [const { Atomic::new(0) }; THINGS]
+    [const { Atomic::new(0) }; RESOURCES]
 }
 
 impl Shares {
@@ -117,7 +117,7 @@ impl Shares {
         let mut users = KVVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
             let user = User {
-                id: Atomic::new(NOBODY),
+                id: Atomic::new(NO_USER),
                 held: none(),
             };
             users.push(user, GFP_KERNEL)?;
@@ -140,25 +140,25 @@ impl Shares {
     pub(crate) fn enter(&self, user: u32, is_privileged: bool) -> Result<Holder> {
         // The slot of a user that holds nothing is free. A user only begins to hold anything here.
         let _naming = self.naming.lock();
-        let known = |place: &User| place.id.load(Relaxed) == user;
-        let free = |place: &User| place.held.iter().all(|held| held.load(Relaxed) == 0);
-        let place = self.users.iter().position(known);
-        let place = place.or_else(|| self.users.iter().position(free));
-        let place = place.ok_or(ENOSPC)?;
-        self.users.get(place).ok_or(ENOSPC)?.id.store(user, Relaxed);
+        let known = |slot: &User| slot.id.load(Relaxed) == user;
+        let free = |slot: &User| slot.held.iter().all(|held| held.load(Relaxed) == 0);
+        let index = self.users.iter().position(known);
+        let index = index.or_else(|| self.users.iter().position(free));
+        let index = index.ok_or(ENOSPC)?;
+        self.users.get(index).ok_or(ENOSPC)?.id.store(user, Relaxed);
         let holder = Holder {
-            user: u16::try_from(place)?,
+            user: u16::try_from(index)?,
             is_privileged,
         };
-        if self.take(holder, Thing::Space, 1) == 0 {
+        if self.take(holder, Resource::Space, 1) == 0 {
             return Err(ENOSPC);
         }
         Ok(holder)
     }
 
     /// Takes as much as the holder may have, at most `wanted`; returns how much.
-    pub(crate) fn take(&self, holder: Holder, thing: Thing, wanted: u64) -> u64 {
-        self.take_within(holder, thing, wanted, |limit, _| limit)
+    pub(crate) fn take(&self, holder: Holder, resource: Resource, wanted: u64) -> u64 {
+        self.take_within(holder, resource, wanted, |limit, _| limit)
     }
 
     /// The same for one process of the user; `of_process` is what that process holds, including
@@ -166,11 +166,11 @@ impl Shares {
     pub(crate) fn take_for_process(
         &self,
         holder: Holder,
-        thing: Thing,
+        resource: Resource,
         wanted: u64,
         of_process: u64,
     ) -> u64 {
-        self.take_within(holder, thing, wanted, |limit, mine| {
+        self.take_within(holder, resource, wanted, |limit, mine| {
             let siblings = mine.saturating_sub(of_process);
             let part = Rules::part(self.rules.process, limit.saturating_sub(siblings));
             siblings.saturating_add(part)
@@ -181,41 +181,41 @@ impl Shares {
     fn take_within(
         &self,
         holder: Holder,
-        thing: Thing,
+        resource: Resource,
         wanted: u64,
         bound: impl FnOnce(u64, u64) -> u64,
     ) -> u64 {
         let Some(user) = self.users.get(usize::from(holder.user)) else {
             return 0;
         };
-        let place = thing as usize;
+        let index = resource as usize;
         // Add first, so that two holders that want the last one never both get it.
-        let mine = user.held[place].fetch_add(wanted, Relaxed);
+        let mine = user.held[index].fetch_add(wanted, Relaxed);
         let mine = mine.saturating_add(wanted);
-        let all = self.held[place].fetch_add(wanted, Relaxed);
+        let all = self.held[index].fetch_add(wanted, Relaxed);
         let all = all.saturating_add(wanted);
-        let left = self.totals[place].saturating_sub(all.saturating_sub(mine));
+        let left = self.totals[index].saturating_sub(all.saturating_sub(mine));
         let limit = if holder.is_privileged {
             left
         } else {
             bound(Rules::part(self.rules.user, left), mine)
         };
         let excess = mine.saturating_sub(limit).min(wanted);
-        self.give(holder.user, thing, excess);
+        self.give(holder.user, resource, excess);
         wanted.saturating_sub(excess)
     }
 
     /// How much of this resource all users hold together.
-    pub(crate) fn held(&self, thing: Thing) -> u64 {
-        self.held[thing as usize].load(Relaxed)
+    pub(crate) fn held(&self, resource: Resource) -> u64 {
+        self.held[resource as usize].load(Relaxed)
     }
 
     /// Returns what a user held.
-    pub(crate) fn give(&self, user: u16, thing: Thing, count: u64) {
+    pub(crate) fn give(&self, user: u16, resource: Resource, count: u64) {
         if let Some(user) = self.users.get(usize::from(user)) {
-            let place = thing as usize;
-            self.held[place].fetch_sub(count, Relaxed);
-            user.held[place].fetch_sub(count, Relaxed);
+            let index = resource as usize;
+            self.held[index].fetch_sub(count, Relaxed);
+            user.held[index].fetch_sub(count, Relaxed);
         }
     }
 }

@@ -179,8 +179,8 @@ impl<'a> PageMapper<'a> {
     }
 
     /// Posts `answers` if the page at an address is already exclusive: the `Map` that made it so
-    /// was posted before them. Taking it again would first give it back, and every job that uses it
-    /// would fault again. `None` if it is not exclusive.
+    /// was posted before them. Making it exclusive again would first give it back to the CPUs, and
+    /// every job that uses it would fault again. `None` if the page is not exclusive.
     fn answer_exclusive(
         &mut self,
         address: usize,
@@ -192,7 +192,7 @@ impl<'a> PageMapper<'a> {
         }
         // What a change takes away stays recorded until the change is over.
         self.space.notifier.wait_for_changes();
-        let room = core.link.room::<Answer>()?;
+        let slot = core.link.reserve_slot::<Answer>()?;
         let page = page_range(address);
         let mapped = self.space.notifier.lock();
         if mapped.is_ended() {
@@ -202,7 +202,7 @@ impl<'a> PageMapper<'a> {
             return Ok(None);
         }
         if let Some(answers) = answers.take() {
-            core.link.post(room, answers);
+            core.link.post(slot, answers);
         }
         drop(mapped);
         self.kick();
@@ -345,12 +345,12 @@ impl<'a> PageMapper<'a> {
         let (window, owner) = (wanted.window.clone(), device.pagemap.owner());
         let range = HmmRange::new(&self.space.notifier, window, owner);
         let snapshot = range.snapshot(self.mm, TIMEOUT, &mut self.pfns)?;
-        let (map_room, answer_room) = if answers.is_some() {
+        let (map_slot, answer_slot) = if answers.is_some() {
             // Both or none: a thread that holds one slot must not wait for a second one.
-            let [map_room, answer_room] = core.link.two_rooms::<Map>()?;
-            (map_room, Some(answer_room))
+            let [map_slot, answer_slot] = core.link.reserve_two_slots::<Map>()?;
+            (map_slot, Some(answer_slot))
         } else {
-            (core.link.room::<Map>()?, None)
+            (core.link.reserve_slot::<Map>()?, None)
         };
         late::at(LatePoint::Lock);
         let Ok(mut committed) = snapshot.commit() else {
@@ -369,11 +369,11 @@ impl<'a> PageMapper<'a> {
         let (pages, in_device) = write_map(device, &committed, wanted, &mut map, &mut region)?;
         // The lock is held until both are in the ring, so the `Unmap` of any later change comes
         // behind them. {drv-map-before-retry}
-        let request = (map.count() > 0).then(|| core.link.post(map_room, map));
+        let request = (map.count() > 0).then(|| core.link.post(map_slot, map));
         let position = request.as_ref().map(Sent::position);
         let leftover = committed.state().record(region, position);
-        if let Some((room, answers)) = answer_room.zip(answers.take()) {
-            core.link.post(room, answers);
+        if let Some((slot, answers)) = answer_slot.zip(answers.take()) {
+            core.link.post(slot, answers);
         }
         drop(committed);
         drop(leftover);
@@ -399,15 +399,15 @@ impl<'a> PageMapper<'a> {
             Err(error) if error == EBUSY => return Ok(None),
             Err(error) => return Err(error),
         };
-        // Not before, because making the page exclusive may itself need slots: it moves pages. And
-        // without waiting, because the page is locked.
-        let [map_room, answer_room] = match core.link.try_two_rooms::<Map>() {
+        // The slots are not reserved before, because making the page exclusive may itself need
+        // slots: it moves pages. The caller must not wait for them, because the page is locked.
+        let [map_slot, answer_slot] = match core.link.try_reserve_two_slots::<Map>() {
             Err(error) if error == EAGAIN => {
                 drop(exclusive);
-                drop(core.link.two_rooms::<Map>()?);
+                drop(core.link.reserve_two_slots::<Map>()?);
                 return Ok(None);
             }
-            rooms => rooms?,
+            slots => slots?,
         };
         late::at(LatePoint::Lock);
         let Some(mut committed) = exclusive.commit() else {
@@ -421,13 +421,13 @@ impl<'a> PageMapper<'a> {
         committed.mark_dirty();
         let frame = Frame::System(committed.pfn() as u64);
         map.push(&Map::entry(page.start, frame, 1, false, rights::ALL))?;
-        let request = core.link.post(map_room, map);
+        let request = core.link.post(map_slot, map);
         let position = request.position();
         let leftover = committed.state().record(region, Some(position));
         if let Some(answers) = answers.take() {
-            core.link.post(answer_room, answers);
+            core.link.post(answer_slot, answers);
         }
-        // Not before the requests are in the ring: until then the page is kept for the device.
+        // Only now that the requests are in the ring may CPUs take the page back.
         drop(committed);
         drop(leftover);
         self.kick();
@@ -453,14 +453,14 @@ fn is_writable(
     device: &Device,
     committed: &Committed<'_, SpaceMirror>,
     wanted: &FaultRequest,
-    place: usize,
+    index: usize,
     page: HmmPage<'_>,
 ) -> bool {
     let is_private = || {
         let is_ours = |pfn| device.pagemap.frame(pfn).is_some();
         !device.pagemap.is_coherent() && page.pfn().is_some_and(is_ours)
     };
-    let is_followed = || is_tracked(committed, address_at(wanted.window.start, place));
+    let is_followed = || is_tracked(committed, address_at(wanted.window.start, index));
     page.is_writable() && !(wanted.is_tracked && is_private() && is_followed())
 }
 
@@ -481,18 +481,18 @@ fn check(
         return flaw.map(|flaw| flaw.obstacle(&wanted.window)).transpose();
     }
     let mut shared: Option<Range<usize>> = None;
-    for place in 0..committed.len() {
-        let Some(want) = wanted.access_at(place) else {
+    for index in 0..committed.len() {
+        let Some(want) = wanted.access_at(index) else {
             continue;
         };
-        let found = committed.page(place);
+        let found = committed.page(index);
         let Some((page, pfn)) = found.and_then(|page| Some((page, page.pfn()?))) else {
             return Ok(Some(Attempt::Lacking));
         };
-        match flaw(device, committed, wanted, want, (place, page, pfn)) {
+        match flaw(device, committed, wanted, want, (index, page, pfn)) {
             None => {}
             Some(Flaw::Shared) => {
-                let page = page_range(address_at(wanted.window.start, place));
+                let page = page_range(address_at(wanted.window.start, index));
                 shared = Some(shared.map_or(page.start, |shared| shared.start)..page.end);
             }
             Some(other) => return other.obstacle(&wanted.window).map(Some),
@@ -521,19 +521,20 @@ impl Flaw {
     }
 }
 
-/// What is wrong with one page, given by its index, itself and its frame number, if anything.
+/// What is wrong with one page, if anything. The page is given by its index, its entry and its
+/// frame number.
 fn flaw(
     device: &Device,
     committed: &Committed<'_, SpaceMirror>,
     wanted: &FaultRequest,
     want: HmmRequest,
-    (place, page, pfn): (usize, HmmPage<'_>, usize),
+    (index, page, pfn): (usize, HmmPage<'_>, usize),
 ) -> Option<Flaw> {
     let is_ours = device.pagemap.frame(pfn).is_some();
     if is_ours && is_lost(device, pfn) {
         Some(Flaw::Lost)
-    } else if want == HmmRequest::Write && !is_writable(device, committed, wanted, place, page) {
-        // A fault for the device does nothing about a shared page, unlike a CPU's write.
+    } else if want == HmmRequest::Write && !is_writable(device, committed, wanted, index, page) {
+        // Unlike a CPU's write, a range fault does not copy a shared page in private device memory.
         let is_shared = is_ours && !device.pagemap.is_coherent();
         Some(if is_shared {
             Flaw::Shared
@@ -561,12 +562,12 @@ fn write_map(
     region: &mut Region,
 ) -> Result<(u64, u64)> {
     // {drv-own-frames}
-    let place_of = |pfn: usize| match device.pagemap.frame(pfn) {
+    let frame_of = |pfn: usize| match device.pagemap.frame(pfn) {
         Some(frame) => Frame::Device(frame),
         None => Frame::System(pfn as u64),
     };
     if let Some((head, pfn)) = large(committed).filter(|(_, pfn)| !is_lost(device, *pfn)) {
-        let frame = place_of(pfn);
+        let frame = frame_of(pfn);
         let rights = rights_of(head.is_writable(), frame, wanted);
         let write = rights & rights::WRITE != 0;
         if write {
@@ -575,31 +576,31 @@ fn write_map(
         region.add(wanted.window.start, HPAGE_PMD_NR, write);
         let pages = HPAGE_PMD_NR as u32;
         map.push(&Map::entry(wanted.window.start, frame, pages, true, rights))?;
-        let requested = (0..HPAGE_PMD_NR).fold(0_u64, |sum, place| {
-            sum.saturating_add(wanted.is_requested(place).into())
+        let requested = (0..HPAGE_PMD_NR).fold(0_u64, |sum, index| {
+            sum.saturating_add(wanted.is_requested(index).into())
         });
         return Ok((requested, if frame.is_device() { requested } else { 0 }));
     }
 
     let (mut mapped, mut in_device) = (0_u64, 0_u64);
     let mut run: Option<Run> = None;
-    for place in 0..committed.len() {
-        let found = committed.page(place).filter(|_| wanted.is_requested(place));
+    for index in 0..committed.len() {
+        let found = committed.page(index).filter(|_| wanted.is_requested(index));
         let Some((page, pfn)) = found.and_then(|page| Some((page, page.pfn()?))) else {
             continue;
         };
         if is_lost(device, pfn) {
             continue;
         }
-        let frame = place_of(pfn);
-        let is_writable = is_writable(device, committed, wanted, place, page);
+        let frame = frame_of(pfn);
+        let is_writable = is_writable(device, committed, wanted, index, page);
         let rights = rights_of(is_writable, frame, wanted);
         if rights & rights::WRITE != 0 {
             page.mark_dirty();
         }
         mapped = mapped.saturating_add(1);
         in_device = in_device.saturating_add(frame.is_device().into());
-        let address = address_at(wanted.window.start, place);
+        let address = address_at(wanted.window.start, index);
         run = match run {
             Some((start, first, same, pages))
                 if address == address_at(start, pages as usize)

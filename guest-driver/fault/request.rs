@@ -21,7 +21,7 @@ pub(crate) enum Atomics {
 
 /// The part of a region that is to be mapped.
 pub(crate) struct FaultRequest {
-    /// The part of the region that lies in one area.
+    /// The part of the region that lies in one VMA.
     pub(crate) window: Range<usize>,
     /// The access requested for each page of the window, if any.
     pages: [Option<HmmRequest>; HPAGE_PMD_NR],
@@ -55,36 +55,36 @@ impl FaultRequest {
     }
 
     /// The index of an address's page in the window, if it is in there.
-    pub(crate) fn place(&self, address: u64) -> Option<usize> {
+    pub(crate) fn index_of(&self, address: u64) -> Option<usize> {
         let offset = address.checked_sub(self.window.start as u64)?;
-        let place = usize::try_from(offset >> PAGE_SHIFT).ok()?;
-        (place < self.len()).then_some(place)
+        let index = usize::try_from(offset >> PAGE_SHIFT).ok()?;
+        (index < self.len()).then_some(index)
     }
 
     /// The indices of the part of a range of addresses that lies in the window.
-    pub(crate) fn places(&self, range: &Range<usize>) -> Range<usize> {
-        let place = |address: usize| {
+    pub(crate) fn indices(&self, range: &Range<usize>) -> Range<usize> {
+        let index = |address: usize| {
             let offset = address.saturating_sub(self.window.start);
             offset.min(self.window.len()) >> PAGE_SHIFT
         };
-        place(range.start)..place(range.end)
+        index(range.start)..index(range.end)
     }
 
     /// These indices aligned outwards to multiples of `pages` pages in the address space, as far as
     /// they lie in the window.
-    pub(crate) fn align_out(&self, places: &Range<usize>, pages: usize) -> Range<usize> {
+    pub(crate) fn align_out(&self, indices: &Range<usize>, pages: usize) -> Range<usize> {
         let base = self.window.start >> PAGE_SHIFT;
-        let first = base.saturating_add(places.start);
+        let first = base.saturating_add(indices.start);
         let before = first.checked_rem(pages).unwrap_or(0);
-        let end = base.saturating_add(places.end);
+        let end = base.saturating_add(indices.end);
         let end = end.checked_next_multiple_of(pages).unwrap_or(end);
-        places.start.saturating_sub(before)..end.saturating_sub(base).min(self.len())
+        indices.start.saturating_sub(before)..end.saturating_sub(base).min(self.len())
     }
 
     /// Requests pages, in addition to earlier requests.
-    pub(crate) fn require(&mut self, places: Range<usize>, want: HmmRequest) {
+    pub(crate) fn require(&mut self, indices: Range<usize>, want: HmmRequest) {
         self.write |= want == HmmRequest::Write;
-        for page in self.pages.get_mut(places).unwrap_or_default() {
+        for page in self.pages.get_mut(indices).unwrap_or_default() {
             if *page != Some(HmmRequest::Write) {
                 *page = Some(want);
             }
@@ -92,22 +92,22 @@ impl FaultRequest {
     }
 
     /// Requests pages if they are present: these, those of earlier calls, and those in between.
-    pub(crate) fn add_optional(&mut self, places: Range<usize>) {
+    pub(crate) fn add_optional(&mut self, indices: Range<usize>) {
         self.around = if self.around.is_empty() {
-            places
+            indices
         } else {
-            self.around.start.min(places.start)..self.around.end.max(places.end)
+            self.around.start.min(indices.start)..self.around.end.max(indices.end)
         };
     }
 
     /// Requests one page so that values in it can be replaced atomically.
     pub(crate) fn require_atomics(&mut self, address: usize, atomics: Atomics) {
-        self.require(self.places(&page_range(address)), HmmRequest::Write);
+        self.require(self.indices(&page_range(address)), HmmRequest::Write);
         self.atomics = atomics;
     }
 
-    pub(crate) fn access_at(&self, place: usize) -> Option<HmmRequest> {
-        self.pages.get(place).copied().flatten()
+    pub(crate) fn access_at(&self, index: usize) -> Option<HmmRequest> {
+        self.pages.get(index).copied().flatten()
     }
 
     /// The strongest access requested for any page.
@@ -123,19 +123,19 @@ impl FaultRequest {
         })
     }
 
-    pub(crate) fn is_requested(&self, place: usize) -> bool {
-        self.access_at(place).is_some() || self.around.contains(&place)
+    pub(crate) fn is_requested(&self, index: usize) -> bool {
+        self.access_at(index).is_some() || self.around.contains(&index)
     }
 
     /// The longest ranges of addresses with the same access requested.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (Range<usize>, HmmRequest)> + '_ {
-        let mut place = 0_usize;
+        let mut index = 0_usize;
         let pages = self.pages.get(..self.len()).unwrap_or_default();
         let groups = pages.chunk_by(|one, other| one == other);
         groups.filter_map(move |group| {
-            let start = address_at(self.window.start, place);
-            place = place.saturating_add(group.len());
-            let end = address_at(self.window.start, place);
+            let start = address_at(self.window.start, index);
+            index = index.saturating_add(group.len());
+            let end = address_at(self.window.start, index);
             Some((start..end, (*group.first()?)?))
         })
     }

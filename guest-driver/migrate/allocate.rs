@@ -7,7 +7,7 @@
 use crate::{
     device::{
         core::Core,
-        frames::{Few, Lent},
+        frames::{AllocatedFrames, FrameBatch},
         shares::Holder,
         Device, Store,
     },
@@ -23,7 +23,7 @@ use kernel::prelude::*;
 /// Whether there was memory at the destination for a slot.
 pub(crate) enum Filled {
     /// The slot has been given memory.
-    Lent,
+    Allocated,
     /// There is none.
     Lacking,
     /// The slot is to stay as it is.
@@ -42,24 +42,24 @@ pub(crate) enum Holes {
 
 /// Gives device memory to what has been collected. Takes single frames in batches: allocating small
 /// pages one by one takes longer than copying them.
-pub(crate) struct Lender<'a> {
+pub(crate) struct FrameAllocator<'a> {
     device: &'a Device,
     /// The user and process that the frames are accounted to.
     holder: Holder,
     holes: Holes,
     /// None if the pages of device memory have been removed.
     live: Option<DevPagemapRef<'a, Store>>,
-    few: Option<Few<'a>>,
+    batch: Option<FrameBatch<'a>>,
 }
 
-impl<'a> Lender<'a> {
+impl<'a> FrameAllocator<'a> {
     pub(crate) fn new(device: &'a Device, holder: Holder, holes: Holes) -> Self {
         Self {
             device,
             holder,
             holes,
             live: device.pagemap.try_get(),
-            few: None,
+            batch: None,
         }
     }
 
@@ -69,19 +69,19 @@ impl<'a> Lender<'a> {
             return Ok(Filled::Unwanted);
         }
         let core = &self.device.core;
-        let lent = match slot.order {
-            _ if core.injection.strikes() => None,
+        let allocated = match slot.order {
+            _ if core.injection.should_fail() => None,
             0 => self.one(collected.pages().saturating_sub(slot.index)),
-            _ => core.frames.lend_block(self.holder),
+            _ => core.frames.alloc_block(self.holder),
         };
-        let folio = lent.and_then(|lent| {
+        let folio = allocated.and_then(|allocated| {
             let live = self.live.as_ref()?;
-            match live.folio(lent.keep()?) {
+            match live.folio(allocated.keep()?) {
                 Ok(folio) => Some(folio),
                 Err(frames) => {
                     // Frames beyond the page map. It was made for all frames, so this does not
                     // happen.
-                    core.give_back(frames);
+                    core.free_frames(frames);
                     None
                 }
             }
@@ -89,20 +89,20 @@ impl<'a> Lender<'a> {
         fill(collected, slot, folio)
     }
 
-    /// Returns a frame. A batch has at most `pages` frames, this one included.
-    fn one(&mut self, pages: usize) -> Option<Lent<'a>> {
-        if let Some(lent) = self.few.as_mut().and_then(Few::next) {
-            return Some(lent);
+    /// Allocates a frame. A batch has at most `pages` frames, this one included.
+    fn one(&mut self, pages: usize) -> Option<AllocatedFrames<'a>> {
+        if let Some(allocated) = self.batch.as_mut().and_then(FrameBatch::next) {
+            return Some(allocated);
         }
-        self.few = self.device.core.frames.lend_few(pages, self.holder);
-        self.few.as_mut()?.next()
+        self.batch = self.device.core.frames.alloc_batch(pages, self.holder);
+        self.batch.as_mut()?.next()
     }
 }
 
-impl Drop for Lender<'_> {
+impl Drop for FrameAllocator<'_> {
     fn drop(&mut self) {
         // Dropping the batch frees its remaining frames.
-        if self.few.take().is_some() {
+        if self.batch.take().is_some() {
             self.device.core.discard_if_due();
         }
     }
@@ -111,12 +111,12 @@ impl Drop for Lender<'_> {
 /// Gives a folio to a slot if there is one.
 fn fill(collected: &mut Collected<'_>, slot: Slot, folio: Option<LockedFolio>) -> Result<Filled> {
     match folio {
-        Some(folio) => collected.fill(slot, folio).map(|()| Filled::Lent),
+        Some(folio) => collected.fill(slot, folio).map(|()| Filled::Allocated),
         None => Ok(Filled::Lacking),
     }
 }
 
-/// Gives system memory to a slot. `near` is the area that the pages were collected from and the
+/// Gives system memory to a slot. `near` is the VMA that the pages were collected from and the
 /// address of the first one.
 pub(crate) fn fill_system(
     core: &Core,
@@ -127,7 +127,7 @@ pub(crate) fn fill_system(
     if slot.source == Source::Hole {
         return Ok(Filled::Unwanted);
     }
-    if core.injection.strikes() {
+    if core.injection.should_fail() {
         return Ok(Filled::Lacking);
     }
     let near = near.map(|(vma, start)| (vma, address_at(start, slot.index)));

@@ -22,7 +22,7 @@ use kernel::{mm::MmWithUser, prelude::*};
 /// How much is moved with the mmap lock held: meanwhile other threads of the process cannot change
 /// its mappings. A multiple of a huge page, and at most 64 of them, see
 /// [`region_bit`](super::pipeline::region_bit).
-pub(crate) const STRETCH: usize = 16 * HPAGE_PMD_SIZE;
+pub(crate) const CHUNK_BYTES: usize = 16 * HPAGE_PMD_SIZE;
 
 /// How much of a range has been moved.
 pub(crate) struct Progress {
@@ -31,12 +31,12 @@ pub(crate) struct Progress {
     pub(crate) reached: usize,
 }
 
-/// Visits the areas of `range` in chunks of bounded size: with `sought`, only the parts that have
-/// such pages, otherwise all. Skips areas that cannot be migrated. Ends early when a chunk finds no
+/// Visits the VMAs of `range` in chunks of bounded size: with `sought`, only the parts that have
+/// such pages, otherwise all. Skips VMAs that cannot be migrated. Ends early when a chunk finds no
 /// memory, or when `until` says so, but not before the first chunk.
 ///
 /// The mmap lock is dropped after each chunk, and periodically where nothing is found.
-pub(crate) fn for_each_stretch(
+pub(crate) fn for_each_chunk(
     device: &Device,
     mm: &MmWithUser,
     range: Range<usize>,
@@ -60,11 +60,11 @@ pub(crate) fn for_each_stretch(
             tally.unmovable = tally.unmovable.saturating_add(pages_in(&area) as u64);
             reached = area.end;
         } else {
-            let (stretch, end) = next_stretch(device, vma, &area, sought);
+            let (chunk, end) = next_chunk(device, vma, &area, sought);
             reached = end;
-            if let Some(stretch) = stretch {
-                let pages = pages_in(&stretch) as u64;
-                match visit(vma, stretch) {
+            if let Some(chunk) = chunk {
+                let pages = pages_in(&chunk) as u64;
+                match visit(vma, chunk) {
                     Ok(moved) => {
                         tally.add(moved.tally);
                         reached = moved.ended.unwrap_or(end);
@@ -89,12 +89,12 @@ pub(crate) fn for_each_stretch(
 }
 
 /// Whether a chunk has used up the memory of the device.
-fn is_full(device: &Device, stretch: &Tally) -> bool {
-    stretch.no_memory > 0 && !device.core.frames.is_short(1)
+fn is_full(device: &Device, tally: &Tally) -> bool {
+    tally.no_memory > 0 && !device.core.frames.is_short(1)
 }
 
-/// The next part of an area to visit, if there is one, and where the search ended.
-fn next_stretch(
+/// The next part of a VMA to visit, if there is one, and where the search ended.
+fn next_chunk(
     device: &Device,
     vma: LockedVma<'_>,
     area: &Range<usize>,
@@ -102,7 +102,7 @@ fn next_stretch(
 ) -> (Option<Range<usize>>, usize) {
     let limit = |start| {
         // Do not cut huge pages.
-        let cut = hpage_range(start).start.saturating_add(STRETCH);
+        let cut = hpage_range(start).start.saturating_add(CHUNK_BYTES);
         area.end.min(cut)
     };
     let Some(sought) = sought else {

@@ -2,8 +2,8 @@
 
 //! Moves a page in device memory back when a CPU accesses it, and some pages around it.
 //!
-//! A thread waits for this. A small page is unmapped from the device and copied by one request. How
-//! many pages come with it is learned (see `fault_around`).
+//! A thread waits for the move. A small page is therefore unmapped from the device and copied by
+//! one request. The number of pages that move with it is learned (see `fault_around`).
 //!
 //! Does not know why pages are on the device.
 
@@ -11,7 +11,7 @@ use crate::{
     device::{
         command::{fetch_entry, Fetch, LongFetch, SpaceDestroy},
         core::Core,
-        pool::{Memory, Spares},
+        pool::{BufferPool, MoveBuffer},
         queue::{Command, Link, Message, Sent},
         CpuFaults, Store,
     },
@@ -96,9 +96,9 @@ impl<'a, R> ToSystem<'a, R> {
         invalidation.map(|invalidation| invalidation as &dyn SelfInvalidate)
     }
 
-    fn addresses(&self, places: &Range<usize>) -> Range<usize> {
+    fn addresses(&self, indices: &Range<usize>) -> Range<usize> {
         let start = self.range.start;
-        address_at(start, places.start)..address_at(start, places.end)
+        address_at(start, indices.start)..address_at(start, indices.end)
     }
 }
 
@@ -108,15 +108,15 @@ where
 {
     type Request = R;
 
-    fn entry(&self, places: &Range<usize>, item: DmaItem) -> FetchEntry {
-        fetch_entry(self.addresses(places).start, &item)
+    fn entry(&self, indices: &Range<usize>, item: DmaItem) -> FetchEntry {
+        fetch_entry(self.addresses(indices).start, &item)
     }
 
     fn send(
         &self,
         link: &Link,
         message: Message<R>,
-        places: &[Range<usize>],
+        indices: &[Range<usize>],
     ) -> Result<Option<Sent<R>>> {
         // The pages have been taken away from the process, so no fault maps them again.
         match self.space.come_behind_maps::<R>(&self.range) {
@@ -124,14 +124,14 @@ where
             Err(error) if error == ENOMEM => return Err(error),
             Err(_) => return Ok(None),
         }
-        let Ok(room) = link.room::<R>() else {
+        let Ok(slot) = link.reserve_slot::<R>() else {
             return Ok(None);
         };
         late::at(LatePoint::Lock);
         let mut mapped = self.space.notifier.lock();
         if mapped.is_ended() {
             // The device may use the pages until it reports that the space is ended. When the CPU
-            // accesses them again, there is no space and nothing in the way.
+            // accesses them again, there is no space any more and the pages can move.
             return Err(EAGAIN);
         }
         if R::QUEUE != SpaceDestroy::QUEUE {
@@ -140,13 +140,13 @@ where
         // Forget the mappings now, not when the copy is done: what is mapped there meanwhile must
         // be kept in the record. Until then `invalidation` states that the device may have the
         // pages.
-        for places in places {
-            mapped.forget(&self.addresses(places));
+        for indices in indices {
+            mapped.forget(&self.addresses(indices));
         }
         if let Some(invalidation) = &self.invalidation {
             invalidation.begin(&mut mapped, self.range.clone());
         }
-        let sent = link.post(room, message);
+        let sent = link.post(slot, message);
         drop(mapped);
         link.kick::<R>();
         Ok(Some(sent))
@@ -190,14 +190,14 @@ fn handle_small(
         sole: None,
     };
     let Some(space) = space else {
-        return visit.fetch(&Plain, None, &core.spares, 0).map(drop);
+        return visit.fetch(&Plain, None, &core.buffers, 0).map(drop);
     };
     let fault_around = &space.fault_around;
     let carrier = ToSystem::<Fetch>::new(space, visit.range.clone());
     let fetched = visit.fetch(
         &carrier,
         carrier.invalidation(),
-        &fault_around.spares,
+        &fault_around.buffers,
         space.id(),
     )?;
     fault_around.learn(pages, fetched as u32);
@@ -233,28 +233,28 @@ fn handle_huge(
         sole,
     };
     let Some(space) = space else {
-        return visit.fetch(&Plain, None, &core.spares, 0).map(drop);
+        return visit.fetch(&Plain, None, &core.buffers, 0).map(drop);
     };
     let carrier = ToSystem::<LongFetch>::new(space, visit.range.clone());
     visit
         .fetch(
             &carrier,
             carrier.invalidation(),
-            &core.fault_spares,
+            &core.fault_buffers,
             space.id(),
         )
         .map(drop)
 }
 
-/// A page that a CPU has accessed, and the range that is to come with it.
+/// A page that a CPU has accessed, and the range that is to move with it.
 struct Visit<'v, 'f> {
     core: &'v Core,
     pagemap: &'v DevPagemap<Store>,
     fault: &'v CpuFault<'f>,
     range: Range<usize>,
     size: Compound,
-    /// The proof that no other process has a huge page, which may then come back in small pages;
-    /// see [`Collected::fill_split`].
+    /// The proof that no other process has the huge page, which may then move in small pages; see
+    /// [`Collected::fill_split`].
     sole: Option<SoleFolio<'f>>,
 }
 
@@ -265,7 +265,7 @@ impl Visit<'_, '_> {
         &self,
         carrier: &C,
         invalidation: Option<&dyn SelfInvalidate>,
-        spares: &Spares<C::Request>,
+        buffers: &BufferPool<C::Request>,
         space: u32,
     ) -> Result<u64, VmFaultError> {
         let Self {
@@ -277,8 +277,8 @@ impl Visit<'_, '_> {
             ..
         } = *self;
         let start = self.range.start;
-        let memory = spares.take(space, self.range.len() >> PAGE_SHIFT);
-        let Memory { pfns, list } = memory.map_err(|_| VmFaultError::Oom)?;
+        let buffer = buffers.take(space, self.range.len() >> PAGE_SHIFT);
+        let MoveBuffer { pfns, list } = buffer.map_err(|_| VmFaultError::Oom)?;
         let range = self.range.clone();
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = match size {
@@ -291,7 +291,7 @@ impl Visit<'_, '_> {
         let index = fault.address().saturating_sub(start) >> PAGE_SHIFT;
         let is_faulting = |slot: Slot| slot.indices().contains(&index);
         let mut wanted = None;
-        let lending = core.counters.allocate_nanoseconds.time();
+        let allocating = core.counters.allocate_nanoseconds.time();
         let near = (fault.vma(), start);
         let begun = Transfer::begin(
             core,
@@ -316,7 +316,7 @@ impl Visit<'_, '_> {
             Err(error) if error == EAGAIN => return Ok(0),
             Err(_) => return Err(VmFaultError::Oom),
         };
-        drop(lending);
+        drop(allocating);
         let copying = core.counters.copy_nanoseconds.time();
         let (collected, list) = transfer.end_or_stay().map_err(|_| VmFaultError::Sigbus)?;
         drop(copying);
@@ -335,7 +335,7 @@ impl Visit<'_, '_> {
         drop(finalising);
         core.counters.cpu_fault_pages.add(tally.moved);
         core.counters.huge_to_system.add(tally.large);
-        spares.keep(pfns, list);
+        buffers.put(pfns, list);
         Ok(tally.moved)
     }
 }

@@ -6,11 +6,11 @@
 //! Does not know which of these is the reason.
 
 use crate::{
-    device::{pool::Memory, Device},
+    device::{pool::MoveBuffer, Device},
     late,
     migrate::{
         allocate::{fill_system, Filled},
-        chunks::for_each_stretch,
+        chunks::for_each_chunk,
         pipeline::{Pipeline, Until},
         to_system::push_to_system,
         transfer::{count, is_lost, Plain, Tally, Transfer},
@@ -31,17 +31,17 @@ use kernel::{
 };
 
 /// Moves all pages of all processes to system memory in small pages. That includes huge pages for
-/// which there is no huge page of system memory. When no file that binds a process is left, only
+/// which there is no huge page of system memory. When no file is bound to a process any more, only
 /// its page tables tell where its pages are.
 ///
-/// Zaps need not be blocked: what is split moves in small pages.
+/// Zaps need not be blocked, because huge pages are split before they move.
 pub(crate) fn evict_from_processes(device: &Device) {
     let all = 0..usize::MAX & !(PAGE_SIZE - 1);
     for_each_process(|mm| {
         let (all, here) = (all.clone(), Some(Sought::Here));
-        let moved = for_each_stretch(device, mm, all, here, Until::Done, |vma, stretch| {
+        let moved = for_each_chunk(device, mm, all, here, Until::Done, |vma, chunk| {
             let mut pipeline = Pipeline::new(device, Until::Done);
-            push_to_system(&mut pipeline, device, vma, stretch, None)?;
+            push_to_system(&mut pipeline, device, vma, chunk, None)?;
             pipeline.finish()
         });
         match moved {
@@ -117,12 +117,12 @@ fn evict_once(device: &Device) -> Result<Tally> {
         }
         let pages = if whole { most as u64 } else { block };
         let frames = core.frames.total().saturating_sub(first).min(pages);
-        let Memory { pfns, list } = core.spares.take(0, most)?;
+        let MoveBuffer { pfns, list } = core.buffers.take(0, most)?;
         let pagemap = &device.pagemap;
         let collected = pagemap.collect_frames(first, frames as usize, pfns)?;
         let fill = |collected: &mut Collected<'_>, slot| {
-            // Unless the device goes away, its owner finds out itself that the device has lost a
-            // page.
+            // Unless the device goes away, the page stays: its owner finds out that the contents
+            // are lost when it accesses the page.
             if is_lost(core, pagemap, slot) {
                 if whole {
                     note(&mut lost, collected, slot);
@@ -130,7 +130,7 @@ fn evict_once(device: &Device) -> Result<Tally> {
                 return Ok(false);
             }
             let filled = fill_system(core, collected, slot, None)?;
-            Ok(matches!(filled, Filled::Lent))
+            Ok(matches!(filled, Filled::Allocated))
         };
         let transfer = Transfer::begin(core, &Plain, pagemap, collected, list, fill)?;
         let (collected, list) = transfer.end(|collected, slot| {
@@ -140,12 +140,12 @@ fn evict_once(device: &Device) -> Result<Tally> {
         let committed = collected.commit();
         count(&committed, &mut sum);
         let pfns = committed.finish();
-        core.spares.keep(pfns, list);
+        core.buffers.put(pfns, list);
         next = first.saturating_add(frames);
     }
-    // The memory must be freed in any case. Pages that the device does not return are lost. They
-    // are taken away where they are: whatever else were put into their place first, their owners
-    // could read until it is taken away.
+    // The memory must be freed in any case. Pages that the device does not return are lost. Their
+    // entries are replaced by markers at once. If the pages were moved first, their owners could
+    // read the new memory, which has other contents, before the markers are there.
     sum.moved = sum.moved.saturating_add(poison_lost(device, &lost));
     Ok(sum)
 }
@@ -154,10 +154,10 @@ fn evict_once(device: &Device) -> Result<Tally> {
 /// is tried again.
 fn note(lost: &mut KVVec<LostFolio>, collected: &mut Collected<'_>, slot: Slot) {
     if let Some(folio) = collected.lost(slot) {
-        let place = lost.partition_point(|other| other.first() < folio.first());
+        let index = lost.partition_point(|other| other.first() < folio.first());
         if lost.reserve(1, GFP_KERNEL).is_ok() {
             // There is room for it.
-            let _ = lost.insert_within_capacity(place, folio);
+            let _ = lost.insert_within_capacity(index, folio);
         }
     }
 }

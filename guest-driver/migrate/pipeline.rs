@@ -8,7 +8,7 @@
 use crate::{
     device::{
         core::Core,
-        pool::{Memory, DEPTH},
+        pool::{MoveBuffer, DEPTH},
         Device,
     },
     migrate::{
@@ -153,8 +153,8 @@ impl<'a, 'm> Pipeline<'a, 'm> {
     ///
     /// `ENOMEM` if there is no memory for that.
     pub(crate) fn finish(mut self) -> Result<Moved> {
-        for place in 0..DEPTH {
-            if let Some(part) = self.under_way[place].take() {
+        for index in 0..DEPTH {
+            if let Some(part) = self.under_way[index].take() {
                 self.end(part)?;
             }
         }
@@ -170,13 +170,13 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         let core: &'a Core = &self.device.core;
         let start = range.start;
         let pages = pages_in(&range);
-        let Memory { pfns, list } = core.spares.take(0, pages)?;
+        let MoveBuffer { pfns, list } = core.buffers.take(0, pages)?;
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = collect(range, pfns)?;
         drop(collecting);
         let mut tally = Tally::default();
         let (mut large, mut lacking) = (0, 0);
-        let _lending = core.counters.allocate_nanoseconds.time();
+        let _allocating = core.counters.allocate_nanoseconds.time();
         let transfer = Transfer::begin(
             core,
             &Plain,
@@ -192,7 +192,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
                 };
                 let filled = fill(collected, slot, start)?;
                 match filled {
-                    Filled::Lent => large |= region,
+                    Filled::Allocated => large |= region,
                     Filled::Lacking => {
                         tally.no_memory = tally.no_memory.saturating_add(pages);
                         lacking |= region;
@@ -200,7 +200,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
                     Filled::Unwanted => return Ok(false),
                 }
                 tally.offered = tally.offered.saturating_add(pages);
-                Ok(matches!(filled, Filled::Lent))
+                Ok(matches!(filled, Filled::Allocated))
             },
         )?;
         Ok(Part {
@@ -216,7 +216,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
     /// copied stay where they were.
     fn end(&mut self, part: Part<'a, 'm>) -> Result {
         let Core {
-            counters, spares, ..
+            counters, buffers, ..
         } = &*self.device.core;
         let Part {
             start,
@@ -244,7 +244,7 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         self.moved.tally.add(tally);
         let _finalising = counters.finalise_nanoseconds.time();
         let pfns = committed.finish();
-        spares.keep(pfns, list);
+        buffers.put(pfns, list);
         Ok(())
     }
 }

@@ -6,8 +6,8 @@
 
 use crate::{
     migrate::{
-        allocate::{Holes, Lender},
-        chunks::{for_each_stretch, runs, whole_regions, Progress},
+        allocate::{FrameAllocator, Holes},
+        chunks::{for_each_chunk, runs, whole_regions, Progress},
         pipeline::{region_bit, Pipeline, Until},
         transfer::Tally,
     },
@@ -39,25 +39,25 @@ pub(crate) fn to_device(
         Holes::Stay => Some(Sought::Elsewhere),
         Holes::AreFilled => None,
     };
-    let progress = for_each_stretch(device, mm, range, sought, until, |vma, stretch| {
-        if core.frames.is_short(pages_in(&stretch) as u64) {
+    let progress = for_each_chunk(device, mm, range, sought, until, |vma, chunk| {
+        if core.frames.is_short(pages_in(&chunk) as u64) {
             core.discard_stale()?;
         }
-        let moves_large = device.pagemap.takes_large() && !whole_regions(&stretch).is_empty();
-        let _still = moves_large
-            .then(|| block_zaps(&space.notifier, stretch.clone()))
+        let moves_large = device.pagemap.takes_large() && !whole_regions(&chunk).is_empty();
+        let _guard = moves_large
+            .then(|| block_zaps(&space.notifier, chunk.clone()))
             .transpose()?;
         let out = |size, regions: u64| {
             let mut pipeline = Pipeline::new(device, until);
-            let mut lender = Lender::new(device, space.holder(), holes);
+            let mut allocator = FrameAllocator::new(device, space.holder(), holes);
             runs(
-                &stretch,
+                &chunk,
                 |address| regions & region_bit(address) != 0,
                 |run| {
                     pipeline.push(
                         run,
                         |part, pfns| device.pagemap.collect_to_device(vma, part, size, pfns),
-                        |collected, slot, _| lender.fill(collected, slot),
+                        |collected, slot, _| allocator.fill(collected, slot),
                     )
                 },
             )?;

@@ -8,7 +8,7 @@ use crate::{
     device::Device,
     migrate::{
         allocate::fill_system,
-        chunks::{for_each_stretch, runs, whole_regions, Progress, STRETCH},
+        chunks::{for_each_chunk, runs, whole_regions, Progress, CHUNK_BYTES},
         pipeline::{region_bit, Moved, Pipeline, Until},
     },
     mm::{
@@ -61,18 +61,18 @@ fn move_range(
     let core = &device.core;
     let takes_large = device.pagemap.takes_large();
     let most = if takes_large {
-        pages_in(&range).min(STRETCH >> PAGE_SHIFT)
+        pages_in(&range).min(CHUNK_BYTES >> PAGE_SHIFT)
     } else {
         0
     };
     let mut pfns = HmmPfns::new(most)?;
     let sought = Some(Sought::Here);
-    let progress = for_each_stretch(device, mm, range, sought, until, |vma, stretch| {
-        let found = takes_large.then(|| HugePages::find(space, vma, &stretch, &mut pfns));
+    let progress = for_each_chunk(device, mm, range, sought, until, |vma, chunk| {
+        let found = takes_large.then(|| HugePages::find(space, vma, &chunk, &mut pfns));
         // Held until the end: collecting splits huge pages, and the split must not wait for a
         // thread that blocks zaps there.
         let guard = takes_large
-            .then(|| block_zaps(&space.notifier, stretch.clone()))
+            .then(|| block_zaps(&space.notifier, chunk.clone()))
             .transpose()?;
         let mut moved = match (&guard, found.flatten()) {
             (Some(guard), Some(found)) => found.move_to_system(guard, device, vma, until)?,
@@ -84,7 +84,7 @@ fn move_range(
             settled |= moved.failed;
         }
         // The rest is split when it is collected, except what was not reached in time.
-        let left = stretch.start..moved.ended.unwrap_or(stretch.end);
+        let left = chunk.start..moved.ended.unwrap_or(chunk.end);
         let mut pipeline = Pipeline::new(device, until);
         runs(
             &left,
@@ -127,11 +127,11 @@ struct HugePages<'a> {
 }
 
 impl<'a> HugePages<'a> {
-    /// Finds those in a range of `vma`. `None` if they cannot be determined: all of them can move
-    /// in small pages.
+    /// Finds the huge pages in a range of `vma`. `None` if they cannot be determined: all of them
+    /// can move in small pages.
     ///
-    /// Not while zaps are blocked: this waits for changes, and these would wait for the
-    /// range.
+    /// The caller must not block zaps: this function waits for changes, and a change of the range
+    /// would wait for the caller.
     fn find(
         space: &Space,
         vma: LockedVma<'a>,
@@ -149,8 +149,8 @@ impl<'a> HugePages<'a> {
         Some(Self { range, found })
     }
 
-    /// Moves them as huge pages while zaps are blocked. Also returns which of them could
-    /// not be copied.
+    /// Moves the huge pages without splitting them, while zaps are blocked. Also returns which of
+    /// them could not be copied.
     fn move_to_system(
         self,
         guard: &ZapGuard<'_, SpaceMirror>,
@@ -162,7 +162,7 @@ impl<'a> HugePages<'a> {
         let is_whole = |address: usize| {
             let page = found.pfn(address.saturating_sub(range.start) >> PAGE_SHIFT);
             page.is_some_and(|page| {
-                // After a fork it would not be writable.
+                // A huge page that is shared after a fork would not be writable.
                 let is_ours = |pfn| device.pagemap.frame(pfn).is_some();
                 page.is_writable()
                     && page.order() >= HPAGE_PMD_ORDER

@@ -12,7 +12,7 @@ use crate::{
     device::{
         command::Copy,
         core::Core,
-        pool::ListMemory,
+        pool::ListBuffer,
         queue::{Command, Link, Message, Reply, Sent},
     },
     late,
@@ -37,9 +37,9 @@ pub(crate) trait Carrier {
     type Request: Command<Output = ItemResult>;
 
     /// The entry that copies the collected pages at these indices.
-    fn entry(&self, places: &Range<usize>, item: DmaItem) -> <Self::Request as Command>::Entry;
+    fn entry(&self, indices: &Range<usize>, item: DmaItem) -> <Self::Request as Command>::Entry;
 
-    /// Submits the request, which is about the pages at `places`. `None` if the device has been
+    /// Submits the request, which is about the pages at `indices`. `None` if the device has been
     /// given up.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ pub(crate) trait Carrier {
         &self,
         link: &Link,
         message: Message<Self::Request>,
-        places: &[Range<usize>],
+        indices: &[Range<usize>],
     ) -> Result<Option<Sent<Self::Request>>>;
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Plain;
 impl Carrier for Plain {
     type Request = Copy;
 
-    fn entry(&self, _places: &Range<usize>, item: DmaItem) -> DmaItem {
+    fn entry(&self, _indices: &Range<usize>, item: DmaItem) -> DmaItem {
         item
     }
 
@@ -67,7 +67,7 @@ impl Carrier for Plain {
         &self,
         link: &Link,
         message: Message<Copy>,
-        _places: &[Range<usize>],
+        _indices: &[Range<usize>],
     ) -> Result<Option<Sent<Copy>>> {
         Ok(link.submit(message).ok())
     }
@@ -84,7 +84,7 @@ pub(crate) struct Tally {
     pub(crate) large: u64,
     /// Pages for which there was no memory at the destination.
     pub(crate) no_memory: u64,
-    /// Pages of areas that cannot be migrated.
+    /// Pages of VMAs that cannot be migrated.
     pub(crate) unmovable: u64,
 }
 
@@ -137,7 +137,7 @@ impl<C: Carrier> Drop for Copying<'_, C> {
 impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     /// Gives new memory to everything that has been collected; `fill` does that and returns whether
     /// there was any. Then has the device begin to copy or clear, by one request in which adjacent
-    /// pages form one item. `memory` must be large enough for what was collected.
+    /// pages form one item. `buffer` must be large enough for what was collected.
     ///
     /// # Errors
     ///
@@ -147,15 +147,15 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         carrier: &C,
         pagemap: &DevPagemap<M>,
         mut collected: Collected<'c>,
-        memory: ListMemory<C::Request>,
+        buffer: ListBuffer<C::Request>,
         mut fill: impl FnMut(&mut Collected<'c>, Slot) -> Result<bool>,
     ) -> Result<Self> {
-        // First of all: losses of an earlier life are recorded before the new life begins.
+        // Read first: losses of an earlier life are recorded before the new life begins.
         let life = core.link.life();
         let mut lost = KVec::new();
         let mut list = List {
             carrier,
-            memory,
+            buffer,
             last: None,
         };
         let mut next = 0;
@@ -169,7 +169,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
                 }
             }
         }
-        let ListMemory { message, covered } = list.finish()?;
+        let ListBuffer { message, covered } = list.finish()?;
         let link = &core.link;
         late::at(LatePoint::Collected);
         let (request, unused) = if covered.is_empty() {
@@ -191,7 +191,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     }
 
     /// Waits until everything has been copied. Calls `failed` for each slot that was not. Also
-    /// returns the memory for the next list, unless the device refused this one. {drv-region-live}
+    /// returns the buffer for the next list, unless the device refused this one. {drv-region-live}
     ///
     /// # Errors
     ///
@@ -199,7 +199,7 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
     pub(crate) fn end(
         self,
         mut failed: impl FnMut(&mut Collected<'_>, Slot) -> Result,
-    ) -> Result<(Collected<'c>, Option<ListMemory<C::Request>>)> {
+    ) -> Result<(Collected<'c>, Option<ListBuffer<C::Request>>)> {
         let Self {
             mut copying,
             mut collected,
@@ -220,8 +220,8 @@ impl<'t, 'c, C: Carrier> Transfer<'t, 'c, C> {
         let message = reply.map_or(copying.unused.take(), Reply::reuse);
         let mut covered = core::mem::take(&mut copying.covered);
         covered.clear();
-        let memory = message.map(|message| ListMemory { message, covered });
-        Ok((collected, memory))
+        let buffer = message.map(|message| ListBuffer { message, covered });
+        Ok((collected, buffer))
     }
 }
 
@@ -231,7 +231,7 @@ impl<'c, C: Carrier> Transfer<'_, 'c, C> {
     /// # Errors
     ///
     /// As [`Self::end`].
-    pub(crate) fn end_or_stay(self) -> Result<(Collected<'c>, Option<ListMemory<C::Request>>)> {
+    pub(crate) fn end_or_stay(self) -> Result<(Collected<'c>, Option<ListBuffer<C::Request>>)> {
         self.end(|collected, slot| {
             collected.empty_slot(slot);
             Ok(())
@@ -299,7 +299,7 @@ fn item<M: DevPagemapOps>(
 /// A list of copy items under construction.
 struct List<'l, C: Carrier> {
     carrier: &'l C,
-    memory: ListMemory<C::Request>,
+    buffer: ListBuffer<C::Request>,
     /// The last item, which the next one may extend.
     last: Option<(Range<usize>, DmaItem)>,
 }
@@ -312,8 +312,8 @@ impl<C: Carrier> List<'_, C> {
         collected: &Collected<'_>,
         slot: Slot,
     ) -> Result {
-        let mut places = slot.indices();
-        while let Some(index) = places.next() {
+        let mut indices = slot.indices();
+        while let Some(index) = indices.next() {
             let Some((pfn, order)) = collected.new_memory(index) else {
                 continue;
             };
@@ -325,7 +325,7 @@ impl<C: Carrier> List<'_, C> {
             };
             let pages = pages_of(order);
             self.add(index, item(pagemap, source, pfn, pages as u32))?;
-            places.start = index.saturating_add(pages);
+            indices.start = index.saturating_add(pages);
         }
         Ok(())
     }
@@ -355,18 +355,18 @@ impl<C: Carrier> List<'_, C> {
 
     fn flush(&mut self) -> Result {
         if let Some((covered, item)) = self.last.take() {
-            let memory = &mut self.memory;
-            memory.message.push(&self.carrier.entry(&covered, item))?;
+            let buffer = &mut self.buffer;
+            buffer.message.push(&self.carrier.entry(&covered, item))?;
             // Within the capacity this does not allocate.
-            memory.covered.push(covered, GFP_KERNEL)?;
+            buffer.covered.push(covered, GFP_KERNEL)?;
         }
         Ok(())
     }
 
-    /// Returns the memory with the list in it.
-    fn finish(mut self) -> Result<ListMemory<C::Request>> {
+    /// Returns the buffer with the list in it.
+    fn finish(mut self) -> Result<ListBuffer<C::Request>> {
         self.flush()?;
-        Ok(self.memory)
+        Ok(self.buffer)
     }
 }
 

@@ -136,14 +136,14 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
         })
     }
 
-    /// Calls `visit` with the page, to which the device has exclusive access until it returns, for
-    /// which it must not sleep. As [`Self::make_exclusive`], again and again until nothing has
-    /// changed.
+    /// Calls `visit` with the page. The device has exclusive access to the page until `visit`
+    /// returns; `visit` must not sleep. Repeats [`Self::make_exclusive`] until nothing has changed
+    /// in between.
     ///
     /// # Errors
     ///
     /// - `EINTR` if a signal arrived.
-    /// - As [`Self::make_exclusive`], but for `EBUSY`.
+    /// - As [`Self::make_exclusive`], except `EBUSY`.
     #[allow(dead_code)] // The sample alone needs it.
     pub(crate) fn with_exclusive<R>(
         &self,
@@ -186,7 +186,7 @@ impl<T: MirrorOps> Committed<'_, T> {
         unsafe { bindings::virtio_hmm_page_to_pfn(self.held.page.as_ptr()) }
     }
 
-    /// Copies what the page holds.
+    /// Copies the contents of the page.
     ///
     /// # Errors
     ///

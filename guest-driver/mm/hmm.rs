@@ -77,15 +77,15 @@ pub(crate) struct Snapshot<'a, T: MirrorOps> {
 /// The range has changed since the kernel looked at it.
 pub(crate) struct Changed;
 
-/// What is true of a range now, and as long as this exists.
+/// A snapshot of a range that is valid as long as this exists.
 pub(crate) struct Committed<'a, T: MirrorOps> {
     notifier: &'a MmuIntervalNotifier<T>,
     state: StateGuard<'a, T>,
     pfns: &'a [usize],
 }
 
-/// What was found with the mmap lock held, as it still is during `'m`. Pages may have moved since
-/// then, or have been unmapped from the process.
+/// What was found with the mmap lock held. The lock is still held during `'m`. Pages may have moved
+/// since then, or have been unmapped from the process.
 pub(crate) struct LockedSnapshot<'m> {
     pfns: &'m [usize],
     _locked: PhantomData<LockedVma<'m>>,
@@ -103,7 +103,7 @@ impl LockedSnapshot<'_> {
 #[derive(Clone, Copy)]
 pub(crate) struct HmmPfn(usize);
 
-/// What is true of one page, which stays mapped in its process during `'c`.
+/// The valid entry of one page, which stays mapped in its process during `'c`.
 ///
 /// # Invariants
 ///
@@ -178,7 +178,7 @@ impl<'a, T: MirrorOps> HmmRange<'a, T> {
     /// # Errors
     ///
     /// - `EINVAL` if `mm` is not the one that the notifier covers, or if the buffer is too small.
-    /// - `EFAULT` if the process was killed for its memory and pages have been reaped.
+    /// - `EFAULT` if the OOM killer has killed the process and its pages have been reaped.
     /// - `EBUSY` if changes went on for longer than `timeout`.
     /// - `EINTR` if the caller is being killed.
     pub(crate) fn snapshot<'p>(
@@ -198,14 +198,13 @@ impl<'a, T: MirrorOps> HmmRange<'a, T> {
         })
     }
 
-    /// Calls `visit` with what is true of the pages of the range, and stays true until it returns,
-    /// for which it must not sleep. As [`Self::snapshot`], again and again until nothing has
-    /// changed.
+    /// Calls `visit` with a snapshot of the range, which is valid until `visit` returns; `visit`
+    /// must not sleep. Repeats [`Self::snapshot`] until nothing has changed in between.
     ///
     /// # Errors
     ///
     /// - `EINTR` if a signal arrived.
-    /// - As [`Self::snapshot`], but for `EBUSY`.
+    /// - As [`Self::snapshot`], except `EBUSY`.
     #[allow(dead_code)] // The sample alone needs it.
     pub(crate) fn with_snapshot<R>(
         &self,
@@ -301,7 +300,7 @@ impl<'a, T: MirrorOps> HmmRange<'a, T> {
         to_result(unsafe {
             let timeout = jiffies(timeout);
             if flags == 0 {
-                // It waits for no page.
+                // A snapshot waits for no page.
                 bindings::hmm_range_fault_unlocked_timeout(&mut raw, timeout)
             } else {
                 bindings::virtio_hmm_range_fault(&mut raw, timeout, jiffies(SLICE))
@@ -403,7 +402,7 @@ impl HmmPage<'_> {
         self.pfn().is_some_and(is_coherent)
     }
 
-    /// Copies what the page holds. It may be written to meanwhile.
+    /// Copies the contents of the page. The process may write to the page meanwhile.
     ///
     /// # Errors
     ///
@@ -418,7 +417,7 @@ impl HmmPage<'_> {
         done.then_some(()).ok_or(EOPNOTSUPP)
     }
 
-    /// Writes to the page, and takes note of that.
+    /// Writes to the page and marks it dirty.
     ///
     /// # Errors
     ///
@@ -427,7 +426,7 @@ impl HmmPage<'_> {
     #[allow(dead_code)] // The sample alone needs it.
     pub(crate) fn write(self, from: &Contents) -> Result {
         let pfn = self.pfn().filter(|_| self.is_writable()).ok_or(EPERM)?;
-        // Before it is done: what is written to a page that is taken for clean may be lost.
+        // Before the write: the kernel may discard what is written to a clean page.
         self.mark_dirty();
         // SAFETY: By the invariants the frame has a `struct page`, whose folio is not freed
         // meanwhile; the process may write to it. `from` is a page.

@@ -75,11 +75,11 @@ pub(crate) enum Found {
 
 /// Manages the frames of a page map: a `struct dev_pagemap_ops`.
 pub(crate) trait DevPagemapOps: Send + Sync + Sized + 'static {
-    /// Which memory it is. Asked for once.
+    /// The identifier of the memory. Called once.
     fn id(&self) -> MemoryId;
 
-    /// Called first when a folio has lost its last reference. Returns whether it has got a new one
-    /// meanwhile: then it is not free.
+    /// Called before [`Self::folio_free`] when a folio has lost its last reference. Returns whether
+    /// the folio has got a new reference meanwhile: then the folio is not free.
     fn revive(&self, _folio: &FreedFolio<'_>) -> bool {
         false
     }
@@ -121,7 +121,7 @@ impl FreedFolio<'_> {
 #[pin_data(PinnedDrop)]
 pub(crate) struct DevPagemap<T: DevPagemapOps> {
     memory: T,
-    /// What `memory` said first, so that frames come back as what they were taken as.
+    /// The identifier that `memory` has returned, with which frames are freed.
     id: MemoryId,
     frames: u64,
     memory_type: MemoryType,
@@ -358,7 +358,7 @@ impl<T: DevPagemapOps> DevPagemap<T> {
         count as u64
     }
 
-    /// The same for these folios alone, which must be sorted by their frames.
+    /// The same for these folios only, which must be sorted by their frames.
     pub(crate) fn poison_lost(&self, mm: &MmWithUser, lost: &[LostFolio]) -> u64 {
         // SAFETY: The address space is valid, and none of its locks is held. A `LostFolio` is
         // a frame and a number of pages, and the list has as many as is said.

@@ -283,8 +283,7 @@ impl<'a> Collected<'a> {
         (slot.indices().end <= self.pages).then_some(slot)
     }
 
-    /// Copies what one of the pages of a slot holds, if there is something already: a hole is all
-    /// zeros.
+    /// Copies the contents of one of the pages of a slot. A hole is all zeros.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests. They need no device: the device memory of one of them has its contents in memory of
-//! the kernel's.
+//! KUnit tests. They need no device. One of them uses device memory, the contents of which are in
+//! ordinary kernel memory.
 
 use super::{
     address_at,
@@ -81,10 +81,10 @@ impl MirrorOps for TestMirror {
     }
 }
 
-/// Device memory of which one frame is used.
+/// Device memory with one frame in use.
 struct TestMemory {
     id: MemoryId,
-    /// What that frame holds.
+    /// The contents of that frame.
     contents: Pin<KBox<SpinLockIrq<KBox<Contents>>>>,
     freed: Atomic<usize>,
 }
@@ -120,7 +120,7 @@ impl DevPagemapOps for TestMemory {
     }
 }
 
-/// Gives the test an address space with so many new pages, from the address on that is returned.
+/// Gives the test an address space with `pages` new pages. Returns the address of the first one.
 fn map(pages: usize) -> Result<usize> {
     // SAFETY: May be called by any KUnit test.
     to_result(unsafe { bindings::kunit_attach_mm() })?;
@@ -144,7 +144,7 @@ fn map(pages: usize) -> Result<usize> {
     }
 }
 
-/// Takes pages away again.
+/// Unmaps pages.
 fn unmap(range: &Range<usize>) -> Result {
     // SAFETY: The test has an address space, and no reference into it.
     to_result(unsafe { bindings::vm_munmap(range.start, range.len()) })
@@ -205,24 +205,24 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_lent_once_until_they_are_given_back() -> Result {
-        let (id, mut free) = FreeFrames::of_new_memory(2)?;
+    fn frames_are_allocated_once_until_they_are_freed() -> Result {
+        let (id, mut frames) = FreeFrames::of_new_memory(2)?;
         let (other, _) = FreeFrames::of_new_memory(1)?;
         assert!(id != other);
-        let large = free.take(HPAGE_PMD_ORDER).ok_or(EINVAL)?;
-        let small = free.take(0).ok_or(EINVAL)?;
+        let large = frames.alloc(HPAGE_PMD_ORDER).ok_or(EINVAL)?;
+        let small = frames.alloc(0).ok_or(EINVAL)?;
         assert_eq!((large.order(), small.order()), (HPAGE_PMD_ORDER, 0));
         assert!(large.first() / 512 != small.first() / 512);
         // The second large run has been split for the single frame.
-        assert!(free.take(HPAGE_PMD_ORDER).is_none());
+        assert!(frames.alloc(HPAGE_PMD_ORDER).is_none());
         for _ in 1..HPAGE_PMD_NR {
-            assert!(free
-                .take(0)
+            assert!(frames
+                .alloc(0)
                 .is_some_and(|frame| frame.first() != small.first()));
         }
-        assert!(free.take(0).is_none());
-        free.give_back(large);
-        assert!(free.take(HPAGE_PMD_ORDER).is_some());
+        assert!(frames.alloc(0).is_none());
+        frames.free(large);
+        assert!(frames.alloc(HPAGE_PMD_ORDER).is_some());
         Ok(())
     }
 
@@ -315,7 +315,7 @@ mod tests {
         let start = map(1)?;
         write(start, &[1, 2, 3])?;
         let contents = new_spinlock_irq!(KBox::<Contents>::zeroed(GFP_KERNEL)?, "TestMemory");
-        let (id, mut free) = FreeFrames::of_new_memory(1)?;
+        let (id, mut frames) = FreeFrames::of_new_memory(1)?;
         let memory = TestMemory {
             id,
             contents: KBox::pin_init(contents, GFP_KERNEL)?,
@@ -354,9 +354,9 @@ mod tests {
                 let mut room = KBox::<Contents>::zeroed(GFP_KERNEL)?;
                 collected.read(slot, 0, &mut room)?;
                 **memory.contents.lock() = *room;
-                let frames = free.take(slot.order).ok_or(ENOMEM)?;
+                let run = frames.alloc(slot.order).ok_or(ENOMEM)?;
                 let live = pagemap.try_get().ok_or(ENODEV)?;
-                let folio = live.folio(frames).map_err(|_| EINVAL)?;
+                let folio = live.folio(run).map_err(|_| EINVAL)?;
                 collected.fill(slot, folio).map(|()| true)
             });
             drop(locked);

@@ -46,7 +46,7 @@ const PAUSE: Delta = Delta::from_secs(1);
 const LONG_PAUSE: Delta = Delta::from_secs(5);
 
 /// How many turns are tracked at a time: usually more than threads look at one process.
-const PLACES: usize = 8;
+const MAX_TURNS: usize = 8;
 
 /// How many threads may pause at a time: usually more than change one process.
 const PAUSES: usize = 128;
@@ -55,9 +55,9 @@ const PAUSES: usize = 128;
 #[pin_data]
 pub(super) struct Turns {
     /// When each turn was requested, in nanoseconds of the kernel's clock; 0 for a free entry.
-    wanted: [Atomic<i64>; PLACES],
+    wanted: [Atomic<i64>; MAX_TURNS],
     /// The same for looks that were requested from the kernel and not yet granted.
-    looks: [Atomic<i64>; PLACES],
+    looks: [Atomic<i64>; MAX_TURNS],
     /// The user that has bound the process.
     user: Kuid,
     /// The threads that pause or are about to, each once; 0 for a free entry.
@@ -74,8 +74,8 @@ impl Turns {
     pub(super) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                wanted: [const { Atomic::new(0) }; PLACES],
-                looks: [const { Atomic::new(0) }; PLACES],
+                wanted: [const { Atomic::new(0) }; MAX_TURNS],
+                looks: [const { Atomic::new(0) }; MAX_TURNS],
                 user: Kuid::current_euid(),
                 pausing: [const { Atomic::new(0) }; PAUSES],
                 pause <- new_mutex!((), "Turns::pause"),
@@ -88,17 +88,17 @@ impl Turns {
     /// Announces that the caller wants to look at the address space. The caller drops the returned
     /// value when it has looked, or before it waits for anything but the end of changes.
     ///
-    /// `None` if there are too many requests: the caller then takes its chance.
+    /// `None` if there are too many requests. No thread then pauses for the caller.
     pub(super) fn want(&self) -> Option<Turn<'_>> {
-        let place = begin(&self.wanted)?;
-        Some(Turn { turns: self, place })
+        let index = begin(&self.wanted)?;
+        Some(Turn { turns: self, index })
     }
 
     /// Announces that the caller waits for the kernel to grant a look, and for nothing else, until
     /// it drops the returned value. `None` if there are too many requests.
     pub(super) fn look(&self) -> Option<Look<'_>> {
-        let place = begin(&self.looks)?;
-        Some(Look { turns: self, place })
+        let index = begin(&self.looks)?;
+        Some(Look { turns: self, index })
     }
 
     /// Whether a mirror should have had its turn by now.
@@ -121,7 +121,7 @@ impl Turns {
         let Some(pausing) = self.reserve_pause() else {
             return;
         };
-        // If the allocation fails, the mirror takes its chance.
+        // If the allocation fails, this thread does not pause.
         let work = KBox::new(
             Work {
                 head: Opaque::zeroed(),
@@ -160,12 +160,12 @@ impl Turns {
         {
             return None;
         }
-        let is_taken = |place: &Atomic<usize>| place.cmpxchg(0, thread, Relaxed).is_ok();
+        let is_taken = |entry: &Atomic<usize>| entry.cmpxchg(0, thread, Relaxed).is_ok();
         self.pausing.iter().position(is_taken)
     }
 
-    fn end_pause(&self, place: usize) {
-        if let Some(pausing) = self.pausing.get(place) {
+    fn end_pause(&self, index: usize) {
+        if let Some(pausing) = self.pausing.get(index) {
             pausing.store(0, Relaxed);
         }
     }
@@ -196,14 +196,14 @@ impl Turns {
 /// A mirror wants to look at an address space.
 pub(crate) struct Turn<'a> {
     turns: &'a Turns,
-    place: usize,
+    index: usize,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let is_late = self.turns.is_late();
-        if let Some(place) = self.turns.wanted.get(self.place) {
-            place.store(0, Relaxed);
+        if let Some(entry) = self.turns.wanted.get(self.index) {
+            entry.store(0, Relaxed);
         }
         if is_late {
             // A thread that is about to pause has checked before this and sleeps by now.
@@ -216,13 +216,13 @@ impl Drop for Turn<'_> {
 /// The caller waits for a look.
 pub(super) struct Look<'a> {
     turns: &'a Turns,
-    place: usize,
+    index: usize,
 }
 
 impl Drop for Look<'_> {
     fn drop(&mut self) {
-        if let Some(place) = self.turns.looks.get(self.place) {
-            place.store(0, Relaxed);
+        if let Some(entry) = self.turns.looks.get(self.index) {
+            entry.store(0, Relaxed);
         }
     }
 }
@@ -230,7 +230,7 @@ impl Drop for Look<'_> {
 /// Stores the time in a free entry, if there is one.
 fn begin(times: &[Atomic<i64>]) -> Option<usize> {
     let now = now();
-    let is_taken = |place: &Atomic<i64>| place.cmpxchg(0, now, Relaxed).is_ok();
+    let is_taken = |entry: &Atomic<i64>| entry.cmpxchg(0, now, Relaxed).is_ok();
     times.iter().position(is_taken)
 }
 

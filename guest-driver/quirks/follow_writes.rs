@@ -25,7 +25,7 @@ pub(crate) fn protect(change: &MmuNotifierRange<'_>) {
 }
 
 /// Whether userfaultfd(2) is to learn of the next write to a small page in private device memory
-/// although its entry is writable. `address` must lie in the committed range, in an area that is
+/// although its entry is writable. `address` must lie in the committed range, in a VMA that is
 /// [`LockedVma::is_write_tracked`](crate::mm::LockedVma).
 pub(crate) fn is_tracked<T: MirrorOps>(committed: &Committed<'_, T>, address: usize) -> bool {
     // SAFETY: `Committed::mm` is an address space that exists, and page tables of the range stay as

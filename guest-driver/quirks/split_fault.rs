@@ -48,9 +48,9 @@ pub(crate) fn split<T: DevPagemapOps>(fault: &CpuFault<'_>, pagemap: &DevPagemap
 ///
 /// To split a folio, the kernel (7.3) requires exactly one reference besides those of its entries,
 /// but it takes one itself in addition to that of the fault. Hence the reference of the fault is
-/// dropped meanwhile. If all processes lose the page meanwhile, the fault gets the folio back
-/// ([`revive`]); it is free when the fault is over. `meanwhile` is called before the split, while the
-/// fault has no reference.
+/// dropped during the split. If all processes lose the page in that time, the fault gets the folio
+/// back ([`revive`]), which is freed when the fault is over. `meanwhile` is called before the
+/// split, while the fault has no reference.
 ///
 /// # Errors
 ///
@@ -75,8 +75,8 @@ pub(crate) fn split_large<T: DevPagemapOps>(
     Ok(is_freed || fault.order() == 0)
 }
 
-/// Gives a folio that is no longer used back to the CPU fault that has dropped its reference to it,
-/// if there is one; returns whether there is.
+/// If a CPU fault has dropped its reference to a folio and no other reference is left, gives the
+/// folio back to the fault. Returns whether there is such a fault.
 pub(crate) fn revive(folio: &FreedFolio<'_>) -> bool {
     // SAFETY: By the invariants of `FreedFolio` the folio is valid and has no reference.
     unsafe { bindings::virtio_hmm_revive_for_fault(folio.as_raw()) }

@@ -53,15 +53,15 @@ pub(crate) struct BlockedZaps {
 }
 
 impl BlockedZaps {
-    /// None is blocked.
+    /// No zaps are blocked.
     pub(crate) const fn new() -> Self {
         Self {
             blocks: [const { None }; BLOCKS],
         }
     }
 
-    /// The event that a change must wait for: another thread blocks what the change would
-    /// zap. No other thread begins to block zaps while the change is in progress.
+    /// The event that a change must wait for, because another thread blocks zaps that the change
+    /// would make. No other thread begins to block zaps while the change is in progress.
     pub(crate) fn blocker(&self, change: &MmuNotifierRange<'_>) -> Option<Arc<Event>> {
         let mut blocks = self.blocks.iter().flatten();
         let block = blocks.find(|block| block.is_affected(change));
@@ -95,7 +95,7 @@ fn takes_away(change: &MmuNotifierRange<'_>, part: &Range<usize>) -> bool {
     };
     // SAFETY: By the invariants of `MmuNotifierRange` the address space exists, and the changing
     // thread holds its mmap lock or the lock of a reverse map for the range, of which this is a
-    // part. The kernel frees page tables of areas only after it has removed them from their reverse
+    // part. The kernel frees page tables of VMAs only after it has removed them from their reverse
     // maps, which takes those locks, and under the mmap lock.
     may && unsafe { bindings::virtio_hmm_has_large_entry(change.mm(), part.start, part.end) }
 }
@@ -107,7 +107,7 @@ where
     T::State: HasBlockedZaps,
 {
     notifier: &'a MmuIntervalNotifier<T>,
-    place: usize,
+    index: usize,
 }
 
 impl<T: MirrorOps> ZapGuard<'_, T>
@@ -117,7 +117,7 @@ where
     /// Whether zaps are blocked in all of a range.
     fn covers(&self, range: &Range<usize>) -> bool {
         let mut state = self.notifier.lock();
-        let block = state.blocked_zaps().blocks.get(self.place);
+        let block = state.blocked_zaps().blocks.get(self.index);
         block
             .and_then(Option::as_ref)
             .is_some_and(|block| block.range.start <= range.start && range.end <= block.range.end)
@@ -174,7 +174,7 @@ where
         let block = state
             .blocked_zaps()
             .blocks
-            .get_mut(self.place)
+            .get_mut(self.index)
             .and_then(Option::take);
         drop(state);
         if let Some(block) = block {
@@ -191,7 +191,7 @@ where
 /// memory and finds such a migration entry, it mistakes it for the entry of a present page and
 /// drops a reference that the entry does not have (`zap_huge_pmd_folio`): the folio would be freed
 /// during the migration. Also needed while huge pages move to the device: a change that began
-/// before such a page was there would not wait for a thread that moves it on.
+/// before such a page was there would not wait for a thread that then moves the page again.
 ///
 /// The waiting thread may hold locks that the caller will take, so the wait has a timeout.
 ///
@@ -219,15 +219,15 @@ where
         if let Some(other) = other.map(|other| other.over.clone()) {
             drop(guard);
             other.wait();
-        } else if let (Some(place), false) = (free, notifier.read_retry(&guard, seq)) {
-            if let Some(block) = guard.blocked_zaps().blocks.get_mut(place) {
+        } else if let (Some(index), false) = (free, notifier.read_retry(&guard, seq)) {
+            if let Some(block) = guard.blocked_zaps().blocks.get_mut(index) {
                 *block = Some(Block {
                     thread: Thread::current(),
                     range,
                     over,
                 });
             }
-            return Ok(ZapGuard { notifier, place });
+            return Ok(ZapGuard { notifier, index });
         }
     }
 }
@@ -246,9 +246,9 @@ unsafe fn finalize_with_extra_refs(page: NonNull<bindings::page>, finish: &mut d
     drop(extra_refs);
 }
 
-/// Compensates for references of a huge page that the kernel (7.3) drops by mistake: if another
-/// process unmaps the page while it is being migrated, the kernel takes the migration entry for the
-/// entry of a present page; see [`block_zaps`].
+/// Compensates for references to a huge page that the kernel (7.3) drops by mistake: if another
+/// process unmaps the page while it is being migrated, the kernel mistakes the migration entry for
+/// the entry of a present page; see [`block_zaps`].
 ///
 /// References lost before this exists are restored at once, those lost later when it is dropped.
 /// Until then the page has references to spare. A page that has moved has no entries, so the
@@ -270,7 +270,7 @@ impl ExtraRefs {
     unsafe fn new(page: NonNull<bindings::page>) -> Self {
         // SAFETY: The caller promises that the page is held and locked.
         unsafe { bindings::virtio_hmm_take_extra_refs(page.as_ptr()) };
-        // INVARIANT: The caller promises the one, and the call above has taken the other.
+        // INVARIANT: The caller promises the former, and the call above has taken the references.
         Self { page }
     }
 }

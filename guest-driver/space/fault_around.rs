@@ -10,7 +10,7 @@
 //! Does not know how pages move.
 
 use crate::{
-    device::{command::Fetch, pool::Spares},
+    device::{command::Fetch, pool::BufferPool},
     wire::command::MAX_FETCH_PAGES,
 };
 use kernel::{
@@ -38,7 +38,7 @@ pub(crate) struct FaultAround {
     last: Atomic<i64>,
     begun: Instant<Monotonic>,
     #[pin]
-    pub(crate) spares: Spares<Fetch>,
+    pub(crate) buffers: BufferPool<Fetch>,
 }
 
 impl FaultAround {
@@ -48,7 +48,7 @@ impl FaultAround {
             last: Atomic::new(0),
             begun: Instant::now(),
             // Threads that fault at the same time allocate buffers.
-            spares <- Spares::new(1, MOST as usize),
+            buffers <- BufferPool::new(1, MOST as usize),
         })
     }
 
@@ -66,7 +66,7 @@ impl FaultAround {
 
     /// `moved` of the `pages` requested were on the device.
     pub(crate) fn learn(&self, pages: u32, moved: u32) {
-        // Faults of several threads may overwrite each other here. Each has learned as much.
+        // Faults of several threads may overwrite each other's value here. Either value will do.
         let next = if moved.saturating_mul(2) >= pages {
             pages.saturating_mul(STEP).min(MOST)
         } else {

@@ -5,7 +5,7 @@
 //! Does not know what spaces and jobs are.
 
 use crate::{
-    device::shares::{Holder, Shares, Thing},
+    device::shares::{Holder, Resource, Shares},
     process,
     virtio::{Chain, Handler},
 };
@@ -65,7 +65,7 @@ impl Ids {
             number.inspect(|&number| taken[number] = true)
         };
         let Some(number) = number else {
-            self.shares.give(holder.user(), Thing::Space, 1);
+            self.shares.give(holder.user(), Resource::Space, 1);
             return Err(ENOSPC);
         };
         Ok(Id {
@@ -88,7 +88,7 @@ impl Drop for Id {
         if let Some(taken) = self.ids.taken.lock().get_mut(self.number as usize) {
             *taken = false;
         }
-        self.ids.shares.give(self.holder.user(), Thing::Space, 1);
+        self.ids.shares.give(self.holder.user(), Resource::Space, 1);
     }
 }
 
@@ -96,8 +96,8 @@ impl Drop for Id {
 /// number, which must not be reused before. {drv-space-reuse}
 pub(crate) struct Jobs {
     id: Id,
-    /// The number of slots.
-    places: Atomic<u64>,
+    /// The number of slots taken.
+    slots: Atomic<u64>,
 }
 
 impl Jobs {
@@ -105,7 +105,7 @@ impl Jobs {
     pub(crate) fn new(id: Id) -> Result<Arc<Self>> {
         let jobs = Self {
             id,
-            places: Atomic::new(0),
+            slots: Atomic::new(0),
         };
         Ok(Arc::new(jobs, GFP_KERNEL_ACCOUNT)?)
     }
@@ -115,24 +115,24 @@ impl Jobs {
         self.id.holder
     }
 
-    /// Takes a slot for a job if the process may have one. A chain that is posted with this as its
-    /// handler returns it.
-    pub(crate) fn take_place(&self) -> Result {
-        let places = self.places.fetch_add(1, Relaxed).saturating_add(1);
+    /// Takes a slot for a job if the process may have one. A chain that is posted with this value
+    /// as its handler frees the slot when it completes.
+    pub(crate) fn take_slot(&self) -> Result {
+        let slots = self.slots.fetch_add(1, Relaxed).saturating_add(1);
         let shares = &self.id.ids.shares;
-        if shares.take_for_process(self.id.holder, Thing::Job, 1, places) == 1 {
+        if shares.take_for_process(self.id.holder, Resource::Job, 1, slots) == 1 {
             Ok(())
         } else {
-            self.places.fetch_sub(1, Relaxed);
+            self.slots.fetch_sub(1, Relaxed);
             Err(EAGAIN)
         }
     }
 
-    /// Returns a slot for which no chain was posted.
-    pub(crate) fn give_place(&self) {
-        self.places.fetch_sub(1, Relaxed);
+    /// Frees a slot for which no chain was posted.
+    pub(crate) fn free_slot(&self) {
+        self.slots.fetch_sub(1, Relaxed);
         let shares = &self.id.ids.shares;
-        shares.give(self.id.holder.user(), Thing::Job, 1);
+        shares.give(self.id.holder.user(), Resource::Job, 1);
     }
 
     /// A name for a job, unique on the device.
@@ -148,6 +148,6 @@ impl Jobs {
 
 impl Handler for Jobs {
     fn completed(&self, _chain: Arc<Chain>) {
-        self.give_place();
+        self.free_slot();
     }
 }

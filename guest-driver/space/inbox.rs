@@ -100,8 +100,8 @@ impl Inbox {
         }
         let records = &mut batch.records;
         let address = record.address.get();
-        let place = records.partition_point(|other| other.address.get() <= address);
-        records.len() < self.limit && records.insert_within_capacity(place, record).is_ok()
+        let index = records.partition_point(|other| other.address.get() <= address);
+        records.len() < self.limit && records.insert_within_capacity(index, record).is_ok()
     }
 
     /// Whether there are no pending faults.

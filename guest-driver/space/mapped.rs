@@ -85,8 +85,8 @@ fn region_start(address: usize) -> usize {
 
 /// The part of a range that lies in a region, as indices of its pages.
 fn part(range: &Range<usize>, region: usize) -> Range<usize> {
-    let place = |address: usize| address.saturating_sub(region).min(HPAGE_PMD_SIZE) >> PAGE_SHIFT;
-    place(range.start)..place(range.end)
+    let index = |address: usize| address.saturating_sub(region).min(HPAGE_PMD_SIZE) >> PAGE_SHIFT;
+    index(range.start)..index(range.end)
 }
 
 /// How pages of a region are mapped.

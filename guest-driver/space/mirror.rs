@@ -128,14 +128,14 @@ impl MirrorOps for SpaceMirror {
         late::at(LatePoint::ChangeBegins);
         self.core.counters.invalidations_sent.increment();
         let link = &self.core.link;
-        let Ok(room) = link.room::<Unmap>() else {
+        let Ok(slot) = link.reserve_slot::<Unmap>() else {
             // The device has been reset, so it has no mappings left. It may be restarted and be
             // given the space again.
             return Err(message);
         };
         // The preallocated message has capacity for one entry.
         let _ = message.push(&range_entry(range));
-        let sent = link.post(room, message);
+        let sent = link.post(slot, message);
         link.kick::<Unmap>();
         Ok(sent)
     }

@@ -71,8 +71,9 @@ impl Refusals {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if that was in vain too often; the count then starts over. Otherwise what sending a
-    /// request returns, except that a space that is gone is no error.
+    /// `ENOMEM` if the device has refused memory again too often after that; the count then starts
+    /// over. Otherwise what sending a request returns, except that a space that is gone is no
+    /// error.
     pub(crate) fn make_room(&self, link: &Link, space: u32, address_bits: u32) -> Result {
         if !self.is_full.xchg(false, Relaxed) {
             return Ok(());

@@ -117,7 +117,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
 }
 
 impl<T: Driver> Adapter<T> {
-    /// The bus handles everything else about power management.
+    /// The bus itself handles everything else about power management.
     const PM: &'static bindings::dev_pm_ops = &bindings::dev_pm_ops {
         prepare: Some(Self::prepare_callback),
         ..pin_init::zeroed()

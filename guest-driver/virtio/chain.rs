@@ -31,15 +31,16 @@ pub(crate) trait Handler: Send + Sync {
 pub(crate) struct Draft(Pin<UniqueArc<Chain>>);
 
 impl Draft {
-    /// Memory for a request of up to `capacity` bytes, empty at first, and a reply of `room` bytes.
+    /// Memory for a request of up to `capacity` bytes, empty at first, and a reply of
+    /// `reply_bytes` bytes.
     pub(crate) fn new(
         capacity: usize,
-        room: usize,
+        reply_bytes: usize,
         handler: Option<Arc<dyn Handler>>,
         flags: Flags,
     ) -> Result<Self> {
         let out = KVVec::with_capacity(capacity, flags)?;
-        let inn = KVVec::from_elem(0, room, flags)?;
+        let inn = KVVec::from_elem(0, reply_bytes, flags)?;
         UniqueArc::pin_init(
             // INVARIANT: The chain has not been posted.
             try_pin_init!(Chain {
@@ -58,7 +59,7 @@ impl Draft {
 
     /// Reuses a chain that was posted. Its request is unchanged. Waits until the chain completes.
     ///
-    /// Returns `None` if the chain has another owner; the ring is none.
+    /// Returns `None` if the chain has another owner; the ring does not count as one.
     pub(crate) fn again(chain: Arc<Chain>) -> Option<Self> {
         // Even if it is known to have completed: `done` is only set after the ring has dropped its
         // reference.
@@ -133,11 +134,11 @@ impl Written<'_> {
         if offset.checked_add(size_of::<T>())? > self.len {
             return None;
         }
-        let place = self.start.wrapping_add(offset).cast::<T>();
+        let ptr = self.start.wrapping_add(offset).cast::<T>();
         // SAFETY: By the invariants and the check above these bytes are valid for reads, and the
-        // place is aligned. Any bytes are a `T`. The access is volatile because the device may
+        // pointer is aligned. Any bytes are a `T`. The access is volatile because the device may
         // write them at the same time.
-        place.is_aligned().then(|| unsafe { place.read_volatile() })
+        ptr.is_aligned().then(|| unsafe { ptr.read_volatile() })
     }
 }
 
@@ -199,7 +200,7 @@ impl Chain {
     }
 
     /// Where the device may write its reply, and the size in bytes.
-    pub(super) fn room(&self) -> (*mut u8, usize) {
+    pub(super) fn reply_buffer(&self) -> (*mut u8, usize) {
         (self.inn.as_ptr().cast_mut(), self.inn.len())
     }
 

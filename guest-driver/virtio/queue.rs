@@ -209,18 +209,18 @@ impl Queues {
     ///
     /// `EIO` or `ENODEV` if the device is given up, including when no slot became free in time. The
     /// device has then been reset.
-    pub(crate) fn room(self: &Arc<Self>, queue: u16) -> Result<Room<'_>> {
+    pub(crate) fn reserve_slot(self: &Arc<Self>, queue: u16) -> Result<ReservedSlot<'_>> {
         let ring = self.ring(queue)?;
         let life = self.life();
-        if !self.take_now(ring) && !ring.take_place(TIMEOUT) {
+        if !self.take_now(ring) && !ring.take_slot(TIMEOUT) {
             self.give_up_in(life, c"a queue stays full");
             return Err(self.settled_error());
         }
-        let room = Room::new(self, ring);
-        // `stop` also provides a slot, to end waiting. Dropping it here passes it on, so the next
-        // waiter wakes up, too.
+        let slot = ReservedSlot::new(self, ring);
+        // `stop` also provides a slot, to end waiting. Dropping the slot here passes it on, so the
+        // next waiter wakes up, too.
         if self.is_running() {
-            Ok(room)
+            Ok(slot)
         } else {
             Err(self.settled_error())
         }
@@ -231,10 +231,10 @@ impl Queues {
     /// # Errors
     ///
     /// `EIO` or `ENODEV` if the device has been given up again.
-    pub(crate) fn first_room(self: &Arc<Self>, queue: u16) -> Result<Room<'_>> {
+    pub(crate) fn reserve_first_slot(self: &Arc<Self>, queue: u16) -> Result<ReservedSlot<'_>> {
         let ring = self.ring(queue)?;
         if self.is_in(State::Starting) && self.take_now(ring) {
-            Ok(Room::new(self, ring))
+            Ok(ReservedSlot::new(self, ring))
         } else {
             Err(self.error())
         }
@@ -245,25 +245,28 @@ impl Queues {
     ///
     /// # Errors
     ///
-    /// As [`Self::room`].
-    pub(crate) fn two_rooms(self: &Arc<Self>, queue: u16) -> Result<[Room<'_>; 2]> {
-        match self.try_two_rooms(queue) {
+    /// As [`Self::reserve_slot`].
+    pub(crate) fn reserve_two_slots(self: &Arc<Self>, queue: u16) -> Result<[ReservedSlot<'_>; 2]> {
+        match self.try_reserve_two_slots(queue) {
             Err(error) if error == EAGAIN => {}
             other => return other,
         }
         // Only the holder of this lock sleeps with a single slot, and only for threads that use
         // their slots without waiting.
         let _gathering = self.ring(queue)?.gathering.lock();
-        Ok([self.room(queue)?, self.room(queue)?])
+        Ok([self.reserve_slot(queue)?, self.reserve_slot(queue)?])
     }
 
     /// Reserves two slots on a queue if two are free now. Does not sleep.
     ///
     /// # Errors
     ///
-    /// As [`Self::try_room`].
-    pub(crate) fn try_two_rooms(self: &Arc<Self>, queue: u16) -> Result<[Room<'_>; 2]> {
-        Ok([self.try_room(queue)?, self.try_room(queue)?])
+    /// As [`Self::try_reserve_slot`].
+    pub(crate) fn try_reserve_two_slots(
+        self: &Arc<Self>,
+        queue: u16,
+    ) -> Result<[ReservedSlot<'_>; 2]> {
+        Ok([self.try_reserve_slot(queue)?, self.try_reserve_slot(queue)?])
     }
 
     /// Reserves a slot on a queue if one is free now. Does not sleep.
@@ -271,13 +274,13 @@ impl Queues {
     /// # Errors
     ///
     /// `EAGAIN` if there is none, `EIO` or `ENODEV` if the device is given up.
-    pub(crate) fn try_room(self: &Arc<Self>, queue: u16) -> Result<Room<'_>> {
+    pub(crate) fn try_reserve_slot(self: &Arc<Self>, queue: u16) -> Result<ReservedSlot<'_>> {
         let ring = self.ring(queue)?;
         if !self.is_running() {
             return Err(self.error());
         }
         if self.take_now(ring) {
-            Ok(Room::new(self, ring))
+            Ok(ReservedSlot::new(self, ring))
         } else {
             Err(EAGAIN)
         }
@@ -285,9 +288,9 @@ impl Queues {
 
     /// Takes a slot if one is free, including one of a chain that has just been returned.
     fn take_now(&self, ring: &Ring) -> bool {
-        ring.places.try_take() || {
+        ring.slots.try_take() || {
             ring.drain();
-            ring.places.try_take()
+            ring.slots.try_take()
         }
     }
 
@@ -513,7 +516,7 @@ impl BoundQueues {
     }
 
     /// Begins a life of the device, whose features the bus has negotiated. The first request must
-    /// be the one for [`Queues::first_room`]; after it, [`Queues::open`] allows others.
+    /// be the one for [`Queues::reserve_first_slot`]; after it, [`Queues::open`] allows others.
     ///
     /// # Errors
     ///
@@ -584,19 +587,19 @@ impl Drop for BoundQueues {
 }
 
 /// A reserved slot for one chain.
-pub(crate) struct Room<'a> {
+pub(crate) struct ReservedSlot<'a> {
     queues: &'a Arc<Queues>,
     ring: &'a Ring,
     life: u32,
 }
 
-impl Drop for Room<'_> {
+impl Drop for ReservedSlot<'_> {
     fn drop(&mut self) {
-        self.ring.places.give();
+        self.ring.slots.give();
     }
 }
 
-impl<'a> Room<'a> {
+impl<'a> ReservedSlot<'a> {
     /// A slot that has been taken.
     fn new(queues: &'a Arc<Queues>, ring: &'a Ring) -> Self {
         let life = ring.life();

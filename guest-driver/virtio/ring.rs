@@ -18,7 +18,7 @@
 use super::{chain::Chain, polling::Window};
 use crate::{
     sys as bindings,
-    wait::{self, Places},
+    wait::{self, Slots},
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -52,7 +52,7 @@ pub(super) struct Ring {
     raw: SpinLockIrq<RawRing>,
     /// Slots for chains: a chain that has one always fits.
     #[pin]
-    pub(super) places: Places,
+    pub(super) slots: Slots,
     /// Held by a thread that waits for several slots.
     #[pin]
     pub(super) gathering: Mutex<()>,
@@ -103,7 +103,7 @@ impl Ring {
                 },
                 "Ring::raw"
             ),
-            places <- Places::new(0),
+            slots <- Slots::new(0),
             gathering <- new_mutex!((), "Ring::gathering"),
             capacity: Atomic::new(0),
             life: Atomic::new(0),
@@ -139,9 +139,9 @@ impl Ring {
                 // After unlocking.
                 drop(none);
                 self.capacity.store(capacity, Relaxed);
-                // One more, for the one that `close` provides.
+                // One more than the capacity: `open` takes back the slot that `close` provides.
                 for _ in 0..=capacity {
-                    self.places.give();
+                    self.slots.give();
                 }
                 Ok(())
             }
@@ -163,7 +163,7 @@ impl Ring {
     /// [`Self::close`].
     pub(super) unsafe fn open(&self, vq: *mut bindings::virtqueue, life: u32) -> Result {
         // Take back the slot that `close` has provided.
-        if !self.places.take_timeout(CLEARANCE) {
+        if !self.slots.take_timeout(CLEARANCE) {
             return Err(EBUSY);
         }
         let mut ring = self.raw.lock();
@@ -194,7 +194,7 @@ impl Ring {
         chain.set_number(ring.added);
         let added = {
             let out = chain.out();
-            let (inn, inn_len) = chain.room();
+            let (inn, inn_len) = chain.reply_buffer();
             let token = Arc::into_raw(chain.clone());
             // SAFETY:
             // - By the invariants `vq` is valid, and the lock makes us its only user.
@@ -288,9 +288,9 @@ impl Ring {
     }
 
     /// Sleeps until there is a slot, for at most that long; returns whether it was taken.
-    pub(super) fn take_place(&self, timeout: Delta) -> bool {
+    pub(super) fn take_slot(&self, timeout: Delta) -> bool {
         self.seekers.fetch_add(1, Relaxed);
-        let taken = self.awaken(|| self.places.take_timeout(timeout));
+        let taken = self.awaken(|| self.slots.take_timeout(timeout));
         self.seekers.fetch_sub(1, Relaxed);
         taken
     }
@@ -321,7 +321,7 @@ impl Ring {
     }
 
     fn finish(&self, chain: Arc<Chain>, written: Option<u32>) {
-        self.places.give();
+        self.slots.give();
         chain.complete(written);
     }
 
@@ -408,6 +408,6 @@ impl Ring {
             self.finish(unsafe { Arc::from_raw(token.cast()) }, None);
         }
         // This slot ends all waiting: each waiter that gets it passes it on. `open` takes it back.
-        self.places.give();
+        self.slots.give();
     }
 }

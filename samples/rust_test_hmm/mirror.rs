@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device has of the memory of a process. It goes by the process's page table, which it looks
-//! into for each access, and keeps in mind what it need not fault for.
+//! The part of a process's memory that a device mirrors. The device has no page table: it reads
+//! that of the process for each access. What is recorded here tells which accesses need no fault.
 
 use crate::mm::{
     hmm::HmmRequest,
@@ -11,7 +11,7 @@ use crate::mm::{
 use core::ops::Range;
 use kernel::prelude::*;
 
-/// One range at a time, and what the device may do there.
+/// The mirrored range, one at a time, and the access that the device has to it.
 pub(crate) struct Mirrored {
     range: Range<usize>,
     to: HmmRequest,
@@ -19,7 +19,8 @@ pub(crate) struct Mirrored {
     exclusive: Range<usize>,
 }
 
-/// Adds a part to a range that it continues, or takes it instead; says whether it does continue it.
+/// Extends a range by the part that follows it. If the part does not follow it, replaces the range
+/// by the part. Returns whether the part follows the range.
 fn add(range: &mut Range<usize>, part: &Range<usize>) -> bool {
     let continues = range.end == part.start;
     let start = if continues { range.start } else { part.start };
@@ -38,29 +39,29 @@ impl Mirrored {
         exclusive: 0..0,
     };
 
-    /// Whether all of a range is known to be as it is wanted.
+    /// Whether the device is known to have this access to all of a range.
     pub(crate) fn allows(&self, range: &Range<usize>, want: HmmRequest) -> bool {
         self.range.start <= range.start && range.end <= self.range.end && self.to >= want
     }
 
-    /// The device may do this with a part of the memory.
+    /// Records that the device has this access to a part of the memory.
     pub(crate) fn allow(&mut self, part: &Range<usize>, to: HmmRequest) {
         let continues = add(&mut self.range, part);
         self.to = if continues { self.to.min(to) } else { to };
     }
 
-    /// The device alone has a page.
+    /// Records that the device has exclusive access to a page.
     pub(crate) fn exclude_others(&mut self, page: &Range<usize>) {
         add(&mut self.exclusive, page);
     }
 
-    /// Whether the device alone has any page of a range.
+    /// Whether the device has exclusive access to any page of a range.
     pub(crate) fn has_exclusive(&self, range: &Range<usize>) -> bool {
         overlap(&self.exclusive, range)
     }
 }
 
-/// Forgets at once what changes.
+/// A mirror that is invalidated at once.
 pub(crate) struct Mirror(pub(crate) PgmapOwner);
 
 pub(crate) type Notifier = MmuIntervalNotifier<Mirror>;

@@ -10,7 +10,7 @@ pub mod wire;
 #[allow(dead_code)]
 pub mod uapi;
 
-/// What it is made of, as the driver of the virtio device is.
+/// Sources shared with the driver of the virtio device.
 #[path = "../../guest-driver"]
 #[allow(dead_code)]
 mod shared {
@@ -26,10 +26,11 @@ mod shared {
     }
 }
 
-mod memory;
+mod device_memory;
+mod dmirror;
 mod mirror;
-mod session;
 
+use device_memory::{Device, DeviceMemory};
 use kernel::{prelude::*, sync::Arc};
 use shared::{chardev, mm, poll, process, quirks, sys, wait};
 
@@ -38,9 +39,9 @@ const NODES: [&CStr; 2] = [c"hmm_dmirror0", c"hmm_dmirror1"];
 
 /// The module.
 struct Module {
-    devices: KVec<Arc<memory::Device>>,
-    _nodes: KVec<Pin<KBox<poll::Registration<session::Session>>>>,
-    // Behind the nodes: dropped when none can be opened any more.
+    devices: KVec<Arc<Device>>,
+    _nodes: KVec<Pin<KBox<poll::Registration<dmirror::Dmirror>>>>,
+    // Dropped after the nodes: no file can be opened any more.
     _remains: mm::turn::Remains,
 }
 
@@ -48,7 +49,7 @@ impl kernel::Module for Module {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let (mut devices, mut nodes) = (KVec::new(), KVec::new());
         for name in NODES {
-            let device = memory::new()?;
+            let device = device_memory::new()?;
             devices.push(device.clone(), GFP_KERNEL)?;
             let node = poll::Registration::new(name, device);
             nodes.push(KBox::pin_init(node, GFP_KERNEL)?, GFP_KERNEL)?;
@@ -66,7 +67,7 @@ impl Drop for Module {
         // There are no open files any more.
         self.devices
             .iter()
-            .for_each(|device| memory::Memory::end(device));
+            .for_each(|device| DeviceMemory::remove(device));
     }
 }
 

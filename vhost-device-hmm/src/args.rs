@@ -12,16 +12,16 @@ use crate::device::DeviceConfig;
 use crate::lateness::Rule;
 use crate::misreport::Misreport;
 
-/// What device memory is counted in: it must hold whole large leaves.
+/// The unit of the size of device memory, which must hold whole large leaves.
 const MEMORY_UNIT: u64 = 2 << 20;
 
-/// The most spaces that can be asked for: each takes some ten kilobytes.
+/// The most spaces that can be configured: each takes some ten kilobytes.
 const MAX_SPACES: i64 = 65_536;
 
-/// The most jobs that can be asked for: a ring holds no more chains.
+/// The most jobs that can be configured: a ring holds no more chains.
 const MAX_JOBS: i64 = 1024;
 
-/// The most engines that can be asked for.
+/// The most engines that can be configured.
 const MAX_ENGINES: i64 = 256;
 
 /// A virtual accelerator with memory of its own, for virtual machines.
@@ -41,7 +41,7 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// Socket to listen on; a socket that nobody listens on any more is replaced
+    /// Socket to listen on; a socket on which no process listens any more is replaced
     #[arg(
         short,
         long,
@@ -54,8 +54,8 @@ pub struct Args {
     #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory)]
     pub memory: u64,
 
-    /// Take the host's memory for all of device memory at the start, and keep it: where the host
-    /// gives away no more memory than it has, it may have none left later
+    /// Allocate host memory for all of device memory at the start, and keep it: a host that has
+    /// none left later kills the daemon
     #[arg(long)]
     pub prealloc: bool,
 
@@ -143,7 +143,7 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// What to say instead.
+    /// The message for the user.
     pub fn check_memory(&self) -> Result<(), String> {
         // It becomes a range of addresses on a bus, whose sizes are powers of two.
         if !self.coherent || self.memory.is_power_of_two() {
@@ -157,7 +157,7 @@ impl Args {
         ))
     }
 
-    /// What the vhost-user side of the device is to be like.
+    /// The settings of the vhost-user side of the device.
     pub fn backend(&self) -> Options {
         let default = Options::default();
         Options {
@@ -205,7 +205,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
     let number: u64 = digits
         .parse()
         .map_err(|_| "expected a number such as 256M".to_string())?;
-    // What the host can map is for the host to say, but it is less than this.
+    // Any host can map less than this, and reports its own limit.
     number
         .checked_mul(1 << shift)
         .filter(|bytes| *bytes <= 1 << 46)

@@ -95,8 +95,8 @@ pub struct Backend {
     lanes: [Lane; QUEUE_COUNT],
     /// The chains of jobs that have not ended.
     held: Mutex<HashMap<Ticket, Chain>>,
-    /// Return chains of jobs and fill fault buffers when a rule may delay that, in place of threads
-    /// that must not be delayed.
+    /// Threads that return chains of jobs and fill fault buffers when a rule may delay that. They
+    /// take over from threads that must not be delayed.
     couriers: [Arc<Courier<Self>>; 2],
     next_ticket: AtomicU64,
     exits: Mutex<Vec<RawFd>>,
@@ -594,10 +594,10 @@ impl VhostUserBackend for Backend {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let place = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
-        let end = place(offset).saturating_add(place(size));
+        let to_usize = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+        let end = to_usize(offset).saturating_add(to_usize(size));
         self.config()
-            .get(place(offset)..end)
+            .get(to_usize(offset)..end)
             .unwrap_or_default()
             .to_vec()
     }
@@ -614,12 +614,12 @@ impl VhostUserBackend for Backend {
     fn update_memory(&self, memory: GuestMemoryHandle) -> io::Result<()> {
         let system = SystemMemory::new(memory.memory().into_inner());
         if let Err(error) = system.check_files() {
-            // The rings may be in this memory already.
+            // The front end may already have put the rings into this memory.
             log::error!("{error}");
             self.give_up();
             return Err(error);
         }
-        sigbus::guest_memory_is_at(system.places());
+        sigbus::guest_memory_is_at(system.host_pieces());
         if let Some(region) = &self.region {
             region.memory_changed(&system);
         }

@@ -1,7 +1,7 @@
 //! Bytes of requests → checked requests; outcomes → bytes of replies.
 //!
-//! It checks what the bytes alone can show: lengths, counts, reserved fields, operations. It does
-//! not know how the bytes got here or what a request does.
+//! This module checks what the bytes alone can show: lengths, counts, reserved fields, operations.
+//! It does not know how the bytes got here or what a request does.
 
 use std::mem::size_of;
 

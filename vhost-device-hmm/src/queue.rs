@@ -1,7 +1,7 @@
 //! Chains of a virtqueue ⇄ bytes, and the indices of a ring.
 //!
 //! The bytes of a request are copied out of the guest's memory once, so that they cannot change
-//! after they were checked. It does not know what the bytes mean.
+//! after they were checked. This module does not know what the bytes mean.
 
 use std::sync::atomic::{fence, Ordering};
 
@@ -210,9 +210,9 @@ pub fn put_back(
         if head >= queue.size() {
             return Err(virtio_queue::Error::InvalidDescriptorIndex.into());
         }
-        let place = u64::from(index % queue.size());
+        let slot = u64::from(index % queue.size());
         let element = [u32::from(head).to_le(), written.to_le()];
-        let address = within(queue.used_ring(), USED_HEADER + place * USED_ELEMENT)?;
+        let address = within(queue.used_ring(), USED_HEADER + slot * USED_ELEMENT)?;
         memory.write_obj(element, address)?;
         index = index.wrapping_add(1);
     }

@@ -59,7 +59,7 @@ impl Signals {
     }
 }
 
-/// The settings for steering the daemon.
+/// What controls a running daemon.
 #[derive(Clone, Debug)]
 pub struct Steering<'a> {
     /// The rules for deliberate delays and faults.
@@ -165,7 +165,7 @@ impl Connection {
         let (door, mut listener) = Door::new(stream, offer).map_err(Error::Wait)?;
         daemon.start(&mut listener).map_err(Error::Serve)?;
         if !door::is_alone(&listener).map_err(Error::Wait)? {
-            log::warn!("somebody else has come in between; the front end is cut off");
+            log::warn!("another process has connected instead; the front end is cut off");
             door.close();
         }
         let gone = || Error::Wait(io::ErrorKind::NotConnected.into());

@@ -51,8 +51,8 @@ static LOG: AtomicI32 = AtomicI32::new(-1);
 /// Sets where the guest's memory is now: the start of each piece, and its bytes.
 pub fn guest_memory_is_at(pieces: impl Iterator<Item = (usize, usize)>) {
     let none = std::iter::repeat((0, 0));
-    for (place, (start, bytes)) in GUEST.iter().zip(pieces.chain(none)) {
-        place.set(start, bytes);
+    for (piece, (start, bytes)) in GUEST.iter().zip(pieces.chain(none)) {
+        piece.set(start, bytes);
     }
 }
 

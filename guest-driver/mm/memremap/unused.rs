@@ -49,9 +49,9 @@ impl UnusedFrames {
         }
     }
 
-    /// A memory that there has not been, in so many runs of 2 to the power of `order` frames; none
-    /// if there cannot be so many. From here on they are only moved, so that lists of such values
-    /// are all that it takes to manage the memory.
+    /// Creates a device memory of `runs` runs of 2 to the power of `order` frames. Returns its
+    /// identifier and the runs; no runs if there cannot be so many. The values can only be moved
+    /// and split, so lists of them are enough to manage the memory.
     ///
     /// # Examples
     ///

@@ -1,7 +1,7 @@
 //! An exhaustive search of the orders that the queues of the device allow.
 //!
 //! [`pages`] has two processes, a few frames, and the requests that move pages, map them and end
-//! spaces. The device carries the queues out in any order that the specification allows. [`places`]
+//! spaces. The device carries the queues out in any order that the specification allows. [`slots`]
 //! has a ring with few slots, and callers that reserve, post, notify and sleep.
 //!
 //! Each of the driver's rules can be switched off. With all rules no order does harm. Without any
@@ -11,5 +11,5 @@
 //! contract do.
 
 pub mod pages;
-pub mod places;
 pub mod search;
+pub mod slots;

@@ -23,7 +23,7 @@ pub struct Rules {
     /// Jobs are submitted only after the `SpaceCreate` has been answered.
     pub jobs_behind_create: bool,
     /// A frame is allocated again only after it has been discarded.
-    pub lend_behind_discard: bool,
+    pub alloc_behind_discard: bool,
 }
 
 impl Rules {
@@ -35,7 +35,7 @@ impl Rules {
         commit_behind_copy: true,
         create_behind_jobs: true,
         jobs_behind_create: true,
-        lend_behind_discard: true,
+        alloc_behind_discard: true,
     };
 }
 
@@ -187,7 +187,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    fn lend(
+    fn alloc(
         &self,
         state: &mut State,
         process: Process,
@@ -195,7 +195,7 @@ impl Pages {
     ) -> Option<Frame> {
         let may = |frame: &Frame| {
             let stale = state.stale.get(*frame).is_some_and(Option::is_some);
-            state.owners[*frame].is_none() && !(stale && self.rules.lend_behind_discard)
+            state.owners[*frame].is_none() && !(stale && self.rules.alloc_behind_discard)
         };
         let frame = frames.into_iter().find(may)?;
         state.owners[frame] = Some(process);
@@ -230,7 +230,7 @@ impl Pages {
             };
             for large in [false, true] {
                 let mut state = begun.clone();
-                if let Some(to) = self.lend(&mut state, process, to.clone()) {
+                if let Some(to) = self.alloc(&mut state, process, to.clone()) {
                     let known = &mut state.known[process];
                     known.page = None;
                     known.task = if is_device {
@@ -262,7 +262,7 @@ impl Pages {
         }
         if known.page.is_none() && idle {
             let mut state = begun.clone();
-            if let Some(frame) = self.lend(&mut state, process, FRAMES..FRAMES + SYSTEM_FRAMES) {
+            if let Some(frame) = self.alloc(&mut state, process, FRAMES..FRAMES + SYSTEM_FRAMES) {
                 state.known[process].page = Some(frame);
                 next.push(("gets a page", state));
             }
@@ -625,9 +625,9 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_lent_before_it_is_discarded_is_forgotten_in_use() {
+    fn a_frame_that_is_allocated_before_it_is_discarded_is_forgotten_in_use() {
         let rules = Rules {
-            lend_behind_discard: false,
+            alloc_behind_discard: false,
             ..Rules::ALL
         };
         assert_found(rules, "discarded");

@@ -1,6 +1,6 @@
 //! A thread that does work for which other threads must not wait.
 //!
-//! It starts with the first call. One run covers all calls made before it.
+//! The thread starts with the first call. One run covers all calls made before it.
 
 use std::sync::{Arc, Weak};
 

@@ -721,8 +721,8 @@ mod tests {
         drop(moving);
         assert_eq!(served, [(0, 0), (2, 2), (3, 3), (4, 4)]);
         assert_eq!(returned(), CHAINS);
-        let order = (0..usize::from(CHAINS)).map(|place| {
-            let element = driver.used().ring().ref_at(place).unwrap().load();
+        let order = (0..usize::from(CHAINS)).map(|index| {
+            let element = driver.used().ring().ref_at(index).unwrap().load();
             (element.id(), element.len())
         });
         let expected = [(0, 4), (1, 0), (2, 4), (3, 4), (4, 4)];

@@ -6,8 +6,8 @@
 //! for us. Requests therefore have their own thread, which never holds a lock that other threads
 //! need.
 //!
-//! It knows neither queues nor requests of the guest; it calls a callback once the region is
-//! settled.
+//! This module knows neither queues nor requests of the guest; it calls a callback once the region
+//! is settled.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -22,8 +22,8 @@ use virtio_hmm_spec::wire::PAGE_BYTES;
 use crate::device::memory::{DeviceMemory, SystemMemory};
 
 /// How long to wait until a front end that has agreed lists the region as the guest's memory. QEMU
-/// lists it at once, but answers before. It never does if the device's bus has no place for
-/// regions; the guest then has no region either.
+/// lists the region at once, but answers before. QEMU never lists it if the device's bus does not
+/// support regions; the guest then has no region either.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The region of one front end.
@@ -233,7 +233,7 @@ mod tests {
         let config = region.offer();
         assert_eq!((config.nregions, config.memory_sizes[0]), (1, 2 << 20));
         region.rings_started();
-        assert!(!region.is_pending(), "there is nobody to ask");
+        assert!(!region.is_pending(), "there is no front end to ask");
         assert!(!region.is_in_order());
     }
 

@@ -82,10 +82,10 @@ impl Console {
                     continue;
                 }
             };
-            let place = Place::take(self);
+            let slot = ClientSlot::take(self);
             let thread = std::thread::Builder::new().name("client".into());
             let started = thread.spawn(move || {
-                if let Err(error) = serve(place.as_ref(), client) {
+                if let Err(error) = serve(slot.as_ref(), client) {
                     log::debug!("a client of the control socket has gone: {error}");
                 }
             });
@@ -106,7 +106,7 @@ impl Console {
     }
 
     /// Executes a client's request. Only a wait takes longer than a moment; it ends when the client
-    /// disconnects, to free its place for other clients.
+    /// disconnects, to free its slot for other clients.
     fn execute(&self, request: Request, client: &UnixStream) -> Result<Value, Failure> {
         let lateness = &self.lateness;
         match request {
@@ -193,10 +193,10 @@ impl Console {
     }
 }
 
-/// A client's place among the [`MAX_CLIENTS`].
-struct Place(Arc<Console>);
+/// A client's slot among the [`MAX_CLIENTS`].
+struct ClientSlot(Arc<Console>);
 
-impl Place {
+impl ClientSlot {
     fn take(console: &Arc<Console>) -> Option<Self> {
         let more = |clients| (clients < MAX_CLIENTS).then_some(clients + 1);
         let (clients, order) = (&console.clients, Ordering::Relaxed);
@@ -205,18 +205,18 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ClientSlot {
     fn drop(&mut self) {
         self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Serves one client until it disconnects, or tells it that there is no place.
-fn serve(place: Option<&Place>, client: UnixStream) -> io::Result<()> {
+/// Serves one client until it disconnects, or tells it that there is no slot.
+fn serve(slot: Option<&ClientSlot>, client: UnixStream) -> io::Result<()> {
     client.set_write_timeout(Some(PATIENCE))?;
     let mut lines = BufReader::new(client.try_clone()?);
     let mut answers = client;
-    let Some(Place(console)) = place else {
+    let Some(ClientSlot(console)) = slot else {
         let message = format!("{MAX_CLIENTS} clients are connected already; close one of them");
         let failure = Failure::new("too-many-clients", message);
         return say(&mut answers, &protocol::encode(None, Err(failure)));
@@ -321,8 +321,8 @@ fn counters(statistics: &Statistics) -> Map<String, Value> {
     let fields = Statistics::FIELDS.iter();
     fields
         .map(|field| {
-            let place = bytes.get(field.offset..field.offset + field.size);
-            let value = place.and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+            let value = bytes.get(field.offset..field.offset + field.size);
+            let value = value.and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
             let value = value.map_or(0, u64::from_le_bytes);
             (field.name.to_owned(), value.into())
         })

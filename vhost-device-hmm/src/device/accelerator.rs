@@ -41,7 +41,8 @@ const ADDRESS_BITS: u32 = super::mmu::ADDRESS_BITS;
 
 /// Called when there is something to collect.
 ///
-/// Engines call it, and the thread that executes a request, without any lock held.
+/// Engines call its functions, and so does the thread that executes a request, without any lock
+/// held.
 pub trait Listener: Send + Sync {
     /// Jobs have ended: see [`Accelerator::take_ended`].
     fn jobs_ended(&self);

@@ -1,7 +1,7 @@
 //! The checking mode: finds uses of translations and frames that were given back.
 //!
-//! It is told each event and compares it with what is allowed. It changes only counters and the
-//! log, so that the device behaves as without it.
+//! The checking mode is told of each event and compares it with what is allowed. It changes only
+//! counters and the log, so that the device behaves as without it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Copy lists: frames to frames, without any address space.
 //!
 //! Each byte is copied once, straight between the guest's memory and device memory. A run that is
-//! contiguous in the host is copied with one call. It knows nothing of spaces or jobs. The driver
-//! must see to it that nothing else uses the frames.
+//! contiguous in the host is copied with one call. This module knows nothing of spaces or jobs. The
+//! driver must ensure that nothing else uses the frames.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! A job: an operation on its way through a space.
 //!
-//! A job has exactly one owner at a time: the run queue, an engine, or a fault. It knows none of
-//! them.
+//! A job has exactly one owner at a time: the run queue, an engine, or a fault. This module knows
+//! none of them.
 
 use std::sync::Arc;
 use std::time::Duration;

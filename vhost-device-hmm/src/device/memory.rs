@@ -328,7 +328,7 @@ impl SystemMemory {
     }
 
     /// The address of each piece in this process, and its length in bytes.
-    pub fn places(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+    pub fn host_pieces(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.slices()
             .map(|slice| (slice.ptr_guard().as_ptr() as usize, slice.len()))
     }
@@ -372,20 +372,20 @@ impl SystemMemory {
 
     /// Whether all frames of a run are backed.
     pub fn contains(&self, frame: u64, pages: u64) -> bool {
-        place_of(frame, pages).is_some_and(|(start, bytes)| {
+        guest_bytes_of(frame, pages).is_some_and(|(start, bytes)| {
             GuestMemory::check_range(&*self.map, start, bytes, Permissions::ReadWrite)
         })
     }
 
     /// The bytes of a run of frames, if they are contiguous.
     pub fn slice(&self, frame: u64, pages: u64) -> Option<VolatileSlice<'_>> {
-        let (start, bytes) = place_of(frame, pages)?;
+        let (start, bytes) = guest_bytes_of(frame, pages)?;
         GuestMemoryBackend::get_slice(&*self.map, start, bytes).ok()
     }
 
     /// The bytes from a frame to the end of its region, which is one mapping.
     pub fn mapping_from(&self, frame: u64) -> Option<VolatileSlice<'_>> {
-        let (start, _) = place_of(frame, 0)?;
+        let (start, _) = guest_bytes_of(frame, 0)?;
         let (region, offset) = self.map.to_region_addr(start)?;
         let bytes = region.len().checked_sub(offset.0)?;
         region.get_slice(offset, usize::try_from(bytes).ok()?).ok()
@@ -397,7 +397,7 @@ impl SystemMemory {
         frame: u64,
         pages: u64,
     ) -> impl Iterator<Item = Option<VolatileSlice<'_>>> {
-        let slices = place_of(frame, pages).and_then(|(start, bytes)| {
+        let slices = guest_bytes_of(frame, pages).and_then(|(start, bytes)| {
             GuestMemory::get_slices(&*self.map, start, bytes, Permissions::ReadWrite).ok()
         });
         let missing = slices.is_none().then_some(None);
@@ -413,7 +413,7 @@ fn bytes_of(frame: u64, pages: u64) -> Option<(u64, usize)> {
     Some((start, usize::try_from(bytes).ok()?))
 }
 
-fn place_of(frame: u64, pages: u64) -> Option<(GuestAddress, usize)> {
+fn guest_bytes_of(frame: u64, pages: u64) -> Option<(GuestAddress, usize)> {
     bytes_of(frame, pages).map(|(start, bytes)| (GuestAddress(start), bytes))
 }
 

@@ -338,8 +338,8 @@ impl Schedule {
         if gone.load(Ordering::Acquire) {
             return;
         }
-        let place = jobs.retried.iter().position(|job| job.id == id);
-        if let Some(job) = place.and_then(|place| jobs.retried.remove(place)) {
+        let index = jobs.retried.iter().position(|job| job.id == id);
+        if let Some(job) = index.and_then(|index| jobs.retried.remove(index)) {
             jobs.places.insert(id, Place::Runnable);
             jobs.runnable.push(job);
             self.work.notify_one();
@@ -507,9 +507,9 @@ impl Jobs {
     }
 
     fn was_cancelled_early(&mut self, id: u64) -> bool {
-        let place = self.cancelled_early.iter().position(|&name| name == id);
-        place
-            .and_then(|place| self.cancelled_early.remove(place))
+        let index = self.cancelled_early.iter().position(|&name| name == id);
+        index
+            .and_then(|index| self.cancelled_early.remove(index))
             .is_some()
     }
 

@@ -87,8 +87,8 @@ pub struct MappingState {
     pub dirty: bool,
 }
 
-/// Numbers that people compare with addresses elsewhere. Besides, not every JSON reader has 64-bit
-/// numbers.
+/// Writes a number in hexadecimal, because people compare it with addresses elsewhere. Also, not
+/// every JSON reader supports 64-bit numbers.
 fn hexadecimal<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{number:#x}"))
 }

@@ -148,12 +148,12 @@ impl Space {
     /// Applies a rule to ranges, for at most `SLICE` slots. Updates `rest` to what is left.
     pub fn take_back(&self, rest: &mut Rest<'_>, rule: Rule, check: Option<&Check>) -> Taken<'_> {
         let Ok(taken) = self.change(check, |table, observe| {
-            let mut looks = SLICE;
-            while let (Some((first, others)), true) = (rest.ranges.split_first(), looks > 0) {
+            let mut visits = SLICE;
+            while let (Some((first, others)), true) = (rest.ranges.split_first(), visits > 0) {
                 // A range without any mapping counts, too.
-                looks -= 1;
+                visits -= 1;
                 let range = rest.begun.unwrap_or(*first);
-                rest.begun = table.change(&range, rule, &mut looks, &mut *observe);
+                rest.begun = table.change(&range, rule, &mut visits, &mut *observe);
                 if rest.begun.is_none() {
                     rest.ranges = others;
                 }

@@ -112,7 +112,7 @@ mod tests {
             apart in prop_oneof![Just(1 << 18), 0..100_000_usize],
             bytes in prop_oneof![0..BLOCK_BYTES, 0..5 * BLOCK_BYTES],
         ) {
-            let byte = |place: usize| (place * 31 + place / 251).to_le_bytes()[0];
+            let byte = |index: usize| (index * 31 + index / 251).to_le_bytes()[0];
             let mut memory: Vec<u8> = (0..1 << 19).map(byte).collect();
             let (from, to) = (from * 16, to * 8 + apart);
             let mut expected = memory.clone();

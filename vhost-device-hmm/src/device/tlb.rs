@@ -287,10 +287,10 @@ impl Tlb {
 #[inline]
 fn slot(number: u64, entries: usize) -> usize {
     let entries = entries as u64;
-    let place = number.wrapping_add((number / entries).wrapping_mul(SKEW));
+    let skewed = number.wrapping_add((number / entries).wrapping_mul(SKEW));
     // Less than the number of entries: the cast loses nothing.
     #[expect(clippy::cast_possible_truncation)]
-    let index = (place % entries) as usize;
+    let index = (skewed % entries) as usize;
     index
 }
 
@@ -302,11 +302,11 @@ fn offset_in(address: u64, bytes: u64) -> usize {
     offset
 }
 
-/// Another page that has the same entry as `page`, as have their neighbours.
+/// Another page that shares its entry with `page`. Their neighbours share entries, too.
 #[cfg(test)]
-pub(crate) fn page_in_the_place_of(page: u64) -> u64 {
-    let place = slot(page, SMALL_ENTRIES);
-    let mut others = (page + 1..).filter(|other| slot(*other, SMALL_ENTRIES) == place);
+pub(crate) fn page_with_the_entry_of(page: u64) -> u64 {
+    let entry = slot(page, SMALL_ENTRIES);
+    let mut others = (page + 1..).filter(|other| slot(*other, SMALL_ENTRIES) == entry);
     others.next().unwrap_or(page)
 }
 
@@ -391,9 +391,9 @@ mod tests {
         for (entries, powers) in [(SMALL_ENTRIES, 11), (LARGE_ENTRIES, 8)] {
             let table = entries as u64;
             for first in (0..4 * table).chain((1 << 36) - table..1 << 36) {
-                let places =
+                let slots =
                     (first..first + JOINED_PAGES as u64).map(|number| slot(number, entries));
-                assert_eq!(places.collect::<HashSet<_>>().len(), JOINED_PAGES);
+                assert_eq!(slots.collect::<HashSet<_>>().len(), JOINED_PAGES);
             }
             for distance in (0..powers).map(|power| table << power) {
                 let apart = (slot(distance, entries) + entries - slot(0, entries)) % entries;

@@ -189,10 +189,10 @@ impl<'a> View<'a> {
             }
             let end = done + (bytes - done).min(JOINED_BYTES);
             let rest = address.wrapping_add((done + length) as u64);
-            self.touch(rest, (end - done - length) as u64, access)?;
+            self.ensure_access(rest, (end - done - length) as u64, access)?;
             while done < end {
                 let here = address.wrapping_add(done as u64);
-                let (slice, place) = self.touched(here, end - done, access)?;
+                let (slice, place) = self.looked_up(here, end - done, access)?;
                 let length = slice.len();
                 visit(slice, done);
                 account(self.tally, place, length);
@@ -204,7 +204,7 @@ impl<'a> View<'a> {
 
     /// The memory behind the start of a range whose pages have just been looked up.
     #[inline]
-    fn touched(
+    fn looked_up(
         &mut self,
         address: u64,
         bytes: usize,
@@ -248,7 +248,7 @@ impl<'a> View<'a> {
     }
 
     /// Ensures that each page of a range can be accessed.
-    fn touch(&mut self, address: u64, bytes: u64, access: u32) -> Result<(), Fault> {
+    fn ensure_access(&mut self, address: u64, bytes: u64, access: u32) -> Result<(), Fault> {
         let mut here = address;
         let mut left = bytes;
         while left > 0 {
@@ -301,7 +301,7 @@ impl Memory for View<'_> {
 
     fn write(&mut self, address: u64, from: &[u8]) -> Result<(), Fault> {
         if from.len() > JOINED_BYTES {
-            self.touch(address, from.len() as u64, rights::WRITE)?;
+            self.ensure_access(address, from.len() as u64, rights::WRITE)?;
         }
         self.pieces(address, from.len(), rights::WRITE, |slice, done| {
             if let Some(from) = from.get(done..) {
@@ -329,8 +329,8 @@ impl Memory for View<'_> {
             let at = |address: u64, done: usize| address.wrapping_add(done as u64);
             let end = done + (bytes - done).min(JOINED_BYTES);
             let wanted = (end - done) as u64;
-            self.touch(at(source, done), wanted, rights::READ)?;
-            self.touch(at(destination, done), wanted, rights::WRITE)?;
+            self.ensure_access(at(source, done), wanted, rights::READ)?;
+            self.ensure_access(at(destination, done), wanted, rights::WRITE)?;
             while done < end {
                 let (from, to) = (at(source, done), at(destination, done));
                 done += match self.copy_piece(from, to, end - done) {
@@ -343,7 +343,7 @@ impl Memory for View<'_> {
     }
 
     fn reserve(&mut self, address: u64, bytes: u64) -> Result<(), Fault> {
-        self.touch(address, bytes, rights::WRITE)
+        self.ensure_access(address, bytes, rights::WRITE)
     }
 
     fn update(

@@ -2,8 +2,8 @@
 //!
 //! Each moment that the specification leaves to the device is a [`Point`]. A thread that passes a
 //! point asks here whether a rule applies, and waits if one says so. Which occasions a rule picks
-//! depends only on their order and the rule's seed, so that a run can be repeated. This part knows
-//! neither requests nor rings.
+//! depends only on their order and the rule's seed, so that a run can be repeated. This module
+//! knows neither requests nor rings.
 //!
 //! A wait ends when its time is over, when it is released, when its queue is stopped (a change of
 //! the guest's memory is a stop, too), or when the connection ends. A waiting thread must hold no
@@ -222,7 +222,7 @@ impl Lateness {
         drop(state);
         if let Some(rule) = expired {
             log::warn!(
-                "nobody released what was held at {} within its limit; the rule {rule} ends",
+                "what was held at {} was not released within its limit; the rule {rule} ends",
                 wait.point
             );
         }
@@ -246,8 +246,8 @@ impl Lateness {
     /// The rule of an expired hold ends too. Otherwise the next request would be held as long
     /// again.
     fn expire(&self, state: &mut State, rule: RuleId) -> Option<Rule> {
-        let place = state.rules.iter().position(|other| other.id == rule)?;
-        let ended = state.rules.remove(place);
+        let index = state.rules.iter().position(|other| other.id == rule)?;
+        let ended = state.rules.remove(index);
         self.let_go(state, |held| held.rule == rule);
         Some(ended.rule)
     }
@@ -314,8 +314,8 @@ impl Lateness {
     /// [`LatenessError::NoRule`], also for a hold that has ended at its limit.
     pub fn clear(&self, id: RuleId) -> Result<(), LatenessError> {
         let mut state = self.state.lock();
-        let place = state.rules.iter().position(|rule| rule.id == id);
-        state.rules.remove(place.ok_or(LatenessError::NoRule(id))?);
+        let index = state.rules.iter().position(|rule| rule.id == id);
+        state.rules.remove(index.ok_or(LatenessError::NoRule(id))?);
         self.let_go(&mut state, |held| held.rule == id);
         Ok(())
     }

@@ -3,7 +3,7 @@
 //!
 //! The framework waits without limit for the rest of a message, does not check which features a
 //! front end was offered, and does not release a channel that it waits at. Messages are therefore
-//! read here first. Of the protocol it knows the header of a message and three requests.
+//! read here first. Of the protocol this module knows the header of a message and three requests.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -235,7 +235,7 @@ impl Door {
     fn remember_channel(&self, message: &Message) -> io::Result<()> {
         let mut channel = self.channel.lock();
         if let (None, [descriptor]) = (&*channel, &*message.descriptors) {
-            // Whatever kind of file it is, it is only ever shut down.
+            // The descriptor may be of any kind of file: it is only ever shut down.
             *channel = Some(UnixStream::from(descriptor.try_clone()?));
         }
         Ok(())

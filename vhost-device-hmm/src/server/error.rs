@@ -34,7 +34,7 @@ pub enum Error {
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     /// Too many devices have not ended yet.
-    #[error("{0} earlier front ends have gone, and what has served them does not end")]
+    #[error("{0} earlier front ends have gone, but the devices that served them do not end")]
     Stuck(usize),
 }
 

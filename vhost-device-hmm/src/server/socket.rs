@@ -46,7 +46,7 @@ impl Socket {
         self.listener.try_clone()
     }
 
-    /// Takes the next connection, which is known to be there; none if it has gone.
+    /// Accepts a connection that is known to be pending; `None` if the client has gone meanwhile.
     pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),

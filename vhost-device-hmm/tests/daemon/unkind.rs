@@ -138,7 +138,7 @@ fn threads_that_never_come_back_are_left_behind_up_to_a_number() {
     stuck.push(wedge());
     let status = daemon.ends();
     assert_eq!(status.code(), Some(1));
-    daemon.says("5 earlier front ends have gone, and what has served them does not end");
+    daemon.says("5 earlier front ends have gone, but the devices that served them do not end");
     assert!(!daemon.socket.exists());
 }
 

@@ -109,8 +109,8 @@ const SAMPLE_MAIN: Rules = Rules {
     paths: &[("mm", "kernel::mm")],
     text: &[
         (" See README.md.", ""),
-        ("mod memory;\n", include_str!("text/sample-modules.rs")),
-        ("mod session;\n", include_str!("text/sample-modules-2.rs")),
+        ("mod dmirror;\n", include_str!("text/sample-modules.rs")),
+        ("mod mirror;\n", include_str!("text/sample-modules-2.rs")),
     ],
     dropped: &[
         "pub mod wire;",
@@ -237,8 +237,8 @@ a device's memory.",
         title: "rust: mm: device: turns",
         body: "\
 Threads that change an address space all the time keep a mirror from
-looking at it. Let them pause on their way back to user mode while a mirror
-waits for its turn.",
+looking at it. Make them pause on their way back to user mode while a
+mirror waits for its turn.",
         steps: &[Step::Source {
             from: "guest-driver/mm/turn.rs",
             to: "rust/kernel/mm/device/turn.rs",
@@ -351,8 +351,9 @@ together with the copy, instead of once more by the notifier.",
         title: "rust: mm: device: pages of device memory",
         body: "\
 Add an abstraction of struct dev_pagemap for device memory, private or
-coherent: frames that are lent as folios come back when the folio is free,
-and a CPU that accesses a page in private memory has it moved back.",
+coherent. The driver turns unused frames into folios, and gets the frames
+back when the folio is free. If a CPU accesses a page in private memory,
+the driver is called to move it back.",
         steps: &[
             Step::Before {
                 file: "rust/bindings/bindings_helper.h",
@@ -389,8 +390,8 @@ and a CPU that accesses a page in private memory has it moved back.",
     Patch {
         title: "rust: mm: device: KUnit tests",
         body: "\
-They need no device: the device memory of one of them has its contents in
-memory of the kernel's.",
+They need no device. One of them uses device memory, the contents of which
+are in ordinary kernel memory.",
         steps: &[Step::Source {
             from: "guest-driver/mm/tests.rs",
             to: "rust/kernel/mm/device/tests.rs",
@@ -400,12 +401,12 @@ memory of the kernel's.",
     Patch {
         title: "samples: rust: add a test driver for HMM",
         body: "\
-It is lib/test_hmm.c once more, on the abstractions of the kernel crate:
+It does what lib/test_hmm.c does, on the abstractions of the kernel crate:
 tools/testing/selftests/mm/hmm-tests.c runs on it unchanged, except for the
 cases of coherent memory.
 
-What it does about faults of the kernel that huge pages in device memory
-meet is in quirks/ and in the helpers that only these use.",
+Workarounds for bugs of the kernel that concern huge pages in device memory
+are in quirks/ and in the helpers that only these use.",
         steps: &[
             Step::Before {
                 file: "samples/rust/Kconfig",
@@ -427,13 +428,13 @@ meet is in quirks/ and in the helpers that only these use.",
                 rules: &SAMPLE_MAIN,
             },
             Step::Source {
-                from: "samples/rust_test_hmm/session.rs",
-                to: "samples/rust/rust_test_hmm/session.rs",
+                from: "samples/rust_test_hmm/dmirror.rs",
+                to: "samples/rust/rust_test_hmm/dmirror.rs",
                 rules: &SAMPLE,
             },
             Step::Source {
-                from: "samples/rust_test_hmm/memory.rs",
-                to: "samples/rust/rust_test_hmm/memory.rs",
+                from: "samples/rust_test_hmm/device_memory.rs",
+                to: "samples/rust/rust_test_hmm/device_memory.rs",
                 rules: &SAMPLE,
             },
             Step::Source {

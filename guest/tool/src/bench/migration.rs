@@ -31,7 +31,7 @@ const SHOWN: [usize; 2] = [4 << 10, 2 << 20];
 /// The stages of the driver's time for a move, and how much of it the device copies.
 const STAGES: [(&str, Better, Stage); 6] = [
     ("collect", Better::Lower, |c| c.driver.collect_nanoseconds),
-    ("lend memory", Better::Lower, |c| {
+    ("allocate memory", Better::Lower, |c| {
         c.driver.allocate_nanoseconds
     }),
     ("waiting for the copy", Better::Lower, |c| {

@@ -421,7 +421,7 @@ fn a_full_device_refuses_the_rest() -> Result<()> {
     ensure!(moved.moved + moved.skipped == more as u64, "{moved:?}");
     ensure!(
         counters.used_frames <= counters.total_frames && moved.moved <= total as u64,
-        "no frame is lent twice"
+        "no frame is allocated twice"
     );
     for first in [0, total - LARGE_PAGES, total, more - LARGE_PAGES] {
         bound.expect(&area, first..first + LARGE_PAGES, 1)?;

@@ -1,7 +1,7 @@
 //! Takes rights back, piece by piece, for requests of either queue.
 //!
-//! It knows which pages lose which rights. It does not know which request asks for it or what
-//! follows.
+//! This module knows which pages lose which rights. It does not know which request asks for that,
+//! or what follows.
 
 use virtio_hmm_spec::wire::rights;
 

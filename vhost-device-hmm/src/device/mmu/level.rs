@@ -103,14 +103,14 @@ pub(super) trait Level: Sized {
     ) -> Result<(), NoMemory>;
 
     /// Applies a rule to the leaves in a range, splitting leaves that are only partly in it.
-    /// Subtracts each visited slot from `looks`. When none are left, it stops and returns the page
+    /// Subtracts each visited slot from `visits`. When none are left, it stops and returns the page
     /// from which to continue. It always visits at least the lowest node that it comes to first.
     fn change(
         &mut self,
         base: u64,
         range: &PageRange,
         rule: Rule,
-        looks: &mut u64,
+        visits: &mut u64,
         context: &mut Context<'_>,
     ) -> Option<u64>;
 }
@@ -125,7 +125,7 @@ fn count_strong(strong: &mut usize, was_read_only: bool, is_read_only: bool) {
 }
 
 /// The slots that a range overlaps: the index of the first and their number.
-fn touched(base: u64, range: &PageRange, child_shift: u32) -> (usize, usize) {
+fn overlapped(base: u64, range: &PageRange, child_shift: u32) -> (usize, usize) {
     // Both are below the fanout because the range lies within the node.
     let index = |page: u64| usize::try_from((page - base) >> child_shift).unwrap_or(usize::MAX);
     let first = index(range.start());
@@ -156,7 +156,7 @@ fn slots<'a, T>(
     range: &PageRange,
     child_shift: u32,
 ) -> impl Iterator<Item = (u64, &'a mut T)> {
-    let (first, count) = touched(base, range, child_shift);
+    let (first, count) = overlapped(base, range, child_shift);
     let start = base + ((first as u64) << child_shift);
     slots
         .iter_mut()
@@ -216,7 +216,7 @@ pub(super) trait Slot: Sized {
         base: u64,
         range: &PageRange,
         rule: Rule,
-        looks: &mut u64,
+        visits: &mut u64,
         context: &mut Context<'_>,
     ) -> Option<u64>;
 }
@@ -311,12 +311,12 @@ impl<S: Slot> Level for Directory<S> {
         base: u64,
         range: &PageRange,
         rule: Rule,
-        looks: &mut u64,
+        visits: &mut u64,
         context: &mut Context<'_>,
     ) -> Option<u64> {
         let range = range.within(base, Self::SHIFT)?;
         let mut first = true;
-        look_at(looks, base, &range, S::SHIFT);
+        count_visits(visits, base, &range, S::SHIFT);
         for (base, slot) in slots(&mut self.slots, base, &range, S::SHIFT) {
             if slot.is_empty() || slot.is_spared(rule) {
                 continue;
@@ -324,12 +324,12 @@ impl<S: Slot> Level for Directory<S> {
             let Some(part) = range.within(base, S::SHIFT) else {
                 continue;
             };
-            if *looks == 0 && !first {
+            if *visits == 0 && !first {
                 return Some(part.start());
             }
             first = false;
             let was_read_only = slot.is_read_only();
-            let rest = slot.change(base, &part, rule, looks, context);
+            let rest = slot.change(base, &part, rule, visits, context);
             count_strong(&mut self.strong, was_read_only, slot.is_read_only());
             self.used -= usize::from(slot.is_empty());
             if rest.is_some() {
@@ -341,9 +341,9 @@ impl<S: Slot> Level for Directory<S> {
 }
 
 /// Subtracts the slots that a range overlaps from those that may still be visited.
-fn look_at(looks: &mut u64, base: u64, range: &PageRange, child_shift: u32) {
-    let (_, count) = touched(base, range, child_shift);
-    *looks = looks.saturating_sub(count as u64);
+fn count_visits(visits: &mut u64, base: u64, range: &PageRange, child_shift: u32) {
+    let (_, count) = overlapped(base, range, child_shift);
+    *visits = visits.saturating_sub(count as u64);
 }
 
 /// A node below an upper level.
@@ -397,11 +397,11 @@ impl<T: Level> Slot for Option<Box<T>> {
         base: u64,
         range: &PageRange,
         rule: Rule,
-        looks: &mut u64,
+        visits: &mut u64,
         context: &mut Context<'_>,
     ) -> Option<u64> {
         let node = self.as_mut()?;
-        let rest = node.change(base, range, rule, looks, context);
+        let rest = node.change(base, range, rule, visits, context);
         if node.is_empty() {
             *self = None;
         }
@@ -507,7 +507,7 @@ impl Slot for Branch {
         base: u64,
         range: &PageRange,
         rule: Rule,
-        looks: &mut u64,
+        visits: &mut u64,
         context: &mut Context<'_>,
     ) -> Option<u64> {
         if let Self::Large(entry) = self {
@@ -534,7 +534,7 @@ impl Slot for Branch {
             self.split(context);
         }
         if let Self::Small(leaves) = self {
-            leaves.change(base, range, rule, looks, context);
+            leaves.change(base, range, rule, visits, context);
             if leaves.is_empty() {
                 *self = Self::Empty;
             }
@@ -708,10 +708,10 @@ impl Level for Leaves {
         base: u64,
         range: &PageRange,
         rule: Rule,
-        looks: &mut u64,
+        visits: &mut u64,
         context: &mut Context<'_>,
     ) -> Option<u64> {
-        look_at(looks, base, range, 0);
+        count_visits(visits, base, range, 0);
         for (_, entry) in slots(&mut self.entries, base, range, 0) {
             let Some(old) = entry.leaf() else { continue };
             let new = rule.apply(old);

@@ -145,18 +145,18 @@ impl PageTable {
     }
 
     fn change_all(&mut self, range: &PageRange, rule: Rule, observe: impl FnMut(Change)) {
-        let mut looks = u64::MAX;
-        self.change(range, rule, &mut looks, observe);
+        let mut visits = u64::MAX;
+        self.change(range, rule, &mut visits, observe);
     }
 
-    /// Applies a rule to a range until about `looks` slots of the table have been visited, and
+    /// Applies a rule to a range until about `visits` slots of the table have been visited, and
     /// subtracts them. Returns the rest of the range. Skips subtrees without mappings, or without
     /// mappings that the rule changes, as a whole.
     pub fn change(
         &mut self,
         range: &PageRange,
         rule: Rule,
-        looks: &mut u64,
+        visits: &mut u64,
         mut observe: impl FnMut(Change),
     ) -> Option<PageRange> {
         let budget = Arc::clone(self.spares.budget());
@@ -171,7 +171,7 @@ impl PageTable {
                 observe(change);
             },
         };
-        let rest = self.root.change(0, range, rule, looks, &mut context);
+        let rest = self.root.change(0, range, rule, visits, &mut context);
         self.mapped_pages = mapped_pages;
         rest.and_then(|page| range.from(page))
     }

@@ -68,7 +68,7 @@ impl Run for Axpy {
             }
             let (offset, bytes) = (self.progress.done() * size as u64, count * size);
             memory.read(self.x.at(offset), self.x_block.get_mut(bytes))?;
-            // Reserved before the read, so that one fault brings the page for both.
+            // Reserved before the read, so that one fault makes the page present for both.
             memory.reserve(self.y.at(offset), bytes as u64)?;
             memory.read(self.y.at(offset), self.y_block.get_mut(bytes))?;
             let (x, y) = (&self.x_block, &mut self.y_block);

@@ -1,7 +1,7 @@
 //! An operation's own buffer for the elements that it works on.
 //!
-//! Data pass through it so that they need no alignment in the job's memory and cannot change while
-//! they are used. It knows nothing of addresses.
+//! Data pass through a block so that they need no alignment in the job's memory and cannot change
+//! while they are used. This module knows nothing of addresses.
 
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::operation::Element;

@@ -183,7 +183,7 @@ impl Gemm {
                 return Ok(false);
             }
             let address = self.c.at(row + *done as u64, column);
-            // Reserved before the read, so that one fault brings the page for both.
+            // Reserved before the read, so that one fault makes the page present for both.
             memory.reserve(address, (n * SIZE) as u64)?;
             let start = *done * n * SIZE;
             memory.read(
@@ -278,15 +278,15 @@ impl Run for Gemm {
                     };
                 }
                 State::LoadA(done) => {
-                    let (place, block) = ((row, depth), &mut self.a_block);
-                    if !load_panel(memory, &mut budget, self.a, place, (m, k), block, done)? {
+                    let (corner, block) = ((row, depth), &mut self.a_block);
+                    if !load_panel(memory, &mut budget, self.a, corner, (m, k), block, done)? {
                         return Ok(Step::More);
                     }
                     self.state = State::LoadB(0);
                 }
                 State::LoadB(done) => {
-                    let (place, block) = ((depth, column), &mut self.b_block);
-                    if !load_panel(memory, &mut budget, self.b, place, (k, n), block, done)? {
+                    let (corner, block) = ((depth, column), &mut self.b_block);
+                    if !load_panel(memory, &mut budget, self.b, corner, (k, n), block, done)? {
                         return Ok(Step::More);
                     }
                     self.multiply();

@@ -1,6 +1,6 @@
 //! Ranges of a job's addresses and the progress through them, with checked arithmetic.
 //!
-//! It knows nothing of the contents of a range.
+//! This module knows nothing of the contents of a range.
 
 use super::step::{Fault, Memory};
 use crate::device::mmu::ADDRESS_BITS;

@@ -181,7 +181,7 @@ impl Sort {
         }
         let address = self.data.at(0);
         self.data.expect_from(memory, 0, WRITE);
-        // Reserved before the read, so that one fault brings the page for both.
+        // Reserved before the read, so that one fault makes the page present for both.
         memory.reserve(address, (count * SIZE) as u64)?;
         memory.read(address, self.block.get_mut(count * SIZE))?;
         self.block.get_mut::<u64>(count).sort_unstable();
@@ -228,12 +228,12 @@ impl Sort {
             };
             return Step::More;
         };
-        let mut place = 0;
+        let mut position = 0;
         for (bucket, count) in self.buckets.iter_mut().zip(&self.counts[digit]) {
             bucket.staged = 0;
-            bucket.next = place;
-            place += count;
-            bucket.end = place;
+            bucket.next = position;
+            position += count;
+            bucket.end = position;
         }
         let progress = Progress::new(self.count);
         self.state = State::Pass(Pass {

@@ -1,6 +1,6 @@
 //! The interface between operations and their callers: memory, steps, faults.
 //!
-//! It does not know which operations there are.
+//! This module does not know which operations there are.
 
 use virtio_hmm_spec::wire::command::Status;
 

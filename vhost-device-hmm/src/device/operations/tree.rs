@@ -58,7 +58,7 @@ impl Run for TreeSearch {
 
 /// A node and its depth below the root.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Visit {
     node: u64,
     depth: u32,
 }
@@ -68,15 +68,15 @@ struct Place {
 #[derive(Debug)]
 pub(super) struct TreeSum {
     operation: operation::TreeSum,
-    here: Place,
-    stack: Vec<Place>,
+    here: Visit,
+    stack: Vec<Visit>,
     visited: u64,
     sum: u64,
 }
 
 impl TreeSum {
     pub(super) fn new(operation: operation::TreeSum) -> Result<Self, Status> {
-        let here = Place {
+        let here = Visit {
             node: operation.root,
             depth: 0,
         };
@@ -104,10 +104,10 @@ impl Run for TreeSum {
             ..
         } = self.operation;
         for _ in 0..STEP_NODES {
-            let Place { node, depth } = self.here;
+            let Visit { node, depth } = self.here;
             if node == 0 {
                 match self.stack.pop() {
-                    Some(place) => self.here = place,
+                    Some(visit) => self.here = visit,
                     None => return Ok(self.done(Status::Ok)),
                 }
                 continue;
@@ -122,12 +122,12 @@ impl Run for TreeSum {
                 if self.stack.try_reserve(1).is_err() {
                     return Ok(self.done(Status::NoMemory));
                 }
-                self.stack.push(Place {
+                self.stack.push(Visit {
                     node: right,
                     depth: depth + 1,
                 });
             }
-            self.here = Place {
+            self.here = Visit {
                 node: left,
                 depth: depth + 1,
             };

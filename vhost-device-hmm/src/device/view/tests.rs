@@ -181,11 +181,11 @@ fn a_write_that_lacks_its_last_page_writes_nothing() {
 }
 
 #[test]
-fn bytes_are_copied_across_leaves_also_where_two_share_a_place_in_the_tlb() {
+fn bytes_are_copied_across_leaves_also_where_two_share_an_entry_of_the_tlb() {
     let mut bench = Bench::new();
     bench.map(1, 1, 3, false);
     bench.map(5, 5, 3, false);
-    let same = tlb::page_in_the_place_of(1);
+    let same = tlb::page_with_the_entry_of(1);
     bench.map(same, 9, 3, false);
     let bytes: Vec<u8> = (0..9000_u32).map(|i| (i % 251) as u8).collect();
     let source = PAGE_BYTES + 77;

@@ -1,5 +1,5 @@
+mod dmirror;
 mod ioctl;
 mod kernel_tests;
 #[macro_use]
 pub mod layout;
-mod memory;

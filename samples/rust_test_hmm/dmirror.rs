@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The nodes `/dev/hmm_dmirrorN`, and what the ioctls of `lib/test_hmm_uapi.h` do.
+//! The nodes `/dev/hmm_dmirrorN`, and the ioctls of `lib/test_hmm_uapi.h`.
 
 use crate::{
     chardev::{
         ioctl::{call, fill_bytes},
         kernel_tests::{map_pages, protection_of, range_of},
     },
-    memory::{Device, Memory},
+    device_memory::{Device, DeviceMemory},
     mirror::{Mirror, Mirrored, Notifier},
     mm::{
         address_at,
@@ -31,22 +31,23 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 
-/// How long the kernel may wait for changes by others.
+/// How long the kernel may wait for changes by other threads.
 const TIMEOUT: Delta = Delta::from_secs(1);
 
-/// How many attempts are made to move pages. A page that another thread uses for a moment stays.
+/// The number of attempts to move pages. A page that another thread uses at the moment does not
+/// move.
 const ROUNDS: usize = 10;
 
-/// An open file, bound to the process that has opened it.
+/// An open file, bound to the process that has opened it: `struct dmirror` of `lib/test_hmm.c`.
 #[pin_data]
-pub(crate) struct Session {
+pub(crate) struct Dmirror {
     device: Arc<Device>,
     #[pin]
     notifier: Notifier,
 }
 
 #[vtable]
-impl MiscDevice for Session {
+impl MiscDevice for Dmirror {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
@@ -54,27 +55,27 @@ impl MiscDevice for Session {
         let task = current!();
         let mm = task.mm().ok_or(EPERM)?;
         let notifier = Notifier::new(mm, Mirror(device.owner()), Mirrored::NOTHING)?;
-        let session = try_pin_init!(Self { device, notifier <- notifier });
-        KBox::pin_init(session, GFP_KERNEL)
+        let this = try_pin_init!(Self { device, notifier <- notifier });
+        KBox::pin_init(this, GFP_KERNEL)
     }
 
-    fn release(session: Self::Ptr, _file: &File) {
-        Memory::fail(&session.device, false);
+    fn release(this: Self::Ptr, _file: &File) {
+        DeviceMemory::fail(&this.device, false);
     }
 
-    fn mmap(_session: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+    fn mmap(_this: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
         map_pages(vma)
     }
 
-    fn ioctl(session: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(this: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         let request = DmirrorCall::from_code(cmd).ok_or(EINVAL)?;
         let task = current!();
-        let mm = task.mm().filter(|mm| session.notifier.is_for(mm.as_raw()));
+        let mm = task.mm().filter(|mm| this.notifier.is_for(mm.as_raw()));
         let mm = mm.ok_or(EPERM)?;
         call(arg, |command: &mut DmirrorCommand| {
             let mut access = Access {
-                device: &session.device,
-                notifier: &session.notifier,
+                device: &this.device,
+                notifier: &this.notifier,
                 mm,
                 range: range_of(command)?,
                 ptr: usize::try_from(command.ptr)?,
@@ -88,26 +89,26 @@ impl MiscDevice for Session {
     }
 }
 
-/// As files can be that are always ready.
-impl Poll for Session {
+/// A file is always ready.
+impl Poll for Dmirror {
     type Node = Arc<Device>;
 }
 
-/// One call.
+/// One ioctl.
 struct Access<'a> {
     device: &'a Device,
     notifier: &'a Notifier,
     mm: &'a MmWithUser,
     range: Range<usize>,
-    /// The program's own copy.
+    /// The address of the program's buffer.
     ptr: usize,
     pfns: HmmPfns,
-    /// Whether the device lacked pages, as a number.
+    /// One if the device had to fault pages in, otherwise zero.
     faults: u64,
 }
 
 impl Access<'_> {
-    /// Does what is asked for; returns how many pages were read, written, moved or looked at.
+    /// Carries out a request. Returns how many pages were read, written, moved or looked at.
     fn carry_out(&mut self, request: DmirrorCall, npages: u64) -> Result<u64> {
         match request {
             DmirrorCall::Read | DmirrorCall::ReadUnlocked => {
@@ -131,16 +132,17 @@ impl Access<'_> {
                 }
             }
             DmirrorCall::Release => {
-                while Memory::evict(self.device, false) > 0 && !current!().signal_pending() {}
+                while DeviceMemory::evict(self.device, false) > 0 && !current!().signal_pending() {}
             }
             DmirrorCall::Flags if npages & !FAIL_ALLOC != 0 => return Err(EINVAL),
-            DmirrorCall::Flags => Memory::fail(self.device, npages & FAIL_ALLOC != 0),
+            DmirrorCall::Flags => DeviceMemory::fail(self.device, npages & FAIL_ALLOC != 0),
         }
         Ok(0)
     }
 
-    /// Calls `carry_out` for the range part by part, with the data of the program's copy if that
-    /// is to be written, or with room for what becomes of it. Returns how many pages there are.
+    /// Calls `carry_out` for each part of the range, with a buffer. For a write, the buffer holds
+    /// the data of the program's buffer. For a read, the buffer is copied there afterwards. Returns
+    /// the number of pages in the range.
     fn for_each_part(
         &mut self,
         want: HmmRequest,
@@ -163,7 +165,7 @@ impl Access<'_> {
         Ok(pages_in(&self.range) as u64)
     }
 
-    /// Calls `see` with what is true of a part of the process's memory.
+    /// Calls `see` with a snapshot of a part of the range, which stays valid during the call.
     fn see<R>(
         &mut self,
         part: &Range<usize>,
@@ -173,7 +175,7 @@ impl Access<'_> {
         range.with_snapshot(self.mm, &mut self.pfns, see)
     }
 
-    /// Has the device use a part as [`Memory::access`] does.
+    /// Makes the device access a part; see [`DeviceMemory::access`].
     fn access(
         &mut self,
         part: &Range<usize>,
@@ -183,28 +185,28 @@ impl Access<'_> {
     ) -> Result<Option<usize>> {
         let device = self.device;
         self.see(part, |pages| {
-            Memory::access(device, pages, part, want, is_here, data)
+            DeviceMemory::access(device, pages, part, want, is_here, data)
         })?
     }
 
-    /// Has the kernel make pages present.
+    /// Makes the kernel fault pages in.
     fn fault(&mut self, range: Range<usize>, owner: PgmapOwner, want: HmmRequest) -> Result {
         let range = HmmRange::new(self.notifier, range, owner);
         range.fault(self.mm, TIMEOUT, &mut self.pfns, want)
     }
 
-    /// Has the device read the range to the program's copy, or write it from there.
+    /// Makes the device read the range to the program's buffer, or write to it from there.
     fn transfer(&mut self, want: HmmRequest) -> Result<u64> {
         self.for_each_part(want, |this, part, data| {
             if !this.notifier.lock().allows(part, want) {
                 this.faults = 1;
                 this.fault(part.clone(), this.device.owner(), want)?;
             }
-            while let Some(place) = this.access(part, want, false, data)? {
+            while let Some(index) = this.access(part, want, false, data)? {
                 // The kernel returns its owner's device pages as they are, even for a write to one
                 // that another process shares. Without an owner the fault is like a CPU's: the page
                 // moves to system memory, and is copied there.
-                let page = page_range(address_at(part.start, place));
+                let page = page_range(address_at(part.start, index));
                 this.fault(page, PgmapOwner::new(core::ptr::null()), want)?;
             }
             Ok(())
@@ -214,7 +216,7 @@ impl Access<'_> {
     fn migrate_to_device(&mut self) -> Result<u64> {
         self.for_each_part(HmmRequest::Read, |this, part, data| {
             for round in 0..ROUNDS {
-                // Huge pages for which there is no room as such move in pieces.
+                // A huge page without a huge run of free frames moves in small pages.
                 let size = if round == 0 {
                     Compound::Keep
                 } else {
@@ -244,10 +246,10 @@ impl Access<'_> {
             let start = core::mem::replace(&mut at, part.end);
             let pfns = MigratePfns::new(pages_in(&part))?;
             sum += if let Some(size) = size {
-                Memory::take_in(device, device.collect_to_device(vma, part, size, pfns)?)?
+                DeviceMemory::to_device(device, device.collect_to_device(vma, part, size, pfns)?)?
             } else {
                 let collected = device.collect_to_system(vma, part, pfns)?;
-                Memory::to_system(device, collected, Some((vma, start)), None)
+                DeviceMemory::to_system(device, collected, Some((vma, start)), None)
             };
         }
         Ok(sum)
@@ -258,8 +260,8 @@ impl Access<'_> {
         let is_local = |pfn| device.frame(pfn).is_some();
         fill_bytes(&range, self.ptr as u64, HPAGE_PMD_NR, |part, found| {
             self.see(part, |committed| {
-                for (place, found) in found.iter_mut().enumerate() {
-                    let page = committed.page(place);
+                for (index, found) in found.iter_mut().enumerate() {
+                    let page = committed.page(index);
                     *found = page.map_or(protection::ERROR, |page| protection_of(page, is_local));
                 }
             })

@@ -73,7 +73,7 @@ pub struct Ring {
     /// The driver's rules.
     pub rules: Rules,
     /// The number of slots.
-    pub places: u8,
+    pub slots: u8,
     /// The callers.
     pub callers: Vec<Kind>,
 }
@@ -109,7 +109,7 @@ impl Ring {
             At::Begins if needs == 2 && !self.rules.both_or_none && state.free == 1 => {
                 state.free = 0;
                 self.sleep(&mut state, caller, At::SleepsWithOne);
-                "sleeps with one place"
+                "sleeps with one slot"
             }
             At::Begins => {
                 self.sleep(&mut state, caller, At::Sleeps);
@@ -118,7 +118,7 @@ impl Ring {
             At::Sleeps if needs == 1 && state.free >= 1 => {
                 state.free -= 1;
                 state.callers[caller].1 = At::Reserved;
-                "is given a place"
+                "is given a slot"
             }
             At::Sleeps if needs == 2 && state.free >= 1 => {
                 if self.rules.both_or_none {
@@ -129,13 +129,13 @@ impl Ring {
                 }
                 state.free -= 1;
                 self.sleep(&mut state, caller, At::SleepsWithOne);
-                "is given one of two places"
+                "is given one of two slots"
             }
             At::SleepsWithOne if state.free >= 1 => {
                 state.free -= 1;
                 state.gathers = state.gathers.filter(|gathers| *gathers != caller);
                 state.callers[caller].1 = At::Reserved;
-                "is given the other place"
+                "is given the other slot"
             }
             At::Reserved => {
                 self.post(&mut state);
@@ -173,7 +173,7 @@ impl Model for Ring {
 
     fn start(&self) -> State {
         State {
-            free: self.places,
+            free: self.slots,
             posted: 0,
             told: 0,
             carried_out: 0,
@@ -215,12 +215,12 @@ mod tests {
     use super::*;
     use crate::search::{search, Found};
 
-    fn assert_harmless(places: u8, callers: &[Kind]) {
+    fn assert_harmless(slots: u8, callers: &[Kind]) {
         let callers = callers.to_vec();
         let rules = Rules::ALL;
         match search(&Ring {
             rules,
-            places,
+            slots,
             callers,
         }) {
             Found::Nothing(states) => println!("{states} states"),
@@ -228,11 +228,11 @@ mod tests {
         }
     }
 
-    fn assert_found(rules: Rules, places: u8, callers: &[Kind]) {
+    fn assert_found(rules: Rules, slots: u8, callers: &[Kind]) {
         let callers = callers.to_vec();
         match search(&Ring {
             rules,
-            places,
+            slots,
             callers,
         }) {
             Found::Nothing(states) => panic!("nothing in {states} states"),
@@ -243,16 +243,16 @@ mod tests {
     #[test]
     fn with_all_rules_no_thread_sleeps_for_ever() {
         use Kind::{Ahead, Fault, Unmap};
-        for places in 2..=4 {
-            assert_harmless(places, &[Fault; 4]);
-            assert_harmless(places, &[Fault, Fault, Unmap, Unmap]);
-            assert_harmless(places, &[Ahead(5), Fault, Unmap]);
-            assert_harmless(places, &[Ahead(3), Ahead(3), Fault, Unmap]);
+        for slots in 2..=4 {
+            assert_harmless(slots, &[Fault; 4]);
+            assert_harmless(slots, &[Fault, Fault, Unmap, Unmap]);
+            assert_harmless(slots, &[Ahead(5), Fault, Unmap]);
+            assert_harmless(slots, &[Ahead(3), Ahead(3), Fault, Unmap]);
         }
     }
 
     #[test]
-    fn a_sleeper_with_one_of_two_places_may_sleep_for_ever() {
+    fn a_sleeper_with_one_of_two_slots_may_sleep_for_ever() {
         let rules = Rules {
             both_or_none: false,
             ..Rules::ALL
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_for_a_place_that_the_device_knows_nothing_of_sleeps_for_ever() {
+    fn a_sleeper_for_a_slot_of_which_the_device_was_not_notified_sleeps_for_ever() {
         let rules = Rules {
             tells_before_sleeping: false,
             ..Rules::ALL

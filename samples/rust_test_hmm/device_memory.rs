@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory of a device: frames that CPUs have no address for. What is in a frame is kept in a
-//! page of the kernel's.
+//! The memory of a device: frames for which CPUs have no address. Ordinary kernel memory holds the
+//! contents of each frame.
 
 use crate::{
     mirror::Mirror,
@@ -29,34 +29,34 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 
-/// How many huge pages a device has room for: 512 MiB.
+/// The number of huge pages that fit into a device: 512 MiB.
 const BLOCKS: usize = 256;
 const FRAMES: usize = BLOCKS * HPAGE_PMD_NR;
 
-/// How many attempts are made to move all pages to system memory, a millisecond apart, before those
-/// that do not move are lost.
+/// The number of attempts, a millisecond apart, to move all pages to system memory. After that, the
+/// contents of the remaining pages are lost.
 const ROUNDS: usize = 1000;
 
-/// What is in frames, and those that are not used.
+/// The contents of frames, and the frames that are free.
 struct State {
-    free: FreeFrames,
+    frames: FreeFrames,
     contents: KVVec<Option<KBox<Contents>>>,
 }
 
 /// The frames of a device.
-pub(crate) struct Memory {
+pub(crate) struct DeviceMemory {
     id: MemoryId,
     state: Pin<KBox<SpinLockIrq<State>>>,
-    /// The next allocation for a page on the move fails.
+    /// The next allocation for a migration fails.
     fails: Atomic<bool>,
 }
 
-impl Memory {
+impl DeviceMemory {
     fn fails(&self) -> bool {
         self.fails.xchg(false, Relaxed)
     }
 
-    /// Uses what is in a frame.
+    /// Calls `visit` with the contents of a frame.
     fn with<R>(&self, frame: usize, visit: impl FnOnce(&mut Contents) -> R) -> Result<R> {
         let mut state = self.state.lock();
         let contents = state.contents.get_mut(frame);
@@ -64,8 +64,8 @@ impl Memory {
         Ok(visit(contents))
     }
 
-    /// Copies what is collected at a slot to frames.
-    fn fill(&self, frames: &UnusedFrames, collected: &Collected<'_>, slot: Slot) -> Result {
+    /// Copies the contents of a collected slot to frames.
+    fn copy_in(&self, frames: &UnusedFrames, collected: &Collected<'_>, slot: Slot) -> Result {
         for page in 0..slot.pages() {
             let mut contents = KBox::<Contents>::zeroed(GFP_KERNEL)?;
             collected.read(slot, page, &mut contents)?;
@@ -76,8 +76,8 @@ impl Memory {
         Ok(())
     }
 
-    /// New system memory with a copy of what is in frames.
-    fn copied(
+    /// Allocates system memory and copies the contents of frames to it.
+    fn copy_out(
         &self,
         first: usize,
         order: u32,
@@ -92,7 +92,7 @@ impl Memory {
     }
 }
 
-impl DevPagemapOps for Memory {
+impl DevPagemapOps for DeviceMemory {
     fn id(&self) -> MemoryId {
         self.id
     }
@@ -103,7 +103,7 @@ impl DevPagemapOps for Memory {
         let mut state = self.state.lock();
         let contents = state.contents.get_mut(run).into_iter().flatten();
         contents.for_each(|contents| *contents = None);
-        state.free.give_back(frames);
+        state.frames.free(frames);
     }
 
     fn migrate_to_ram(&self, pagemap: &Device, fault: CpuFault<'_>) -> Result<(), VmFaultError> {
@@ -130,18 +130,18 @@ impl DevPagemapOps for Memory {
     }
 }
 
-/// A device is its memory.
-pub(crate) type Device = DevPagemap<Memory>;
+/// A device. It has nothing but its memory.
+pub(crate) type Device = DevPagemap<DeviceMemory>;
 
 /// Makes a device.
 pub(crate) fn new() -> Result<Arc<Device>> {
-    let (id, free) = FreeFrames::of_new_memory(BLOCKS)?;
+    let (id, frames) = FreeFrames::of_new_memory(BLOCKS)?;
     let mut contents = KVVec::with_capacity(FRAMES, GFP_KERNEL)?;
     for _ in 0..FRAMES {
         contents.push(None, GFP_KERNEL)?;
     }
-    let state = new_spinlock_irq!(State { free, contents }, "Memory::state");
-    let memory = Memory {
+    let state = new_spinlock_irq!(State { frames, contents }, "DeviceMemory::state");
+    let memory = DeviceMemory {
         id,
         state: KBox::pin_init(state, GFP_KERNEL)?,
         fails: Atomic::new(false),
@@ -155,15 +155,16 @@ pub(crate) fn new() -> Result<Arc<Device>> {
     Arc::pin_init(device, GFP_KERNEL)
 }
 
-/// What is done with a device, whose type is not the sample's own.
-impl Memory {
-    /// Lets the next allocation for a page on the move fail, or not.
+/// Functions for a device. They are not methods of [`Device`], because its type is not the sample's
+/// own.
+impl DeviceMemory {
+    /// Sets whether the next allocation for a migration fails.
     pub(crate) fn fail(device: &Device, fails: bool) {
         device.memory().fails.store(fails, Relaxed);
     }
 
-    /// Reads or writes the pages of a part, wherever they are, or only if they are in device memory.
-    /// Returns the place of the first page that cannot be used so, if there is one.
+    /// Reads or writes the pages of a part; with `is_here`, only those in device memory. Stops at
+    /// the first page that cannot be accessed in this way, and returns its index.
     pub(crate) fn access(
         device: &Device,
         pages: &mut Committed<'_, Mirror>,
@@ -173,18 +174,18 @@ impl Memory {
         data: &mut [Contents],
     ) -> Result<Option<usize>> {
         let mut to = HmmRequest::Write;
-        for (place, data) in data.iter_mut().enumerate() {
-            let page = pages.page(place).ok_or(EINVAL)?;
+        for (index, data) in data.iter_mut().enumerate() {
+            let page = pages.page(index).ok_or(EINVAL)?;
             to = if page.is_writable() {
                 to
             } else {
                 HmmRequest::Read
             };
             let Some(pfn) = page.pfn().filter(|_| want <= to) else {
-                return Ok(Some(place));
+                return Ok(Some(index));
             };
             match (device.frame(pfn).map(|frame| frame as usize), want) {
-                (None, _) if is_here => return Ok(Some(place)),
+                (None, _) if is_here => return Ok(Some(index)),
                 (None, HmmRequest::Read) => page.read(data)?,
                 (None, HmmRequest::Write) => page.write(data)?,
                 (Some(frame), HmmRequest::Read) => {
@@ -201,16 +202,16 @@ impl Memory {
     }
 
     /// Moves collected pages to the device.
-    pub(crate) fn take_in(device: &Device, collected: Collected<'_>) -> Result<MigrateStats> {
+    pub(crate) fn to_device(device: &Device, collected: Collected<'_>) -> Result<MigrateStats> {
         let (live, memory) = (device.try_get().ok_or(ENODEV)?, device.memory());
         Ok(collected.migrate(|collected, slot| {
             if !may_move(collected, slot.index) {
                 return Err(EBUSY);
             }
-            let Some(frames) = memory.state.lock().free.take(slot.order) else {
+            let Some(frames) = memory.state.lock().frames.alloc(slot.order) else {
                 return Ok(false);
             };
-            let filled = memory.fill(&frames, collected, slot).is_ok() && !memory.fails();
+            let filled = memory.copy_in(&frames, collected, slot).is_ok() && !memory.fails();
             let folio = if filled {
                 live.folio(frames)
             } else {
@@ -242,30 +243,31 @@ impl Memory {
                 return Err(EBUSY);
             }
             let first = device.frame(pfn).ok_or(EINVAL)? as usize;
-            let copied = |page: usize, order, near: Option<(LockedVma<'_>, usize)>| {
-                let place = slot.index.saturating_add(page);
-                let near = near.map(|(vma, start)| (vma, address_at(start, place)));
+            let copy_out = |page: usize, order, near: Option<(LockedVma<'_>, usize)>| {
+                let index = slot.index.saturating_add(page);
+                let near = near.map(|(vma, start)| (vma, address_at(start, index)));
                 device
                     .memory()
-                    .copied(first.saturating_add(page), order, near)
+                    .copy_out(first.saturating_add(page), order, near)
             };
-            let mut folio = copied(0, slot.order, near);
+            let mut folio = copy_out(0, slot.order, near);
             if let (None, Some(sole), 1..) = (&folio, sole, slot.order) {
-                return collected.fill_split(slot, sole, |page| copied(page, 0, near));
+                return collected.fill_split(slot, sole, |page| copy_out(page, 0, near));
             }
-            // Without an area more is done to get memory.
-            folio = folio.or_else(|| copied(0, slot.order, None));
+            // Without a VMA, the kernel tries harder to allocate memory.
+            folio = folio.or_else(|| copy_out(0, slot.order, None));
             let filled = folio.map(|folio| collected.fill(slot, folio));
             filled.transpose().map(|filled| filled.is_some())
         })
     }
 
-    /// Moves the pages of all processes to system memory, but large ones only if the device goes:
-    /// their processes could unmap them meanwhile (`zap_moving`). Returns how many have moved.
-    pub(crate) fn evict(device: &Device, goes: bool) -> u64 {
+    /// Moves the pages of all processes to system memory; huge pages only if the device is being
+    /// removed, because a process could unmap one while it moves (`zap_moving`). Returns the number
+    /// of pages moved.
+    pub(crate) fn evict(device: &Device, is_removed: bool) -> u64 {
         let mut moved = 0_u64;
         for first in (0..FRAMES).step_by(HPAGE_PMD_NR) {
-            if goes || !device.is_large(first as u64) {
+            if is_removed || !device.is_large(first as u64) {
                 let pfns = MigratePfns::new(HPAGE_PMD_NR);
                 let collect = |pfns| device.collect_frames(first as u64, HPAGE_PMD_NR, pfns);
                 if let Ok(collected) = pfns.and_then(collect) {
@@ -277,8 +279,9 @@ impl Memory {
         moved
     }
 
-    /// Takes the memory away from all processes. Pages that cannot move to system memory are lost.
-    pub(crate) fn end(device: &Device) {
+    /// Takes the memory away from all processes. The contents of pages that cannot move to system
+    /// memory are lost.
+    pub(crate) fn remove(device: &Device) {
         let memory = device.memory();
         let is_used = || memory.state.lock().contents.iter().any(Option::is_some);
         for _ in (0..ROUNDS).take_while(|_| is_used()) {
