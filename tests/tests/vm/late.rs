@@ -75,7 +75,7 @@ fn the_driver_is_late_where_it_is_told_to_be_and_no_longer() {
 
     // With the parameter, the file shows each point and rule.
     let told = Told::by(&vm);
-    assert_eq!(told.points.len(), 11);
+    assert_eq!(told.points.len(), 12);
     assert_eq!(told.left, 60_000_000);
     vm.run(MOVES).unwrap().succeeded().unwrap();
     let told = Told::by(&vm);
@@ -101,8 +101,10 @@ fn the_driver_is_late_where_it_is_told_to_be_and_no_longer() {
     // frames in its own time.
     assert_eq!(Told::by(&vm).texts(), told.texts());
 
-    // A program that does everything passes every point but the one where contents are lost.
-    let points = told.points.iter().filter(|(point, _)| point != "lost");
+    // A program that does everything passes every point, except those where contents are lost and
+    // where a huge page is split that processes share.
+    let is_passed = |point: &str| !["lost", "split"].contains(&point);
+    let points = told.points.iter().filter(|(point, _)| is_passed(point));
     let all: String = points.fold(String::new(), |text, (point, _)| {
         text + "delay=20us..200us@" + point + ",probability=0.5,seed=1\n"
     });
