@@ -133,7 +133,10 @@ bool virtio_hmm_get_fault_ref(struct page *page)
 	bool is_taken = folio_try_get(folio);
 
 	if (!is_taken) {
-		/* Another thread has dropped the last reference and is about to revive it. */
+		/*
+		 * Another thread has dropped the last reference and is about to revive it. On the
+		 * way there it waits for nothing.
+		 */
 		wait_var_event(&folio->_refcount, folio_ref_count(folio));
 		return true;
 	}

@@ -64,8 +64,8 @@ pub(crate) fn split_large<T: DevPagemapOps>(
     let first = page_range(hpage_range(fault.address()).start);
     let page = fault.page();
     // SAFETY: By the invariants of `CpuFault` the page is valid and its folio locked, and the
-    // reference is the fault's. Until it is taken again below, the page is only passed to the
-    // kernel, which compares it.
+    // reference is the fault's. Until it is taken again below, only the kernel uses the page, as
+    // that of a fault: a folio that is freed meanwhile is revived, because it is locked.
     unsafe { bindings::virtio_hmm_put_fault_ref(page) };
     meanwhile();
     let taken = fault.collect(pagemap, first, None, pfns);

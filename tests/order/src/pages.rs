@@ -165,7 +165,7 @@ impl State {
             self.wrong = Some("a job can get at what is being copied");
         }
         if self.owners[from].is_none() || self.owners[from] != self.owners[to] {
-            self.wrong = Some("a copy uses frames of somebody else");
+            self.wrong = Some("a copy uses frames of another process");
         }
     }
 

@@ -67,7 +67,7 @@ fn finish(vm: Vm) {
 fn run(vm: &Vm, choice: [&str; 2], limit: Duration) -> Output {
     let coherent = COHERENT.into_iter().flat_map(|variant| ["-V", variant]);
     let command = Command::new("sh")
-        // Both streams in one, or nobody knew which test a message belongs to.
+        // Both streams in one: otherwise a message could not be assigned to its test.
         .arguments(["-c", "exec \"$@\" 2>&1", "sh", PROGRAM])
         .arguments(coherent)
         .arguments(choice)

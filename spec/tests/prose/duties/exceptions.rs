@@ -19,7 +19,7 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
         label: "drv-config-width",
         lacks: Lacks::Test,
         reason: "QEMU reads the whole configuration space from the device and answers the guest \
-                 itself, so that nobody outside of the guest sees the width of its accesses",
+                 itself, so that nothing outside of the guest sees the width of its accesses",
     },
     Exception {
         label: "drv-region-after-init",
