@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use hmm_cli::say;
+
 use crate::measurement::{Better, Failure, Line, Measurement, Reference, Unit};
 use crate::spread::Spread;
 
@@ -84,7 +86,7 @@ impl Bench {
     pub fn group(&mut self, name: &str) {
         name.clone_into(&mut self.group);
         if self.format == Format::Text {
-            println!("\n{name}");
+            say!("\n{name}");
         }
     }
 
@@ -192,9 +194,9 @@ impl Bench {
             }
         };
         match (self.format, &line) {
-            (Format::Json, line) => println!("{}", serde_json::json!(line)),
-            (Format::Text, Line::Measurement(measurement)) => println!("  {measurement}"),
-            (Format::Text, Line::Failure(failure)) => println!("  {failure}"),
+            (Format::Json, line) => say!("{}", serde_json::json!(line)),
+            (Format::Text, Line::Measurement(measurement)) => say!("  {measurement}"),
+            (Format::Text, Line::Failure(failure)) => say!("  {failure}"),
         }
     }
 }

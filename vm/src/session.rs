@@ -1,13 +1,17 @@
 //! A person's machine: a shell, or one command.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure, Result};
+use hmm_cli::output::{self, CLOSED};
+use hmm_cli::remark;
+use rustix::io::Errno;
 use rustix::termios::{tcgetattr, tcgetwinsize, tcsetattr, OptionalActions, Termios};
 
 use crate::artifacts::Artifacts;
-use crate::guest::{Command, Status, Stream, Terminal};
+use crate::guest::{self, Command, Status, Stream, Terminal};
 use crate::qemu::Machine;
 use crate::vm::{Builder, Vm, GIB, MIB};
 
@@ -122,7 +126,7 @@ impl Settings {
         if self.show_control {
             for device in 0..devices {
                 let socket = vm.daemon(device).control().socket();
-                eprintln!(
+                remark!(
                     "device {device}: vhost-device-hmm ctl {} points",
                     socket.display()
                 );
@@ -133,29 +137,49 @@ impl Settings {
 }
 
 /// Runs a command in a fresh machine, without a time limit, and prints its output. Returns its exit
-/// status, or 128 plus the number of the signal that killed it, as a shell does.
+/// status, or what a shell returns instead: 128 plus the number of the signal that killed it, 127 if
+/// there is no such command, 126 if the command cannot be run. A reader that has gone ends the
+/// command; the status is [`CLOSED`] then.
 ///
 /// # Errors
 ///
-/// When the machine does not start, the command cannot be run, or the kernel or
-/// the daemon complained.
+/// When the machine does not start, or the kernel or the daemon complained.
 pub fn run_command(artifacts: &Artifacts, settings: &Settings, command: &[String]) -> Result<i32> {
     ensure!(!command.is_empty(), "there is no command to run");
     let vm = settings.start(settings.builder(artifacts))?;
-    let status = vm
+    let ended = vm
         .spawn(Command::from(command).unlimited())?
-        .stream(|stream, bytes| {
-            // The reader of our output may have gone; that is no error.
-            let _ = match stream {
-                Stream::Output => write_all(&mut io::stdout(), bytes),
-                Stream::Error => write_all(&mut io::stderr(), bytes),
-            };
-        })?;
+        .stream_while(|stream, bytes| match stream {
+            Stream::Output if write_all(&mut io::stdout(), bytes).is_err() => {
+                ControlFlow::Break(())
+            }
+            Stream::Output => ControlFlow::Continue(()),
+            Stream::Error => {
+                output::errors(bytes);
+                ControlFlow::Continue(())
+            }
+        });
+    let status = match ended {
+        Ok(Some(Status::Exited(status))) => status,
+        Ok(Some(Status::Signalled(signal))) => 128 + signal,
+        Ok(None) => CLOSED.into(),
+        Err(guest::Error::Refused { errno, reason, .. }) => {
+            remark!("{}: {reason}, in the guest", command[0]);
+            not_run(errno)
+        }
+        Err(error) => return Err(error.into()),
+    };
     vm.switch_off()?;
-    Ok(match status {
-        Status::Exited(status) => status,
-        Status::Signalled(signal) => 128 + signal,
-    })
+    Ok(status)
+}
+
+/// The exit status of a command that could not be run, as a shell has it.
+fn not_run(errno: Option<i32>) -> i32 {
+    if errno == Some(Errno::NOENT.raw_os_error()) {
+        127
+    } else {
+        126
+    }
 }
 
 /// Gives the person a shell in a fresh machine, until the person leaves it.
@@ -171,7 +195,7 @@ pub fn shell(artifacts: &Artifacts, settings: &Settings) -> Result<()> {
     }
     let size = tcgetwinsize(&stdin)?;
     let _restored = TerminalModes::keep()?;
-    eprintln!("Starting a machine; leave its shell with `exit`.");
+    remark!("Starting a machine; leave its shell with `exit`.");
     let vm = settings.start(settings.builder(artifacts).on_terminal())?;
     let terminal = Terminal {
         kind: std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned()),
@@ -201,4 +225,16 @@ impl Drop for TerminalModes {
 fn write_all(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes)?;
     to.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_cannot_be_run_has_the_status_that_a_shell_gives_it() {
+        assert_eq!(not_run(Some(Errno::NOENT.raw_os_error())), 127);
+        assert_eq!(not_run(Some(Errno::ACCESS.raw_os_error())), 126);
+        assert_eq!(not_run(None), 126);
+    }
 }

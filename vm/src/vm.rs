@@ -10,6 +10,7 @@ mod slot;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
+use hmm_cli::remark;
 use tempfile::TempDir;
 
 pub use self::builder::Builder;
@@ -335,7 +336,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         if !self.finished {
-            eprintln!(
+            remark!(
                 "a machine was not finished; its logs: {}",
                 self.logs.directory().display()
             );

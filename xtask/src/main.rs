@@ -15,6 +15,7 @@ mod run;
 mod setup;
 
 use args::{Args, Command};
+use hmm_cli::remark;
 use run::{demo, explore, suite, vm};
 use setup::{clean, prepare};
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            remark!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

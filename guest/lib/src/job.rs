@@ -4,6 +4,7 @@
 //! operations.
 
 use std::fmt;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -168,7 +169,11 @@ pub(crate) fn may_still_run(errno: Errno) -> bool {
 pub(crate) fn end(device: &Device, fence: u64) {
     match sys::wait(device.as_fd(), fence, None) {
         Err(errno) if may_still_run(errno) => {
-            eprintln!("hmm: a job cannot be waited for ({errno}); ending the process");
+            // Whether or not it can be told, the process must end.
+            let _ = writeln!(
+                std::io::stderr(),
+                "hmm: a job cannot be waited for ({errno}); ending the process"
+            );
             std::process::abort();
         }
         _ => {}

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use hmm_bench::{Bench, Format};
+use hmm_cli::remark;
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -67,7 +68,7 @@ pub fn exit_code(program: &str, outcome: Result<bool>) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("{program}: {error:#}");
+            remark!("{program}: {error:#}");
             ExitCode::FAILURE
         }
     }

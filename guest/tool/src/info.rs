@@ -6,6 +6,7 @@ use anyhow::{bail, Result};
 use hmm::spec::uapi::DeviceState;
 use hmm::spec::wire::config::capability;
 use hmm::Device;
+use hmm_cli::say;
 
 /// Shows what the device is and how large.
 pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
@@ -21,7 +22,7 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
     let coherent = info.capabilities & capability::COHERENT != 0;
     let state = DeviceState::from_raw(info.state).map_or("unknown", DeviceState::name);
     if json {
-        println!(
+        say!(
             "{}",
             serde_json::json!({
                 "version": info.version,
@@ -40,14 +41,14 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
         );
         return Ok(());
     }
-    println!(
+    say!(
         "{}: version {}, device version {}",
         path.display(),
         info.version,
         info.device_version
     );
-    println!("  engines         {}", info.engines);
-    println!(
+    say!("  engines         {}", info.engines);
+    say!(
         "  device memory   {} MiB, {} MiB free",
         info.device_memory >> 20,
         info.free_memory >> 20
@@ -57,16 +58,17 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
     } else {
         "does not reach"
     };
-    println!("  the CPU         {reach} device memory");
-    println!("  addresses       {} bits", info.address_bits);
-    println!(
+    say!("  the CPU         {reach} device memory");
+    say!("  addresses       {} bits", info.address_bits);
+    say!(
         "  at a time       {} processes, {} jobs",
-        info.max_spaces, info.max_jobs
+        info.max_spaces,
+        info.max_jobs
     );
-    println!(
+    say!(
         "  state           {state}, started anew {} times",
         info.resets
     );
-    println!("  checking mode   {}", if checking { "on" } else { "off" });
+    say!("  checking mode   {}", if checking { "on" } else { "off" });
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 use hmm::{page_size, Destination, Device, Migration};
+use hmm_cli::{remark, say};
 use hmm_tool::memory::{first_difference, write_pattern, Mapping};
 
 /// The seed of the memory's contents; any would do.
@@ -25,7 +26,7 @@ impl Leg {
         let rate = bytes as f64 / self.time.as_nanos() as f64;
         if json {
             let nanoseconds = u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX);
-            println!(
+            say!(
                 "{}",
                 serde_json::json!({
                     "leg": self.name,
@@ -36,9 +37,10 @@ impl Leg {
             );
         } else {
             let time = format!("{:.1?}", self.time);
-            println!(
+            say!(
                 "{:<26} {:>8} pages  {time:>9}  {rate:>7.3} GB/s",
-                self.name, self.pages
+                self.name,
+                self.pages
             );
         }
     }
@@ -91,13 +93,13 @@ pub(crate) fn measure(path: &Path, bytes: usize, json: bool) -> Result<bool> {
 
     let difference = first_difference(SEED, numbers);
     if let Some(index) = difference {
-        eprintln!(
+        remark!(
             "hmm: the memory came back changed at byte {}",
             index * size_of::<u64>()
         );
     }
     if !whole {
-        eprintln!("hmm: some pages could not be moved");
+        remark!("hmm: some pages could not be moved");
     }
     Ok(whole && difference.is_none())
 }

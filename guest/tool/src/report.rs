@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use hmm_cli::say;
 use serde::{Serialize, Serializer};
 
 /// The result of a workload.
@@ -45,9 +46,9 @@ impl Report {
     /// Prints the report.
     pub fn print(&self, json: bool) {
         if json {
-            println!("{}", serde_json::json!(self));
+            say!("{}", serde_json::json!(self));
         } else {
-            println!("{self}");
+            say!("{self}");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use hmm::{Device, PageRange, PageState, Place};
+use hmm_cli::say;
 use hmm_tool::places::at;
 
 /// Characters in a bar.
@@ -47,18 +48,24 @@ pub(crate) fn show(path: &Path, pid: i32, json: bool) -> Result<()> {
     }
     if json {
         rows.iter()
-            .for_each(|(vma, counts, _)| println!("{}", counts.json(vma)));
+            .for_each(|(vma, counts, _)| say!("{}", counts.json(vma)));
         return Ok(());
     }
-    println!(
+    say!(
         "{:<29} {:<4} {:>8} {:>8} {:>8} {:>8}  {:<BAR$}  what",
-        "addresses", "", "pages", "system", "device", "mapped", "S system, D device, * both"
+        "addresses",
+        "",
+        "pages",
+        "system",
+        "device",
+        "mapped",
+        "S system, D device, * both"
     );
     let mut total = PageCounts::default();
     for (vma, counts, bar) in &rows {
         total.add(counts);
         if counts.system + counts.device + counts.other > 0 {
-            println!(
+            say!(
                 "{:<29} {:<4} {counts}  {bar}  {}",
                 format!("{:x}-{:x}", vma.addresses.start, vma.addresses.end),
                 vma.rights,
@@ -66,7 +73,7 @@ pub(crate) fn show(path: &Path, pid: i32, json: bool) -> Result<()> {
             );
         }
     }
-    println!("{:<29} {:<4} {total}", "all", "");
+    say!("{:<29} {:<4} {total}", "all", "");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use hmm::spec::wire::Layout;
 use hmm::{Counters, Device};
+use hmm_cli::say;
 use zerocopy::{Immutable, IntoBytes};
 
 /// A counter's name and value.
@@ -67,14 +68,14 @@ impl Groups {
                 "driver": object(&self.driver),
                 "device": object(&self.device),
             });
-            println!("{both}");
+            say!("{both}");
             return;
         }
         for (title, counters) in [("driver", &self.driver), ("device", &self.device)] {
-            println!("{title}");
+            say!("{title}");
             for (name, value) in counters {
                 // A counter that has shrunk is shown as a negative number.
-                println!("  {:<32} {:>16}", name.replace('_', " "), i128_of(*value));
+                say!("  {:<32} {:>16}", name.replace('_', " "), i128_of(*value));
             }
         }
     }

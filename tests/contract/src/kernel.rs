@@ -12,6 +12,7 @@ use std::process;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use hmm_cli::remark;
 
 use crate::area::{Area, PAGE};
 use crate::row::cannot_run;
@@ -171,7 +172,7 @@ impl Late {
 impl Drop for Late {
     fn drop(&mut self) {
         if let Err(error) = write(LATE, "\n") {
-            eprintln!("the driver stays late: {error:#}");
+            remark!("the driver stays late: {error:#}");
         }
     }
 }

@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use hmm_cli::{output, remark, say};
 
 use crate::row::Outcome;
 
@@ -92,21 +93,19 @@ enum Command {
 fn main() -> ExitCode {
     let good = match Arguments::parse().command {
         Command::List { markdown } => {
-            print!(
-                "{}",
-                if markdown {
-                    row::markdown()
-                } else {
-                    row::list()
-                }
-            );
+            let list = if markdown {
+                row::markdown()
+            } else {
+                row::list()
+            };
+            output::text(&list);
             true
         }
         Command::Run { rows, json, limit } => {
             match runner::run(&rows, json, Duration::from_secs(limit)) {
                 Ok(good) => good,
                 Err(error) => {
-                    eprintln!("hmm-contract: {error:#}");
+                    remark!("hmm-contract: {error:#}");
                     false
                 }
             }
@@ -115,7 +114,7 @@ fn main() -> ExitCode {
             match runner::watch(&program, Duration::from_secs(limit)) {
                 Ok(good) => good,
                 Err(error) => {
-                    eprintln!("hmm-contract: {error:#}");
+                    remark!("hmm-contract: {error:#}");
                     false
                 }
             }
@@ -123,14 +122,14 @@ fn main() -> ExitCode {
         Command::Model(arguments) => match model::run(&arguments) {
             Ok(()) => true,
             Err(error) => {
-                eprintln!("hmm-contract: {error:#}");
+                remark!("hmm-contract: {error:#}");
                 false
             }
         },
         Command::Peers(arguments) => match peers::run(&arguments) {
             Ok(good) => good,
             Err(error) => {
-                eprintln!("hmm-contract: {error:#}");
+                remark!("hmm-contract: {error:#}");
                 false
             }
         },
@@ -146,6 +145,6 @@ fn main() -> ExitCode {
 
 /// Reports to the runner, which is the parent of this process.
 fn report(outcome: Outcome) -> ExitCode {
-    println!("{}", serde_json::json!(outcome));
+    say!("{}", serde_json::json!(outcome));
     ExitCode::SUCCESS
 }

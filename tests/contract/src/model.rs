@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use hmm::Device;
+use hmm_cli::say;
 
 use crate::child::Child;
 
@@ -56,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Some(seed) => seed,
         None => now().context("the clock")?.subsec_nanos().into(),
     };
-    println!("seed {seed}");
+    say!("seed {seed}");
     if arguments.users {
         for path in Device::list() {
             std::fs::set_permissions(&path, Permissions::from_mode(0o666))
@@ -78,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 }
                 // Every other process uses huge pages as far as it can.
                 let tally = world::run(seed, size, process % 2 == 1, deadline)?;
-                println!("process {process}: {tally}");
+                say!("process {process}: {tally}");
                 Ok(())
             })
         })

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::spec::uapi::dmirror::{DmirrorCall, DmirrorCommand};
+use hmm_cli::say;
 
 use crate::area::{Area, Tag, LARGE_PAGES, PAGE, ZERO};
 use crate::child::Child;
@@ -101,14 +102,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             continue;
         }
         let _ = std::fs::write("/dev/kmsg", format!("hmm-contract: {}", case.name));
-        println!("{} ...", case.name);
+        say!("{} ...", case.name);
         let child = Child::fork(|_| (case.run)(arguments))?;
         let outcome = Outcome::from(child.end());
         good &= outcome == Outcome::Kept;
         match outcome {
-            Outcome::Kept => println!("{}: kept", case.name),
+            Outcome::Kept => say!("{}: kept", case.name),
             Outcome::Broken(reason) | Outcome::CannotRun(reason) => {
-                println!("{}: BROKEN: {reason}", case.name);
+                say!("{}: BROKEN: {reason}", case.name);
             }
         }
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm::Device;
+use hmm_cli::say;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::{fcntl_setfl, OFlags};
 use rustix::process::{kill_process_group, pidfd_open, Pid, PidfdFlags, Signal};
@@ -60,9 +61,9 @@ pub(crate) fn run(words: &[String], json: bool, limit: Duration) -> Result<bool>
             milliseconds: begun.elapsed().as_millis(),
         };
         if json {
-            println!("{}", serde_json::json!(verdict));
+            say!("{}", serde_json::json!(verdict));
         } else {
-            println!("{}", line(&verdict));
+            say!("{}", line(&verdict));
         }
         match outcome {
             Outcome::Kept => kept += 1,
@@ -71,14 +72,14 @@ pub(crate) fn run(words: &[String], json: bool, limit: Duration) -> Result<bool>
         }
     }
     if !json {
-        println!(
+        say!(
             "{kept} kept, {} broken, {} cannot run",
             broken.len(),
             others.len()
         );
         for (what, names) in [("broken", &broken), ("cannot run", &others)] {
             if !names.is_empty() {
-                println!("{what}: {}", names.join(" "));
+                say!("{what}: {}", names.join(" "));
             }
         }
     }
@@ -142,7 +143,7 @@ pub(crate) fn watch(program: &[String], limit: Duration) -> Result<bool> {
         }
         Ok(_) => settle(&before, limit).into(),
     };
-    println!("{}", serde_json::json!(outcome));
+    say!("{}", serde_json::json!(outcome));
     Ok(!matches!(outcome, Outcome::Broken(_)))
 }
 

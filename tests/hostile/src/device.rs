@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use hmm_cli::remark;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
@@ -461,7 +462,7 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if let Err(error) = self.transport.reset() {
-            eprintln!("hmm-hostile: leaving the device as it is: {error:#}");
+            remark!("hmm-hostile: leaving the device as it is: {error:#}");
         }
     }
 }

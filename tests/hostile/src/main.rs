@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
 use clap::Parser;
+use hmm_cli::{remark, say};
 use serde::Serialize;
 
 use crate::attack::{Attack, ATTACKS};
@@ -77,13 +78,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.list {
         for attack in ATTACKS {
-            println!("{}", attack.name);
+            say!("{}", attack.name);
         }
         return ExitCode::SUCCESS;
     }
     match carry_out(&arguments) {
         Ok(report) => {
-            println!("{}", serde_json::json!(report));
+            say!("{}", serde_json::json!(report));
             if report.failures.is_empty() {
                 ExitCode::SUCCESS
             } else {
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
             }
         }
         Err(error) => {
-            eprintln!("hmm-hostile: {error:#}");
+            remark!("hmm-hostile: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -114,7 +115,7 @@ fn carry_out(arguments: &Arguments) -> Result<Report> {
         for attack in &attacks {
             let start = Instant::now();
             let failures = one_round(&mut session, attack, seed);
-            eprintln!(
+            remark!(
                 "{} --seed {seed}: {} in {} ms",
                 attack.name,
                 if failures.is_empty() {
@@ -128,7 +129,7 @@ fn carry_out(arguments: &Arguments) -> Result<Report> {
                 *report.survived.entry(attack.name).or_default() += 1;
             }
             for reason in failures {
-                eprintln!("    {reason}");
+                remark!("    {reason}");
                 report.failures.push(Failure {
                     attack: attack.name,
                     seed,

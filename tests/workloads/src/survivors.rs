@@ -16,6 +16,7 @@ use hmm::spec::wire::command::Status;
 use hmm::spec::wire::fault::Reason;
 use hmm::spec::wire::operation as op;
 use hmm::{work, Destination, Device, Element, Error, JobFailure, Place, Space};
+use hmm_cli::say;
 use hmm_tool::memory::{first_difference, write_pattern, Mapping};
 use hmm_tool::places::{self, at};
 use rustix::event::{epoll, poll, PollFd, PollFlags, Timespec};
@@ -320,7 +321,7 @@ pub(crate) fn poll_for_errors(space: &Space) -> Result<bool> {
         Err(Error::Job(failure)) => json!(failure.status.name()),
         ended => json!(errno(ended)),
     };
-    println!("{}", json!({ "poll": told, "job": job, "call": call }));
+    say!("{}", json!({ "poll": told, "job": job, "call": call }));
     if call == Some(EIO) {
         bind_again(space)?;
         ensure!(trouble(Some(&Timespec::default()))? == 0, "all is well");

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use anyhow::{bail, Context, Result};
 use hmm_agent::protocol::{Answer, Call, CallId, Event, Failure, Request, LOG_MARK, MAX_CHUNK};
+use hmm_cli::remark;
 use rustix::system::{reboot, RebootCommand};
 
 use crate::kernel_log::KernelLog;
@@ -33,13 +34,13 @@ const SLEEP_STATES: &str = "/sys/power/state";
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
-        eprintln!("hmm-agent: this program is the first process of a test guest and nothing else");
+        remark!("hmm-agent: this program is the first process of a test guest and nothing else");
         return ExitCode::FAILURE;
     }
     // Standard error is the console: errors before the port is open, or of the port itself, are
     // read there.
     if let Err(error) = serve() {
-        eprintln!("hmm-agent: {error:#}");
+        remark!("hmm-agent: {error:#}");
     }
     power_off()
 }
@@ -48,7 +49,7 @@ fn power_off() -> ExitCode {
     rustix::fs::sync();
     // It returns only on failure; the first process must not end in silence then.
     if let Err(error) = reboot(RebootCommand::PowerOff) {
-        eprintln!("hmm-agent: switching the machine off: {error}");
+        remark!("hmm-agent: switching the machine off: {error}");
     }
     ExitCode::FAILURE
 }

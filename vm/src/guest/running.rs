@@ -1,5 +1,6 @@
 //! A call in progress, and the program behind it.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -122,6 +123,29 @@ impl<'a> Running<'a> {
             match self.next()? {
                 Arrival::Output(stream, bytes) => print(stream, &bytes),
                 Arrival::Ended(end) => return self.end(end),
+                Arrival::Answered(_) | Arrival::Broken(_) => {}
+            }
+        }
+    }
+
+    /// As [`stream`](Self::stream), until `print` breaks off because nobody reads the output any
+    /// more. The program is killed then, and there is no status.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn stream_while(
+        mut self,
+        mut print: impl FnMut(Stream, &[u8]) -> ControlFlow<()>,
+    ) -> Result<Option<Status>> {
+        loop {
+            match self.next()? {
+                Arrival::Output(stream, bytes) => {
+                    if print(stream, &bytes).is_break() {
+                        return Ok(None);
+                    }
+                }
+                Arrival::Ended(end) => return self.end(end).map(Some),
                 Arrival::Answered(_) | Arrival::Broken(_) => {}
             }
         }

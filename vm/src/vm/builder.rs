@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{ensure, Context, Result};
+use hmm_cli::remark;
 
 use super::slot::Slot;
 use super::{default_kernel, Vm, GIB};
@@ -280,7 +281,7 @@ impl<'a> Builder<'a> {
         };
         match start() {
             Err(error) if self.accelerator() != Accelerator::Kvm && is_the_emulators(&error) => {
-                eprintln!("starting the machine once more: {error:#}");
+                remark!("starting the machine once more: {error:#}");
                 start()
             }
             other => other,

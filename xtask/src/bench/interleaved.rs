@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm_bench::{Better, Failure, Line, Measurement, Reference, Spread, Unit};
+use hmm_cli::remark;
 use hmm_vm::artifacts::{Artifacts, Kernel};
 use hmm_vm::guest::Command;
 use hmm_vm::kselftest::{Reader, Verdict};
@@ -122,7 +123,7 @@ pub(super) fn measure(
         }
     }
     for line in vm.finish_after(judged)? {
-        eprintln!("the guest's kernel said: {line}");
+        remark!("the guest's kernel said: {line}");
     }
     compare(&seen).into_iter().for_each(|line| lines.add(line));
     if let Some(error) = broken {
@@ -189,7 +190,7 @@ fn once(vm: &Vm, tries: u8) -> Result<Vec<Value>> {
     let mut values = loop {
         left = left.saturating_sub(1);
         match benchmark(vm) {
-            Err(error) if left > 0 => eprintln!("    once more, because {error:#}"),
+            Err(error) if left > 0 => remark!("    once more, because {error:#}"),
             ended => break ended?,
         }
     };

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::{ensure, Result};
 use hmm_bench::{Failure, Line, Measurement};
+use hmm_cli::say;
 
 /// Results in the order of their arrival.
 #[derive(Debug, Default)]
@@ -25,10 +26,10 @@ impl Lines {
             Line::Failure(failure) => (&failure.group, failure.to_string()),
         };
         if *group != self.group {
-            println!("\n{group}");
+            say!("\n{group}");
             self.group.clone_from(group);
         }
-        println!("  {row}");
+        say!("  {row}");
         self.lines.push(line);
     }
 

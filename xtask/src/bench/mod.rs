@@ -16,6 +16,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
+use hmm_cli::{output, remark, say};
 use hmm_vm::artifacts::Artifacts;
 use hmm_vm::guest::{Command, Status, Stream};
 use hmm_vm::vm::{Vm, GIB, MIB};
@@ -75,18 +76,18 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
         None => default_path(&checkout, &record)?,
     };
     record.write(&path)?;
-    println!("\nwritten to {}", path.display());
+    say!("\nwritten to {}", path.display());
     if let Some(path) = &args.markdown {
         markdown::write(&record, path)?;
-        println!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     if let Some(old) = old {
-        println!("\n{}", Comparison::of(&old, &record));
+        say!("\n{}", Comparison::of(&old, &record));
     }
     if record.failures.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!(
+    remark!(
         "error: {} things could not be measured",
         record.failures.len()
     );
@@ -166,7 +167,7 @@ fn in_guest(artifacts: &Artifacts, kernel: &str, icount: bool, lines: &mut Lines
                     unreadable.get_or_insert(error);
                 }
             }
-            Stream::Error => eprint!("{}", String::from_utf8_lossy(bytes)),
+            Stream::Error => output::errors(bytes),
         })?;
     footprint::idle(&vm, lines)?;
     let logs = vm.logs().directory().to_owned();

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{ensure, Context, Result};
+use hmm_cli::say;
 
 use crate::args::{KernelChoice, PatchesArgs};
 use crate::patches::assemble::Assembled;
@@ -42,11 +43,11 @@ pub(crate) fn patches(args: &PatchesArgs) -> Result<ExitCode> {
     let kernel = Kernel::prepare(&toolbox, KernelChoice::Stock, &checkout.root)?;
     let series = Series::of(&checkout, &kernel.tree)?;
     for patch in series.write(&args.out, person)? {
-        println!("{}", patch.display());
+        say!("{}", patch.display());
     }
     if args.prove {
         let passed = proof::prove(&toolbox, &series)?;
-        println!(
+        say!(
             "they apply to Linux {}, build, and {passed} KUnit tests pass",
             toolbox.release()
         );
@@ -57,7 +58,7 @@ pub(crate) fn patches(args: &PatchesArgs) -> Result<ExitCode> {
 /// Proves that the series of this checkout applies, builds and passes its tests.
 pub(crate) fn prove(toolbox: &Toolbox, checkout: &Checkout, tree: &Path) -> Result<()> {
     let passed = proof::prove(toolbox, &Series::of(checkout, tree)?)?;
-    println!("{passed} KUnit tests have passed");
+    say!("{passed} KUnit tests have passed");
     Ok(())
 }
 

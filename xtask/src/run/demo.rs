@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
+use hmm_cli::{output, say};
 use hmm_vm::guest::{Command, Status, Stream};
 use hmm_vm::vm::{Vm, GIB, MIB};
 use serde::Deserialize;
@@ -73,7 +74,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
         .file(image)
         .start()?;
 
-    println!("{}", Row::header());
+    say!("{}", Row::header());
     let mut table = Table::default();
     let mut unreadable = None;
     let file = format!("/root/{image_name}");
@@ -85,11 +86,11 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
         )?
         .stream(|stream, bytes| match stream {
             Stream::Output => {
-                if let Err(error) = table.add(bytes, |row| println!("{row}")) {
+                if let Err(error) = table.add(bytes, |row| say!("{row}")) {
                     unreadable.get_or_insert(error);
                 }
             }
-            Stream::Error => eprint!("{}", String::from_utf8_lossy(bytes)),
+            Stream::Error => output::errors(bytes),
         })?;
     let logs = vm.logs().directory().to_owned();
     vm.switch_off()?;
@@ -99,7 +100,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
     table
         .verdict(&status)
         .with_context(|| format!("the demonstration failed; logs: {}", logs.display()))?;
-    println!(
+    say!(
         "\nevery answer of {} workloads was checked and right",
         table.rows.len()
     );

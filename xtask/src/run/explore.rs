@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use hmm_cli::say;
 use hmm_explorer::coverage::Coverage;
 use hmm_explorer::explore::{explore, replay, Options};
 use hmm_explorer::finding::Finding;
@@ -108,7 +109,7 @@ impl Search {
         let begun = Instant::now();
         let mut lab = Lab::new(artifacts, kernel, self.seed);
         let report = explore(&mut lab, &options, &|| begun.elapsed(), &mut |line| {
-            println!("{line}");
+            say!("{line}");
         })?;
         let share = match self.shard {
             Shard::WHOLE => String::new(),
@@ -116,7 +117,7 @@ impl Search {
         };
         let covered = output.join(format!("coverage-{kernel}{share}"));
         keep(&report.coverage, &covered)?;
-        println!(
+        say!(
             "{} trials in {} s",
             report.trials,
             begun.elapsed().as_secs()
@@ -125,8 +126,8 @@ impl Search {
             let name = format!("finding-{kernel}-{}{share}-{number}.json", self.seed);
             let path = output.join(name);
             finding.write(&path)?;
-            println!("\n{finding}");
-            println!("again: cargo xtask explore --replay {}", path.display());
+            say!("\n{finding}");
+            say!("again: cargo xtask explore --replay {}", path.display());
         }
         Ok(report.findings)
     }
@@ -134,12 +135,12 @@ impl Search {
 
 /// Prints a table of what was covered, and writes it for people and for `--merge`.
 fn keep(coverage: &Coverage, path: &Path) -> Result<()> {
-    println!("\n{coverage}");
+    say!("\n{coverage}");
     let (json, text) = (path.with_extension("json"), path.with_extension("md"));
     coverage.write(&json)?;
     fs::write(&text, coverage.to_string())
         .with_context(|| format!("writing {}", text.display()))?;
-    println!("kept in {} and {}", json.display(), text.display());
+    say!("kept in {} and {}", json.display(), text.display());
     Ok(())
 }
 
@@ -161,10 +162,10 @@ fn again(checkout: &Checkout, path: &Path, times: u32) -> Result<ExitCode> {
         .find(|kernel| kernel.name() == finding.kernel)
         .with_context(|| format!("there is no {} kernel", finding.kernel))?;
     let prepared = Prepared::for_kernels(checkout, &[kernel])?;
-    println!("{finding}");
+    say!("{finding}");
     let mut lab = Lab::new(&prepared.artifacts, kernel.name(), finding.seed);
-    let (came_back, _) = replay(&mut lab, &finding, times, &mut |line| println!("{line}"))?;
-    println!("it came back {came_back} of {times} times");
+    let (came_back, _) = replay(&mut lab, &finding, times, &mut |line| say!("{line}"))?;
+    say!("it came back {came_back} of {times} times");
     Ok(if came_back == 0 {
         ExitCode::SUCCESS
     } else {

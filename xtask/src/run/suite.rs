@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
+use hmm_cli::{remark, say};
 use hmm_explorer::schedule::Shard;
 use hmm_vm::artifacts::MANIFEST_VARIABLE;
 use hmm_vm::vm::KERNEL_VARIABLE;
@@ -202,7 +203,7 @@ impl Suite {
             .add(name, Counts::one(result.is_ok()), begun.elapsed());
         result
             .inspect_err(|error| {
-                eprintln!("error: {name}: {error:#}");
+                remark!("error: {name}: {error:#}");
                 let mut failure = Failure::new("as a whole");
                 failure.lines = format!("{error:#}").lines().map(str::to_owned).collect();
                 self.report.add_failures(name, [failure]);
@@ -233,7 +234,7 @@ impl Suite {
         for line in BufReader::new(output).split(b'\n') {
             let line = line.context("reading the tests' output")?;
             let line = String::from_utf8_lossy(&line);
-            println!("{line}");
+            say!("{line}");
             harness.line(&line);
         }
         let status = child.wait().context("waiting for the tests")?;
@@ -249,7 +250,7 @@ impl Suite {
 
     /// Prints the summary.
     fn close(self) -> ExitCode {
-        println!("\n{}", self.report);
+        say!("\n{}", self.report);
         if self.report.is_good() {
             ExitCode::SUCCESS
         } else {
@@ -278,13 +279,13 @@ fn show_reports(directory: &Path) -> Result<()> {
     for report in reports {
         let text =
             fs::read_to_string(&report).with_context(|| format!("reading {}", report.display()))?;
-        println!("\n{text}\nkept in {}", report.display());
+        say!("\n{text}\nkept in {}", report.display());
     }
     Ok(())
 }
 
 /// Prints a part's title.
 fn begin(name: &str) -> Instant {
-    println!("\n--- {name}");
+    say!("\n--- {name}");
     Instant::now()
 }

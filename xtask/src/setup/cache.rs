@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{bail, Context, Result};
+use hmm_cli::remark;
 use rustix::fs::{flock, FlockOperation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -141,7 +142,7 @@ impl Cache {
         match Stamp::verify(&entry) {
             Ok(()) => return Ok(entry),
             Err(broken) if entry.exists() => {
-                eprintln!(
+                remark!(
                     "note: {} is not whole ({broken:#}); building it again",
                     entry.display()
                 );
@@ -197,7 +198,7 @@ impl Cache {
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            eprintln!("note: waiting for another run that prepares {name}");
+            remark!("note: waiting for another run that prepares {name}");
             flock(&file, FlockOperation::LockExclusive)
                 .with_context(|| format!("locking {}", path.display()))?;
         }

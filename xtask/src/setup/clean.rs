@@ -8,6 +8,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{ensure, Context, Result};
+use hmm_cli::say;
 
 use crate::args::CleanArgs;
 use crate::setup::cache::{Cache, Entry};
@@ -58,7 +59,7 @@ pub(crate) fn clean(args: &CleanArgs) -> Result<ExitCode> {
             Fate::WouldBeRemoved => "would be removed",
         };
         let (name, size, days) = (&row.name, gigabytes(row.bytes), row.days);
-        println!("{size:>9}  unused for {days:3} days  {name}: {fate}");
+        say!("{size:>9}  unused for {days:3} days  {name}: {fate}");
         if matches!(row.fate, Fate::Removed | Fate::WouldBeRemoved) {
             freed += row.bytes;
         }
@@ -68,7 +69,7 @@ pub(crate) fn clean(args: &CleanArgs) -> Result<ExitCode> {
     } else {
         "freed"
     };
-    println!(
+    say!(
         "{} {tense} in {}",
         gigabytes(freed),
         cache.directory().display()

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, Context, Result};
+use hmm_cli::remark;
 use sha2::{Digest, Sha256};
 
 use crate::args::KernelChoice;
@@ -236,7 +237,7 @@ fn make(
         match goal {
             Goal::Lints => bail!("Clippy has findings:\n{messages}"),
             Goal::Documentation => bail!("rustdoc has findings:\n{messages}"),
-            Goal::Module | Goal::Anew => eprintln!("{messages}"),
+            Goal::Module | Goal::Anew => remark!("{messages}"),
         }
     }
     if let Some(mark_text) = mark_of(&fingerprint, &built) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use hmm_cli::say;
 use hmm_vm::artifacts::{self, Artifacts};
 
 use crate::args::{BuildArgs, KernelChoice, SetupArgs};
@@ -119,31 +120,31 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
     }
     let foundation = Foundation::prepare(&Checkout::locate()?, &kernels)?;
     for kernel in &foundation.kernels {
-        println!("{} kernel {} is ready", kernel.name, kernel.release);
+        say!("{} kernel {} is ready", kernel.name, kernel.release);
     }
     let guests = match kvm::works(&foundation.toolbox)? {
         true => "run with KVM",
         false => "are emulated: KVM does not work here",
     };
-    println!("guests {guests}");
-    println!("all of it is in {}", cache.directory().display());
+    say!("guests {guests}");
+    say!("all of it is in {}", cache.directory().display());
     Ok(ExitCode::SUCCESS)
 }
 
 /// `cargo xtask build`.
 pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
     let prepared = Prepared::for_kernels(&Checkout::locate()?, &args.kernels)?;
-    println!("daemon  {}", prepared.artifacts.daemon.display());
+    say!("daemon  {}", prepared.artifacts.daemon.display());
     for kernel in prepared.artifacts.kernels.values() {
-        println!(
+        say!(
             "driver  {} (Linux {})",
             kernel.driver.display(),
             kernel.release
         );
-        println!("sample  {}", kernel.sample.display());
+        say!("sample  {}", kernel.sample.display());
     }
-    println!("guest   {}", prepared.artifacts.hmm.display());
-    println!("list    {}", prepared.write_manifest()?.display());
+    say!("guest   {}", prepared.artifacts.hmm.display());
+    say!("list    {}", prepared.write_manifest()?.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -153,7 +154,7 @@ pub(crate) fn document() -> Result<ExitCode> {
     let toolbox = Toolbox::prepare(&Cache::of_user()?)?;
     let kernel = Kernel::prepare(&toolbox, KernelChoice::Stock, &checkout.root)?;
     for page in driver::document(&toolbox, &kernel, &checkout)? {
-        println!("{}", page.display());
+        say!("{}", page.display());
     }
     Ok(ExitCode::SUCCESS)
 }

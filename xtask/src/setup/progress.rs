@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
+use hmm_cli::remark;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How often the line on a terminal is updated.
@@ -30,7 +31,7 @@ pub(crate) struct Finished {
 
 /// Prints what is about to be done and why.
 pub(crate) fn announce(what: &str, why: &str) {
-    eprintln!("==> {what}: {why}");
+    remark!("==> {what}: {why}");
 }
 
 /// Runs `command`, shows its progress, and keeps its output in `log`.
@@ -61,7 +62,7 @@ pub(crate) fn run(what: &str, command: &mut Command, log: &Path) -> Result<Finis
         .expect("waiting does not panic")
         .with_context(|| format!("waiting for {what}"))?;
     let verdict = if status.success() { "done" } else { "failed" };
-    eprintln!("    {what}: {verdict} after {}", elapsed(begun.elapsed()));
+    remark!("    {what}: {verdict} after {}", elapsed(begun.elapsed()));
     Ok(Finished {
         what: what.to_owned(),
         status,
@@ -122,7 +123,7 @@ fn show(what: &str, log: &Path, begun: Instant, ticks: &mpsc::Receiver<()>) {
                 bar.set_message(line);
                 bar.tick();
             }
-            None => eprintln!("    {what} [{}] {line}", elapsed(begun.elapsed())),
+            None => remark!("    {what} [{}] {line}", elapsed(begun.elapsed())),
         }
     }
     if let Some(bar) = bar {
