@@ -45,21 +45,49 @@ impl Error {
         }
     }
 
+    /// Whether the device was given up, so that what it held is lost: its pages, and its jobs. A
+    /// program can bind to it anew, unless it stays [`Gone`](crate::spec::uapi::DeviceState::Gone).
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::System(error) => error.is_loss(),
+            _ => false,
+        }
+    }
+
+    /// A call that failed for a reason that has nothing to do with the device's life.
     pub(crate) fn system(action: &'static str, errno: Errno) -> Self {
+        Self::of_device(action, errno, Life::GoesOn)
+    }
+
+    /// A call that failed on a device in that state of its life.
+    pub(crate) fn of_device(action: &'static str, errno: Errno, life: Life) -> Self {
         SystemError {
             action: action.into(),
             errno,
+            life,
         }
         .into()
     }
 }
 
+/// Whether a device goes on after a call that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It does; at most, it answered the call with an error.
+    GoesOn,
+    /// It was given up, and is restarted: programs bind anew.
+    GivenUp,
+    /// It was given up too often, and is not restarted.
+    Over,
+}
+
 /// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{action}: {}", meaning(*errno))]
+#[error("{action}: {}", meaning(*errno, *life))]
 pub struct SystemError {
     pub(crate) action: std::borrow::Cow<'static, str>,
     errno: Errno,
+    life: Life,
 }
 
 impl SystemError {
@@ -67,7 +95,13 @@ impl SystemError {
         Self {
             action: format!("opening {}", path.display()).into(),
             errno,
+            life: Life::GoesOn,
         }
+    }
+
+    /// See [`Error::is_loss`].
+    pub fn is_loss(&self) -> bool {
+        self.life != Life::GoesOn
     }
 
     /// The error number, as `errno(3)` names it.
@@ -77,7 +111,7 @@ impl SystemError {
 }
 
 /// The meaning of an errno that this interface returns.
-fn meaning(errno: Errno) -> String {
+fn meaning(errno: Errno, life: Life) -> String {
     match errno {
         Errno::NOTTY => "the driver does not know this call; is it older than the program?",
         Errno::INVAL => "an argument is out of range or not aligned",
@@ -86,8 +120,8 @@ fn meaning(errno: Errno) -> String {
         Errno::PERM => "the file is not bound, or to another process than this one",
         Errno::NOSPC => "the device has no space left to bind to, or none for this user",
         Errno::AGAIN => {
-            "as many jobs as the device takes, or this process may have, are in flight, wait for one; or it is about to be \
-             started anew"
+            "as many jobs as the device takes, or this process may have, are in flight, wait for \
+             one; or it is about to be started anew"
         }
         Errno::BADF => "the eventfd is not open",
         Errno::TIME => "no such job ended in time",
@@ -95,9 +129,20 @@ fn meaning(errno: Errno) -> String {
         Errno::ACCESS => "you may not look at that process or open that device",
         Errno::NOMEM => "the guest is out of memory",
         Errno::NODEV => "the device has been removed",
-        Errno::IO => {
-            "the device broke the protocol or stopped answering, and what it held is lost; bind anew"
-        }
+        Errno::IO => match life {
+            Life::GoesOn => {
+                "the device answered this call with an error of its own; nothing is lost, and it \
+                 goes on"
+            }
+            Life::GivenUp => {
+                "the device broke the protocol or stopped answering, and was given up: what it held \
+                 is lost; bind anew"
+            }
+            Life::Over => {
+                "the device was given up too often, and is not restarted; bind the device to its \
+                 driver again"
+            }
+        },
         // These two mean one thing for a job or an argument of the caller's, and another one for a
         // path. The system's own text fits both.
         other => return std::io::Error::from(other).to_string(),
@@ -118,5 +163,21 @@ mod tests {
         );
         assert_eq!(error.errno(), Some(1));
         assert_eq!(error.job(), None);
+        assert!(!error.is_loss());
+    }
+
+    #[test]
+    fn an_error_of_a_device_that_goes_on_is_no_loss() {
+        let said = |life| {
+            let error = Error::of_device("moving pages", Errno::IO, life);
+            (error.is_loss(), error.to_string())
+        };
+        let (is_loss, text) = said(Life::GoesOn);
+        assert!(!is_loss && text.contains("nothing is lost"), "{text}");
+        let (is_loss, text) = said(Life::GivenUp);
+        assert!(is_loss && text.contains("is lost; bind anew"), "{text}");
+        let (is_loss, text) = said(Life::Over);
+        assert!(is_loss && text.contains("is not restarted"), "{text}");
+        assert!(!text.contains("bind anew"), "{text}");
     }
 }

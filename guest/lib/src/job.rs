@@ -56,7 +56,7 @@ impl<'space, T> Job<'space, T> {
     /// broken: then the job has ended.
     pub fn cancel(&self) -> Result<()> {
         sys::cancel(self.device.as_fd(), self.fence)
-            .map_err(|errno| Error::system("cancelling a job", errno))
+            .map_err(|errno| self.device.error("cancelling a job", errno))
     }
 
     /// Waits until the job has ended.
@@ -98,7 +98,7 @@ impl<'space, T> Job<'space, T> {
     fn fetch(&mut self, deadline: Option<Instant>) -> Result<JobReply> {
         let answer = sys::wait(self.device.as_fd(), self.fence, deadline);
         self.fetched = !matches!(answer, Err(errno) if may_still_run(errno));
-        answer.map_err(|errno| Error::system("waiting for a job", errno))
+        answer.map_err(|errno| self.device.error("waiting for a job", errno))
     }
 }
 
@@ -145,7 +145,7 @@ pub(crate) fn any<J, T>(
             Ok(Some(Ended { fence, result }))
         }
         Err(Errno::TIME) => Ok(None),
-        Err(errno) => Err(Error::system("waiting for one of several jobs", errno)),
+        Err(errno) => Err(device.error("waiting for one of several jobs", errno)),
     }
 }
 

@@ -175,7 +175,7 @@ impl<T> ScopedJob<'_, '_, T> {
     /// As [`Job::cancel`](crate::Job::cancel).
     pub fn cancel(&self) -> Result<()> {
         sys::cancel(self.scope.device.as_fd(), self.fence)
-            .map_err(|errno| Error::system("cancelling a job", errno))
+            .map_err(|errno| self.scope.device.error("cancelling a job", errno))
     }
 
     /// Waits until the job has ended.
@@ -204,11 +204,12 @@ impl<T> ScopedJob<'_, '_, T> {
         match sys::wait(self.scope.device.as_fd(), self.fence, deadline) {
             Err(Errno::TIME) => Ok(Progress::Running(self)),
             Err(errno) if job::may_still_run(errno) => {
-                Err(Error::system("waiting for a job", errno))
+                Err(self.scope.device.error("waiting for a job", errno))
             }
             answer => {
                 self.scope.fetched(self.fence);
-                let reply = answer.map_err(|errno| Error::system("waiting for a job", errno))?;
+                let reply =
+                    answer.map_err(|errno| self.scope.device.error("waiting for a job", errno))?;
                 self.decode.outcome(&reply).map(Progress::Ended)
             }
         }

@@ -40,7 +40,7 @@ impl Device {
     /// the device takes.
     pub fn bind(self) -> Result<Space> {
         sys::bind(self.as_fd())
-            .map_err(|errno| Error::system("binding this process to the device", errno))?;
+            .map_err(|errno| self.error("binding this process to the device", errno))?;
         Ok(Space { device: self })
     }
 }
@@ -59,8 +59,10 @@ impl Space {
     /// `EAGAIN` while the device has not been restarted, `EIO` when it will not be, `EBUSY` when
     /// nothing was lost.
     pub fn bind_again(&self) -> Result<()> {
-        sys::bind(self.device.as_fd())
-            .map_err(|errno| Error::system("binding this process to the device again", errno))
+        sys::bind(self.device.as_fd()).map_err(|errno| {
+            self.device
+                .error("binding this process to the device again", errno)
+        })
     }
 
     /// Runs a job and waits until it has ended.
@@ -99,7 +101,7 @@ impl Space {
                 // No room: wait until the oldest job has ended.
                 Err(errno) if errno == Errno::AGAIN && !running.is_empty() => 0..0,
                 Err(errno) => {
-                    let rest = decodes.map(|_| Err(Error::system("submitting jobs", errno)));
+                    let rest = decodes.map(|_| Err(self.device.error("submitting jobs", errno)));
                     results.extend(running.into_iter().map(Job::wait));
                     results.extend(rest);
                     return results;
@@ -275,7 +277,7 @@ impl Space {
     pub unsafe fn submit_all(&self, operations: &[Operation]) -> Result<Vec<Job<'_>>> {
         // SAFETY: the caller promises what `submit::some` asks for.
         let fences = unsafe { submit::some(&self.device, operations, None) }
-            .map_err(|errno| Error::system("submitting jobs", errno))?;
+            .map_err(|errno| self.device.error("submitting jobs", errno))?;
         Ok(fences
             .map(|fence| Job::new(&self.device, fence, Decode::RAW))
             .collect())
@@ -318,7 +320,7 @@ impl Space {
         while address < end {
             let bytes = end - address;
             let call = sys::migrate(self.device.as_fd(), address, bytes, destination, flags)
-                .map_err(|errno| Error::system("moving pages", errno))?;
+                .map_err(|errno| self.device.error("moving pages", errno))?;
             all.moved += call.moved;
             all.no_memory += call.no_memory;
             // A call always makes progress, however many signals arrive.

@@ -8,7 +8,7 @@ use virtio_hmm_spec::uapi::MAX_SUBMIT;
 use virtio_hmm_spec::wire::operation::Operation;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::sys;
 
 /// Submits one job and returns its fence.
@@ -25,7 +25,7 @@ pub(crate) unsafe fn one(
     let fences = unsafe { some(device, &[operation], eventfd) };
     fences
         .and_then(|mut fences| fences.next().ok_or(Errno::AGAIN))
-        .map_err(|errno| Error::system("submitting a job", errno))
+        .map_err(|errno| device.error("submitting a job", errno))
 }
 
 /// Submits as many jobs as fit into one call and onto the device, and returns their fences.

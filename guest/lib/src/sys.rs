@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use std::os::fd::AsRawFd;
 
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Ioctl, IoctlOutput, Opcode};
 use rustix::time::{clock_gettime, ClockId};
@@ -74,6 +75,13 @@ pub(crate) fn info(file: BorrowedFd<'_>) -> Result<Info, Errno> {
     // SAFETY: the structure names no other memory.
     uninterrupted(|| unsafe { call(file, &mut info) })?;
     Ok(info)
+}
+
+/// Whether polling tells an error: the device has lost the space of the file, or was removed.
+pub(crate) fn is_broken(file: BorrowedFd<'_>) -> bool {
+    let mut files = [PollFd::from_borrowed_fd(file, PollFlags::empty())];
+    let polled = uninterrupted(|| poll(&mut files, Some(&Timespec::default())));
+    polled.is_ok() && files[0].revents().contains(PollFlags::ERR)
 }
 
 /// [`Bind`].
@@ -254,6 +262,7 @@ fn after(now: Duration, left: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn a_deadline_too_late_for_a_number_is_for_ever() {
@@ -263,6 +272,14 @@ mod tests {
         assert_eq!(after(now, Duration::MAX), -1);
         assert_eq!(after(now, Duration::from_secs(1 << 40)), -1);
         assert_eq!(point_in_time(None), -1);
+    }
+
+    #[test]
+    fn a_pipe_without_a_reader_is_broken_and_one_with_a_reader_is_not() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        assert!(!is_broken(writer.as_fd()));
+        drop(reader);
+        assert!(is_broken(writer.as_fd()));
     }
 
     #[test]

@@ -23,7 +23,7 @@
 //! | `EACCES` | the caller may not look at that process |
 //! | `ENOMEM` | the guest is out of memory |
 //! | `ENODEV` | the device has been removed |
-//! | `EIO` | the device broke the protocol or stopped answering, and what it held is lost: see [`Info::state`] |
+//! | `EIO` | the device broke the protocol or stopped answering, and what it held is lost: see [`Info::state`]; or it answered the request of this call alone with an error of its own, and nothing is lost |
 
 use crate::wire::job::{JobDescriptor, JobReply};
 use crate::wire::statistics::Statistics;
