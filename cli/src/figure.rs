@@ -56,6 +56,16 @@ pub fn time(time: Duration) -> String {
     }
 }
 
+/// A time in at most seven characters, for the columns of a table, up to a day.
+#[must_use]
+pub fn short_time(time: Duration) -> String {
+    if time.as_secs() < 10_000 {
+        format!("{time:.1?}")
+    } else {
+        format!("{}s", time.as_secs())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +98,18 @@ mod tests {
         assert_eq!(time(Duration::from_millis(12_340)), "12.3 s");
         assert_eq!(time(Duration::from_secs(125)), "2 min 05 s");
         assert_eq!(time(Duration::from_secs(3 * 3600 + 12 * 60)), "3 h 12 min");
+    }
+
+    #[test]
+    fn a_short_time_is_short() {
+        for (time, text) in [
+            (Duration::from_nanos(999_940), "999.9µs"),
+            (Duration::from_millis(357), "357.0ms"),
+            (Duration::from_secs(9999), "9999.0s"),
+            (Duration::from_secs(86_400), "86400s"),
+        ] {
+            assert_eq!(short_time(time), text);
+            assert!(text.chars().count() <= 7);
+        }
     }
 }

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hmm_cli::size;
 use hmm_tool::cli::{self, Common, Rounds};
-use hmm_tool::size;
 
 /// Run work on a virtio-hmm accelerator and look at it.
 ///
@@ -28,7 +28,8 @@ pub(crate) enum Command {
     /// Run a workload on the device and check its answers with the CPU.
     ///
     /// Prints a line for each workload: its size, whether every answer was right, the
-    /// device's faults, the pages moved each way and the time on device and CPU.
+    /// device's faults, the pages moved each way and the time on device and CPU. The exit status is
+    /// 0 if every answer was right, 1 if not, and 2 if a size does not suit the device.
     Run(Run),
     /// Move memory to the device and back and measure how fast that is.
     Migrate(Migrate),
@@ -40,12 +41,10 @@ pub(crate) enum Command {
         pid: i32,
     },
     /// Show the counters of driver and device.
-    Stats {
-        /// Show the changes once in this many seconds, until interrupted.
-        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
-              value_parser = clap::value_parser!(u64).range(1..))]
-        watch: Option<u64>,
-    },
+    ///
+    /// They count since the device was bound to its driver. With --json the numbers are plain:
+    /// bytes, nanoseconds, pages of 4 KiB.
+    Stats(Stats),
 }
 
 /// Which workload, and how large.
@@ -54,10 +53,10 @@ pub(crate) struct Run {
     /// The workload.
     #[arg(value_enum)]
     pub(crate) workload: Choice,
-    /// How large, with K, M or G for powers of 1024: nodes (list, tree), rows (gemm),
-    /// elements (axpy, dot, sort), edges (bfs) or bytes (migrate, oversubscribe). Each workload has
-    /// its own default.
-    #[arg(long, value_parser = size::parse)]
+    /// How large, such as 100000 or 64M, where K, M, G and T are powers of 1024: nodes (list, tree),
+    /// rows (gemm), elements (axpy, dot, sort), edges (bfs) or bytes (migrate, oversubscribe). Each
+    /// workload has its own default.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse::<usize>)]
     pub(crate) size: Option<usize>,
     /// The seed of all input, order and timing that is chosen at random. It is printed,
     /// so that a run can be repeated.
@@ -69,11 +68,28 @@ pub(crate) struct Run {
     pub(crate) file: Option<PathBuf>,
 }
 
+/// Once, or again and again.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Stats {
+    /// Show what changes, and how much of it in a second, once in this many seconds. Ctrl-C ends
+    /// it. The requests that reading the counters costs are left out.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) watch: Option<u64>,
+    /// Show the counters that are zero, too.
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) all: bool,
+    /// End after showing changes so many times.
+    #[arg(long, value_name = "N", requires = "watch",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) times: Option<u64>,
+}
+
 /// How much to move.
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
-    /// How many bytes, with K, M or G for powers of 1024.
-    #[arg(default_value = "64M", value_parser = size::parse)]
+    /// How many bytes, such as 64M or 1.5G; K, M, G and T are powers of 1024.
+    #[arg(value_name = "SIZE", default_value = "64M", value_parser = size::parse::<usize>)]
     pub(crate) size: usize,
 }
 
@@ -82,13 +98,12 @@ pub(crate) struct Migrate {
 pub(crate) struct Bench {
     #[command(flatten)]
     pub(crate) rounds: Rounds,
-    /// The most memory to move at once, with K, M or G for powers of 1024. The guest
-    /// needs three times as much.
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse)]
+    /// The most memory to move at once. The guest needs three times as much.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse::<usize>)]
     pub(crate) largest: usize,
     /// The most memory to have mapped on the device at once; less if the guest has not
     /// enough.
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size::parse::<usize>)]
     pub(crate) mapped: usize,
     /// Measure this part only; may be given several times.
     #[arg(long, value_name = "PART", value_enum)]
@@ -156,6 +171,12 @@ impl cli::Choice for Choice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_number_of_times_needs_a_watch() {
+        assert!(Arguments::try_parse_from(["hmm", "stats", "--times", "3"]).is_err());
+        assert!(Arguments::try_parse_from(["hmm", "stats", "--watch", "--times", "3"]).is_ok());
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

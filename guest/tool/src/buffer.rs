@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use anyhow::{ensure, Context, Result};
 use hmm::{PageRange, Space};
+use hmm_cli::figure;
 use rustix::io::Errno;
 use rustix::mm::{madvise, Advice};
 use zerocopy::FromBytes;
@@ -43,7 +44,7 @@ impl Buffer {
     /// Maps this many bytes, a multiple of 8.
     pub fn new(bytes: usize, pages: Pages) -> Result<Self> {
         let mut region = Region::anonymous(bytes + LARGE)
-            .with_context(|| format!("mapping {} MiB", bytes >> 20))?;
+            .with_context(|| format!("mapping {}", figure::bytes(bytes as u64)))?;
         let start = region.bytes().as_ptr().align_offset(LARGE);
         let part = start..start + bytes;
         advise(&mut region.bytes_mut()[part.clone()], pages)
@@ -59,8 +60,8 @@ impl Buffer {
         if pages == Pages::Large {
             ensure!(
                 buffer.is_large(space)?,
-                "the guest has no huge pages left for {} MiB",
-                bytes >> 20
+                "the guest has no huge pages left for {}",
+                figure::bytes(bytes as u64)
             );
         }
         Ok(buffer)

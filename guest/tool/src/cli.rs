@@ -11,6 +11,8 @@ use clap::{Args, ValueEnum};
 use hmm_bench::{Bench, Format};
 use hmm_cli::remark;
 
+use crate::argument::WrongArgument;
+
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Common {
@@ -61,15 +63,22 @@ pub trait Choice: ValueEnum + PartialEq + 'static {
     }
 }
 
+/// The exit status for a wrong command line, as the parser has it.
+const WRONG_USAGE: u8 = 2;
+
 /// The exit status of a program: zero only when everything that was asked for was done, and every
-/// answer was right. Prints an error.
+/// answer was right; two when an argument was wrong. Prints an error.
 pub fn exit_code(program: &str, outcome: Result<bool>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             remark!("{program}: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<WrongArgument>() {
+                ExitCode::from(WRONG_USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -111,5 +120,13 @@ mod tests {
         assert!(!failed(Ok(true)));
         assert!(failed(Ok(false)));
         assert!(failed(Err(anyhow::anyhow!("an error"))));
+    }
+
+    #[test]
+    fn a_wrong_argument_ends_with_the_status_of_the_parser() {
+        let wrong = exit_code("test", Err(WrongArgument("too small".to_owned()).into()));
+        assert_eq!(wrong, ExitCode::from(WRONG_USAGE));
+        let other = exit_code("test", Err(anyhow::anyhow!("an error")));
+        assert_ne!(other, ExitCode::from(WRONG_USAGE));
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{bail, Result};
 use hmm::spec::uapi::DeviceState;
 use hmm::spec::wire::config::capability;
 use hmm::Device;
-use hmm_cli::say;
+use hmm_cli::{figure, say};
 
 /// Shows what the device is and how large.
 pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
@@ -49,9 +49,9 @@ pub(crate) fn show(path: &Path, json: bool) -> Result<()> {
     );
     say!("  engines         {}", info.engines);
     say!(
-        "  device memory   {} MiB, {} MiB free",
-        info.device_memory >> 20,
-        info.free_memory >> 20
+        "  device memory   {}, {} free",
+        figure::bytes(info.device_memory),
+        figure::bytes(info.free_memory)
     );
     let reach = if coherent {
         "reaches"

@@ -3,6 +3,7 @@
 //!
 //! It knows no workload and no measurement.
 
+pub mod argument;
 pub mod buffer;
 pub mod cli;
 pub mod memory;
@@ -10,5 +11,4 @@ pub mod places;
 pub mod region;
 pub mod report;
 pub mod runner;
-pub mod size;
 pub mod walk;

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate::measure(&device, migrate.size, json),
         Command::Bench(options) => bench::measure(&device, &options, json),
         Command::Residency { pid } => residency::show(&device, pid, json).map(|()| true),
-        Command::Stats { watch } => stats::show(&device, watch, json).map(|()| true),
+        Command::Stats(stats) => stats::show(&device, &stats, json).map(|()| true),
     };
     exit_code("hmm", outcome)
 }

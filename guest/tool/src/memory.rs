@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use hmm::PageRange;
+use hmm_cli::figure;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::region::Region;
@@ -20,8 +21,8 @@ pub struct Mapping {
 impl Mapping {
     /// Anonymous memory of zeros.
     pub fn anonymous(bytes: usize) -> Result<Self> {
-        let region =
-            Region::anonymous(bytes).with_context(|| format!("mapping {} MiB", bytes >> 20))?;
+        let region = Region::anonymous(bytes)
+            .with_context(|| format!("mapping {}", figure::bytes(bytes as u64)))?;
         Ok(Self { region })
     }
 

@@ -5,12 +5,19 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use hmm::{Device, PageRange, PageState, Place};
-use hmm_cli::say;
+use hmm::{page_size, Device, PageRange, PageState, Place};
+use hmm_cli::{say, size};
 use hmm_tool::places::at;
+use rustix::termios::tcgetwinsize;
 
 /// Characters in a bar.
-const BAR: usize = 32;
+const BAR: usize = 12;
+
+/// The width of a line without the name of the VMA, which is last.
+const BEFORE_THE_NAME: usize = 68;
+
+/// What the letters of a bar mean.
+const LEGEND: &str = "pages of 4 KiB; S system, D device, * both, ? elsewhere, . none";
 
 /// A line of `/proc/PID/maps`.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,41 +59,63 @@ pub(crate) fn show(path: &Path, pid: i32, json: bool) -> Result<()> {
         return Ok(());
     }
     say!(
-        "{:<29} {:<4} {:>8} {:>8} {:>8} {:>8}  {:<BAR$}  what",
-        "addresses",
+        "{:<12} {:>8} {:<4} {:>8} {:>8} {:>8}  {:<BAR$} what",
+        "address",
+        "size",
         "",
-        "pages",
         "system",
         "device",
         "mapped",
-        "S system, D device, * both"
+        "where"
     );
+    let room = terminal_width().map(|width| width.saturating_sub(BEFORE_THE_NAME));
     let mut total = PageCounts::default();
     for (vma, counts, bar) in &rows {
         total.add(counts);
         if counts.system + counts.device + counts.other > 0 {
-            say!(
-                "{:<29} {:<4} {counts}  {bar}  {}",
-                format!("{:x}-{:x}", vma.addresses.start, vma.addresses.end),
+            let line = format!(
+                "{:012x} {:>8} {:<4} {counts}  {bar} {}",
+                vma.addresses.start,
+                size::write(vma.addresses.len() as u64),
                 vma.rights,
-                vma.name,
+                end_of(&vma.name, room),
             );
+            say!("{}", line.trim_end());
         }
     }
-    say!("{:<29} {:<4} {total}", "all", "");
+    let bytes = (total.pages * page_size()) as u64;
+    say!("{:<12} {:>8} {:<4} {total}", "all", size::write(bytes), "");
+    say!("{LEGEND}");
     Ok(())
+}
+
+/// The width of the terminal that the output goes to, if it goes to one.
+fn terminal_width() -> Option<usize> {
+    let size = tcgetwinsize(std::io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// A name, or as much of its end as there is room for.
+fn end_of(name: &str, room: Option<usize>) -> String {
+    let length = name.chars().count();
+    match room {
+        Some(room) if length > room => {
+            let left_out = length + 1 - room.max(1);
+            format!("…{}", name.chars().skip(left_out).collect::<String>())
+        }
+        _ => name.to_owned(),
+    }
 }
 
 impl fmt::Display for PageCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            pages,
             system,
             device,
             mapped,
             ..
         } = self;
-        write!(f, "{pages:>8} {system:>8} {device:>8} {mapped:>8}")
+        write!(f, "{system:>8} {device:>8} {mapped:>8}")
     }
 }
 
@@ -177,6 +206,33 @@ mod tests {
         );
         assert_eq!(parse("1000-2000 r--p 0 00:00 0").unwrap().name, "");
         assert_eq!(parse("nonsense"), None);
+    }
+
+    #[test]
+    fn a_long_name_loses_its_beginning_where_there_is_no_room() {
+        assert_eq!(end_of("/usr/lib/libc.so.6", Some(13)), "…ib/libc.so.6");
+        assert_eq!(end_of("[heap]", Some(6)), "[heap]");
+        assert_eq!(end_of("/usr/lib/libc.so.6", None), "/usr/lib/libc.so.6");
+        assert_eq!(end_of("[heap]", Some(0)), "…");
+    }
+
+    #[test]
+    fn what_is_before_a_name_leaves_room_for_it_in_80_columns() {
+        let counts = PageCounts {
+            system: 99_999_999,
+            device: 99_999_999,
+            mapped: 99_999_999,
+            ..PageCounts::default()
+        };
+        let bar = ".".repeat(BAR);
+        let line = format!(
+            "{:012x} {:>8} {:<4} {counts}  {bar} ",
+            u64::MAX >> 16,
+            "1048572K",
+            "rw-p"
+        );
+        assert_eq!(line.len(), BEFORE_THE_NAME);
+        assert!(LEGEND.len() < 80);
     }
 
     #[test]

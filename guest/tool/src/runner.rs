@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use hmm::work::Work;
 use hmm::{Counters, Destination, Device, Migration, Outcome, PageRange, Space, Usage};
+use hmm_cli::say;
 
+use crate::argument::WrongArgument;
 use crate::report::Report;
 
 /// How many mistakes a report describes; the others are counted.
@@ -26,7 +28,8 @@ pub struct Workload {
     pub default_size: usize,
     /// What its size counts.
     pub unit: &'static str,
-    /// What it does. An error makes the report wrong, as a mistake does.
+    /// What it does. An error, such as of a call that failed, is reported as such and not as a
+    /// wrong answer; [`WrongArgument`] ends the whole run.
     pub run: fn(&mut WorkloadCtx<'_>) -> Result<()>,
 }
 
@@ -45,7 +48,8 @@ pub struct Options {
 ///
 /// # Errors
 ///
-/// When the device cannot be opened.
+/// When the device cannot be opened. [`WrongArgument`] when a workload cannot have that size on this
+/// device.
 pub fn run<'w>(
     workloads: impl IntoIterator<Item = &'w Workload>,
     device: &Path,
@@ -54,24 +58,32 @@ pub fn run<'w>(
 ) -> Result<bool> {
     // Opened once beforehand, so that a missing device is reported once.
     Device::open(device)?;
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut all_right = true;
+    let mut header = (!json).then(Report::header);
     for workload in workloads {
-        let report = attempt(workload, device, options);
+        let report = attempt(workload, device, options, seed)?;
+        if let Some(header) = header.take() {
+            say!("{header}");
+        }
         report.print(json);
         all_right &= report.right;
+    }
+    if !json {
+        say!("seed {seed}");
     }
     Ok(all_right)
 }
 
-/// Runs one workload. An error that stops it makes the report wrong.
-fn attempt(workload: &Workload, device: &Path, options: &Options) -> Report {
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
+/// Runs one workload. An error that stops it is part of the report, unless it is the user's.
+fn attempt(workload: &Workload, device: &Path, options: &Options, seed: u64) -> Result<Report> {
     let mut report = Report {
-        workload: workload.name,
+        workload: workload.name.into(),
         size: options.size.unwrap_or(workload.default_size),
-        unit: workload.unit,
+        unit: workload.unit.into(),
         right: false,
         mistakes: Vec::new(),
+        failure: None,
         faults: 0,
         pages_to_device: 0,
         pages_to_system: 0,
@@ -98,11 +110,12 @@ fn attempt(workload: &Workload, device: &Path, options: &Options) -> Report {
         ctx.finish(&before)?;
         outcome
     });
-    if let Err(error) = outcome {
-        report.mistakes.push(format!("{error:#}"));
+    match outcome {
+        Err(error) if error.is::<WrongArgument>() => return Err(error),
+        outcome => report.failure = outcome.err().map(|error| format!("{error:#}")),
     }
-    report.right = report.mistakes.is_empty();
-    report
+    report.right = report.mistakes.is_empty() && report.failure.is_none();
+    Ok(report)
 }
 
 /// One run of a workload: its resources and its report.

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hmm_cli::size;
 use hmm_tool::cli::{self, Common, Rounds};
-use hmm_tool::size;
 
 /// The tests' uses of a virtio-hmm accelerator.
 #[derive(Debug, Parser)]
@@ -37,9 +37,9 @@ pub(crate) struct Run {
     /// The workload.
     #[arg(value_enum)]
     pub(crate) workload: Choice,
-    /// How large, with K, M or G for powers of 1024: bytes (peers), processes (processes) or
-    /// rounds (churn). Each workload has its own default.
-    #[arg(long, value_parser = size::parse)]
+    /// How large, such as 1000 or 64M, where K, M, G and T are powers of 1024: bytes (peers),
+    /// processes (processes) or rounds (churn). Each workload has its own default.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse::<usize>)]
     pub(crate) size: Option<usize>,
     /// The seed of all input, order and timing that is chosen at random. It is printed,
     /// so that a run can be repeated.

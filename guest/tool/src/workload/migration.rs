@@ -3,7 +3,8 @@
 use anyhow::{ensure, Result};
 use hmm::spec::wire::config::capability;
 use hmm::{page_size, work, Destination, Place};
-
+use hmm_cli::{figure, size};
+use hmm_tool::argument::WrongArgument;
 use hmm_tool::memory::{available, first_difference, write_pattern, Mapping};
 use hmm_tool::places::{at, sum};
 use hmm_tool::runner::WorkloadCtx;
@@ -13,6 +14,21 @@ use super::in_place;
 /// Moves all memory to the device, works on it there, and reads it back by the CPU.
 pub(super) fn migrate(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     let bytes = ctx.size().next_multiple_of(page_size());
+    let info = ctx.space.device().info()?;
+    if bytes as u64 > info.device_memory {
+        let text = format!(
+            "migrate --size {}: it is more than the device has, which is {}",
+            size::write(bytes as u64),
+            size::write(info.device_memory)
+        );
+        return Err(WrongArgument(text).into());
+    }
+    ensure!(
+        bytes as u64 <= info.free_memory,
+        "{} do not fit: the device has {} free",
+        figure::bytes(bytes as u64),
+        figure::bytes(info.free_memory)
+    );
     let seed = ctx.random.u64(..);
     let mut memory = Mapping::anonymous(bytes)?;
     write_pattern(seed, memory.numbers_mut());
@@ -46,7 +62,7 @@ pub(super) fn migrate(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
         range.pages(),
     );
 
-    if ctx.space.device().info()?.capabilities & capability::COHERENT != 0 {
+    if info.capabilities & capability::COHERENT != 0 {
         in_place::share(ctx, &mut memory, seed)?;
         let moved = ctx.move_all(range, Destination::System)?;
         ctx.check_equal(
@@ -77,19 +93,20 @@ pub(super) fn oversubscribe(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     }
     let bytes = ctx.size().next_multiple_of(page_size());
     ctx.report.size = bytes;
-    ensure!(
-        bytes as u64 > capacity,
-        "{} MiB are not more than the {} MiB of the device",
-        bytes >> 20,
-        capacity >> 20
-    );
+    if bytes as u64 <= capacity {
+        let text = format!(
+            "oversubscribe --size {}: it must be more than the device has, which is {}",
+            size::write(bytes as u64),
+            size::write(capacity)
+        );
+        return Err(WrongArgument(text).into());
+    }
     let available = available()?;
     ensure!(
         (bytes as u64) < available,
-        "this needs {} MiB, but the guest has only {} MiB available: give it more, or the \
-         device less",
-        bytes >> 20,
-        available >> 20
+        "this needs {}, but the guest has only {} available: give it more, or the device less",
+        figure::bytes(bytes as u64),
+        figure::bytes(available)
     );
 
     let seed = ctx.random.u64(..);
