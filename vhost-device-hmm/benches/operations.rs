@@ -6,6 +6,7 @@
 //! work on the machine disturbs both alike. Both are measured in the processor time of the thread.
 //! There are no pages, translations or locks here: these are added by the rest of the daemon.
 
+use hmm_cli::say;
 use multiversion::multiversion;
 use nix::time::{clock_gettime, ClockId};
 use std::hint::black_box;
@@ -218,7 +219,7 @@ fn compare(
     }
     #[expect(clippy::cast_precision_loss, reason = "for a table")]
     let rate = |time: Duration| units as f64 / time.as_secs_f64() / 1e9;
-    println!(
+    say!(
         "{name:<12} {:>9.3} {:>9.3} {unit:<8} {:>6.2} {:>9.1} {:>9.1}",
         rate(best_plain),
         rate(best_run),
@@ -659,10 +660,16 @@ fn main() {
     let bytes = wanted.unwrap_or(64).clamp(8, 1 << 16) << 20;
     // Twice the streams, but at least the size of three matrices.
     let mut memory = vec![1_u64; (bytes / 4).max(2 << 20)];
-    println!("{} MiB; best of at least {ROUNDS} rounds", bytes >> 20);
-    println!(
+    say!("{} MiB; best of at least {ROUNDS} rounds", bytes >> 20);
+    say!(
         "{:<12} {:>9} {:>9} {:<8} {:>6} {:>9} {:>9}",
-        "", "plain", "steps", "", "ratio", "median µs", "most µs"
+        "",
+        "plain",
+        "steps",
+        "",
+        "ratio",
+        "median µs",
+        "most µs"
     );
     streams(&mut memory, bytes);
     floats(&mut memory, bytes);

@@ -72,7 +72,7 @@ impl Guest {
             Err(RecvTimeoutError::Timeout) => Err(Error::TimedOut {
                 doing: doing(),
                 limit: pace.scale(BOOT),
-                seen: format!("; its console shows last\n{}\n", tail(&logs.console())),
+                seen: format!("; its console shows last\n{}\n", last_lines(logs)),
                 logs: logs.directory().to_owned(),
             })?,
         };
@@ -281,6 +281,37 @@ fn last_words(logs: &Logs) -> String {
         .take(COMPLAINTS)
         .map(|complaint| format!("    {complaint}"))
         .collect();
-    words.push(tail(&logs.console()));
+    words.push(last_lines(logs));
     words.join("\n")
+}
+
+/// The last lines of the console, or that there are none: a kernel that lacks memory says nothing.
+fn last_lines(logs: &Logs) -> String {
+    let lines = tail(&logs.console());
+    if lines.trim().is_empty() {
+        "    nothing: the kernel ended before its first message, as it does for want of memory"
+            .to_owned()
+    } else {
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_that_is_silent_is_told_as_silent() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::create(directory.path(), "silent").unwrap();
+        assert!(last_words(&logs).contains("nothing:"));
+        std::fs::write(logs.console(), "\r\n").unwrap();
+        assert!(last_words(&logs).contains("nothing:"));
+        std::fs::write(logs.console(), "Linux version 7.3\n").unwrap();
+        let words = last_words(&logs);
+        assert!(
+            words.contains("Linux version") && !words.contains("nothing:"),
+            "{words}"
+        );
+    }
 }

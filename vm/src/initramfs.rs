@@ -12,6 +12,8 @@ use anyhow::{bail, ensure, Context, Result};
 use cpio::newc::{trailer, Builder, ModeFileType};
 use hmm_agent::protocol::MODULE_LIST;
 
+use crate::strip::strip;
+
 /// Where the guest finds our driver.
 pub const DRIVER: &str = "/lib/modules/virtio_hmm.ko";
 
@@ -67,7 +69,7 @@ impl Contents<'_> {
         for directory in DIRECTORIES {
             archive.directory(directory)?;
         }
-        archive.file("/init", self.agent)?;
+        archive.program("/init", self.agent)?;
         self.commands(&mut archive)?;
         self.modules(&mut archive)?;
         self.files(&mut archive)?;
@@ -82,7 +84,7 @@ impl Contents<'_> {
             archive.link(&format!("/bin/{applet}"), "busybox")?;
         }
         if let Some(hmm) = self.hmm {
-            archive.file("/bin/hmm", hmm)?;
+            archive.program("/bin/hmm", hmm)?;
         }
         Ok(())
     }
@@ -152,6 +154,13 @@ impl Archive {
     fn bytes(&mut self, path: &str, mut contents: &[u8], mode: u32) -> Result<()> {
         let length = contents.len();
         self.entry(path, ModeFileType::Regular, mode, &mut contents, length)
+    }
+
+    /// A program of ours, without its debug information: the guest has to unpack all of it.
+    fn program(&mut self, path: &str, host: &Path) -> Result<()> {
+        let program = fs::read(host).with_context(|| format!("reading {}", host.display()))?;
+        let stripped = strip(&program).with_context(|| format!("stripping {}", host.display()))?;
+        self.bytes(path, &stripped, 0o755)
     }
 
     fn file(&mut self, path: &str, host: &Path) -> Result<()> {

@@ -10,7 +10,7 @@
 //! * [`session`]: the machine of a person, for `cargo xtask vm`;
 //! * [`vm`]: a machine with its devices, from start to finish;
 //! * [`guest`], [`qemu`], [`daemon`] with its [`control`] socket: its parts;
-//! * [`initramfs`], [`klog`], [`monitor`], [`process`], [`logs`], [`pace`]: what
+//! * [`initramfs`], `strip`, [`klog`], [`monitor`], [`process`], [`logs`], [`pace`]: what
 //!   parts are made of;
 //! * [`kselftest`]: what the kernel's own test programs print.
 //!
@@ -29,4 +29,5 @@ pub mod pace;
 pub mod process;
 pub mod qemu;
 pub mod session;
+mod strip;
 pub mod vm;

@@ -32,6 +32,10 @@ pub const MIB: u64 = 1 << 20;
 /// One gibibyte.
 pub const GIB: u64 = 1 << 30;
 
+/// The least memory of a guest, in bytes: with less the kernel does not reach its first process, and
+/// says nothing.
+pub const LEAST_MEMORY: u64 = 128 * MIB;
+
 /// The environment variable that names the kernel of machines that choose none.
 pub const KERNEL_VARIABLE: &str = "VIRTIO_HMM_KERNEL";
 

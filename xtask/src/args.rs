@@ -2,13 +2,20 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use hmm_cli::size;
 use hmm_explorer::schedule::Shard;
+use hmm_vm::vm::LEAST_MEMORY;
+use virtio_hmm_spec::wire::LARGE_PAGES;
 
 use crate::patches::Person;
 
 /// The log levels of a daemon, from nothing to everything.
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// The size of a large leaf, of which a device's memory consists.
+const LARGE_LEAF: u64 = LARGE_PAGES << 12;
 
 /// Set up, build, demonstrate and test virtio-hmm.
 ///
@@ -62,6 +69,20 @@ pub(crate) struct SetupArgs {
     /// Build the toolbox and the kernels again, from the newest packages on offer
     #[arg(long)]
     pub(crate) update: bool,
+
+    /// Only print what a store of prepared toolboxes is to be keyed by, for continuous integration:
+    /// it is another one when the toolbox or a kernel is prepared in another way
+    #[arg(long, conflicts_with_all = ["update", "import", "export"])]
+    pub(crate) print_cache_key: bool,
+
+    /// Take the toolbox and the kernels from this archive of --export, if they are missing
+    #[arg(long, value_name = "FILE", conflicts_with = "update")]
+    pub(crate) import: Option<PathBuf>,
+
+    /// Write the toolbox and the kernels to this archive, such as toolbox.tar.zst; its name says how
+    /// it is compressed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) export: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -93,12 +114,12 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=8))]
     pub(crate) coherent_devices: u8,
 
-    /// The guest's memory, such as 512M or 2G
-    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = size)]
+    /// The guest's memory, such as 512M or 1.5G; K, M, G and T are powers of 1024
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = memory)]
     pub(crate) memory: u64,
 
-    /// Each device's own memory
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
+    /// Each device's own memory, a multiple of 2M
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = device_memory)]
     pub(crate) device_memory: u64,
 
     /// The guest's kernel
@@ -150,8 +171,9 @@ pub(crate) struct VmArgs {
     #[arg(long)]
     pub(crate) dmirror: bool,
 
-    /// The command to run in the guest, in /root; without one, a shell
-    #[arg(last = true, value_name = "COMMAND")]
+    /// The command to run in the guest, in /root, and its arguments; without one, a shell. The exit
+    /// status is the command's, or 127 if there is no such command
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }
 
@@ -323,9 +345,77 @@ fn rule(text: &str) -> Result<(Option<usize>, String), String> {
     }
 }
 
-/// Bytes, from a number with an optional unit; 1K is 1024.
-fn size(text: &str) -> Result<u64, parse_size::Error> {
-    parse_size::Config::new().with_binary().parse_size(text)
+/// The guest's memory.
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text)?;
+    if bytes < LEAST_MEMORY {
+        return Err(format!(
+            "the guest needs at least {}",
+            size::write(LEAST_MEMORY)
+        ));
+    }
+    Ok(bytes)
+}
+
+/// A device's memory, which consists of large leaves.
+fn device_memory(text: &str) -> Result<u64, String> {
+    let bytes: u64 = size::parse(text)?;
+    if bytes % LARGE_LEAF != 0 {
+        return Err(format!(
+            "it must be a multiple of {}, such as {}",
+            size::write(LARGE_LEAF),
+            size::write(bytes.next_multiple_of(LARGE_LEAF))
+        ));
+    }
+    Ok(bytes)
+}
+
+impl Args {
+    /// The command line of this process. A wrong one ends the process.
+    pub(crate) fn read() -> Self {
+        let args = Self::parse();
+        if let Err(text) = args.check() {
+            Self::command()
+                .error(ErrorKind::ValueValidation, text)
+                .exit();
+        }
+        args
+    }
+
+    /// Checks options that depend on each other.
+    fn check(&self) -> Result<(), String> {
+        match &self.command {
+            Command::Vm(args) => args.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl VmArgs {
+    fn check(&self) -> Result<(), String> {
+        let memory = self.device_memory;
+        if self.coherent_devices > 0 && !memory.is_power_of_two() {
+            return Err(format!(
+                "--coherent-devices needs a --device-memory that is a power of two: {}, for \
+                 example, and not {}",
+                size::write(memory.next_power_of_two()),
+                size::write(memory)
+            ));
+        }
+        if self.coherent_devices > 0 && self.machine == MachineChoice::Microvm {
+            return Err("--coherent-devices needs PCI, which --machine microvm lacks".to_owned());
+        }
+        let devices = usize::from(self.devices) + usize::from(self.coherent_devices);
+        for (device, rule) in &self.rules {
+            if let Some(device) = device.filter(|device| *device >= devices) {
+                return Err(format!(
+                    "--rule {device}:{rule}: there is no device {device}; there are {devices}, \
+                     numbered from 0"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A share of a search, `I/N` with I from 1 to N.
@@ -349,7 +439,6 @@ fn shard(text: &str) -> Result<Shard, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn shares_are_counted_from_one() {
@@ -360,24 +449,65 @@ mod tests {
         }
     }
 
-    #[test]
-    fn sizes_are_in_powers_of_1024() {
-        assert_eq!(size("512M").unwrap(), 512 << 20);
-        assert_eq!(size("2G").unwrap(), 2 << 30);
-        assert_eq!(size("4096").unwrap(), 4096);
-        assert!(size("many").is_err());
+    fn vm(line: &str) -> Result<VmArgs, String> {
+        let line = format!("xtask vm {line}");
+        let args = Args::try_parse_from(line.split_whitespace()).map_err(|e| e.to_string())?;
+        args.check()?;
+        match args.command {
+            Command::Vm(vm) => Ok(vm),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn what_follows_the_dashes_is_the_guests() {
-        let line = "xtask vm --devices 2 --file a --file b -- hmm --devices 3";
-        let args = Args::try_parse_from(line.split(' ')).unwrap();
-        let Command::Vm(vm) = args.command else {
-            panic!("another command");
-        };
-        assert_eq!(vm.devices, 2);
-        assert_eq!(vm.files, [PathBuf::from("a"), PathBuf::from("b")]);
-        assert_eq!(vm.command, ["hmm", "--devices", "3"]);
+    fn a_size_that_the_machine_cannot_have_is_refused_by_the_name_that_the_user_gave_it() {
+        assert_eq!(vm("--memory 1.5G").unwrap().memory, 3 << 29);
+        let error = vm("--memory 64M").unwrap_err();
+        assert!(
+            error.contains("--memory") && error.contains("at least"),
+            "{error}"
+        );
+        let error = vm("--device-memory 3M").unwrap_err();
+        assert!(
+            error.contains("--device-memory") && error.contains("such as 4M"),
+            "{error}"
+        );
+        let error = vm("--coherent-devices 1 --device-memory 6M").unwrap_err();
+        assert!(
+            error.contains("--device-memory") && error.contains("8M"),
+            "{error}"
+        );
+        assert!(vm("--device-memory 6M").is_ok(), "private memory may be");
+        assert!(vm("--coherent-devices 1 --machine microvm").is_err());
+    }
+
+    #[test]
+    fn a_rule_for_a_device_that_is_not_there_is_refused() {
+        assert!(vm("--devices 2 --rule 1:hold@dma.taken").is_ok());
+        let error = vm("--devices 2 --rule 2:hold@dma.taken").unwrap_err();
+        assert!(error.contains("there is no device 2"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_log_level_lists_the_levels() {
+        let error = vm("--daemon-log loud").unwrap_err();
+        for level in LOG_LEVELS {
+            assert!(error.contains(level), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_command_begins_at_its_name_with_and_without_dashes() {
+        for line in [
+            "--devices 3 -- hmm run all --size 5",
+            "--devices 3 hmm run all --size 5",
+        ] {
+            let vm = vm(line).unwrap();
+            assert_eq!(vm.devices, 3);
+            assert_eq!(vm.command, ["hmm", "run", "all", "--size", "5"], "{line}");
+        }
+        let error = vm("--device 3").unwrap_err();
+        assert!(error.contains("unexpected argument '--device'"), "{error}");
     }
 
     #[test]

@@ -5,8 +5,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 mod args;
 mod bench;
 mod layers;
@@ -20,7 +18,7 @@ use run::{demo, explore, suite, vm};
 use setup::{clean, prepare};
 
 fn main() -> ExitCode {
-    let result = match Args::parse().command {
+    let result = match Args::read().command {
         Command::Setup(args) => prepare::setup(&args),
         Command::Build(args) => prepare::build(&args),
         Command::Demo(args) => demo::demo(&args),

@@ -64,6 +64,10 @@ impl Daemon {
         daemon
     }
 
+    #[expect(
+        clippy::print_stderr,
+        reason = "the harness shows it if the test fails"
+    )]
     pub(crate) fn start_at(socket: &Path, options: &[&str]) -> Self {
         let mut child = command(socket, options).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{ensure, Context, Result};
-use hmm_cli::remark;
+use hmm_cli::{remark, size};
 
 use super::slot::Slot;
-use super::{default_kernel, Vm, GIB};
+use super::{default_kernel, Vm, GIB, LEAST_MEMORY};
 use crate::artifacts::{Artifacts, Kernel};
 use crate::daemon::{self, Daemon};
 use crate::guest::{self, Guest};
@@ -266,6 +266,12 @@ impl<'a> Builder<'a> {
     ///
     /// When any part does not start; the text says which, why and where its log is.
     pub fn start(self) -> Result<Vm> {
+        ensure!(
+            self.memory >= LEAST_MEMORY,
+            "a guest needs at least {} of memory, and not {}",
+            size::write(LEAST_MEMORY),
+            size::write(self.memory)
+        );
         let kernel = self.artifacts.kernels.get(&self.kernel).with_context(|| {
             format!(
                 "there is no {} kernel among the artifacts; prepare it with `cargo xtask`",

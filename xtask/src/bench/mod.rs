@@ -22,7 +22,7 @@ use hmm_vm::guest::{Command, Status, Stream};
 use hmm_vm::vm::{Vm, GIB, MIB};
 
 use crate::args::{BenchArgs, BenchPart, KernelChoice};
-use crate::setup::cargo::Checkout;
+use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::prepare::Prepared;
 use crate::setup::progress;
 use compare::Comparison;
@@ -52,7 +52,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     }
     if args.has(BenchPart::Guest) || args.has(BenchPart::Kernel) {
         let kernel = KernelChoice::Stock;
-        let prepared = Prepared::for_kernels(&checkout, &[kernel])?;
+        let prepared = Prepared::for_kernels(&checkout, &[kernel], Purpose::Tests)?;
         let artifacts = &prepared.artifacts;
         record.versions.guest = Some(Guest::of(artifacts, kernel.name(), args.icount)?);
         if args.has(BenchPart::Guest) {

@@ -63,7 +63,7 @@ fn kernel(toolbox: &Toolbox, series: &Series) -> Result<PathBuf> {
         .with(toolbox.release())
         .with(BUILD)
         .with(CONFIG);
-    let entry = toolbox.builds()?.entry(&recipe, |partial| {
+    let entry = toolbox.builds().entry(&recipe, |partial| {
         progress::announce(
             "building a kernel with the patches",
             "they must apply to the kernel's source, build and pass their tests (about 4 minutes)",

@@ -1,20 +1,18 @@
 //! `cargo xtask demo`: runs every workload in a guest, and prints one table of the results.
 //!
-//! The guest's `hmm` command does the work and checks it; this file reads its lines. It does not
-//! know what a workload does.
+//! The guest's `hmm` command does the work and checks it; this file reads its lines, and shows them
+//! as that command does. It does not know what a workload does.
 
-use std::fmt;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 use hmm_cli::{output, say};
+use hmm_tool::report::Report;
 use hmm_vm::guest::{Command, Status, Stream};
 use hmm_vm::vm::{Vm, GIB, MIB};
-use serde::Deserialize;
 
 use crate::args::{DemoArgs, KernelChoice};
-use crate::setup::cargo::Checkout;
+use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::prepare::Prepared;
 use crate::setup::progress;
 
@@ -22,32 +20,16 @@ use crate::setup::progress;
 const MEMORY: u64 = 2 * GIB;
 const DEVICE_MEMORY: u64 = 512 * MIB;
 
-/// The report of the guest's command about one workload.
-#[derive(Debug, Deserialize)]
-struct Row {
-    workload: String,
-    size: u64,
-    unit: String,
-    right: bool,
-    mistakes: Vec<String>,
-    faults: u64,
-    pages_to_device: u64,
-    pages_to_system: u64,
-    device_ns: Option<u64>,
-    cpu_ns: Option<u64>,
-    note: String,
-}
-
 /// The rows so far, and the part of a line whose end has not arrived.
 #[derive(Debug, Default)]
 struct Table {
     rest: Vec<u8>,
-    rows: Vec<Row>,
+    rows: Vec<Report>,
 }
 
 /// Runs the workloads and prints the table.
 pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
-    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel])?;
+    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel], Purpose::Machine)?;
     let artifacts = &prepared.artifacts;
     let image = &artifacts.kernels[args.kernel.name()].image;
     let image_name = image
@@ -74,7 +56,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
         .file(image)
         .start()?;
 
-    say!("{}", Row::header());
+    say!("{}", Report::header());
     let mut table = Table::default();
     let mut unreadable = None;
     let file = format!("/root/{image_name}");
@@ -109,11 +91,11 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
 
 impl Table {
     /// Takes output of the guest, and shows each row that is complete.
-    fn add(&mut self, bytes: &[u8], mut show: impl FnMut(&Row)) -> Result<()> {
+    fn add(&mut self, bytes: &[u8], mut show: impl FnMut(&Report)) -> Result<()> {
         self.rest.extend_from_slice(bytes);
         while let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let row: Row = serde_json::from_slice(&line).with_context(|| {
+            let row: Report = serde_json::from_slice(&line).with_context(|| {
                 format!(
                     "the guest printed no result but: {}",
                     String::from_utf8_lossy(&line).trim()
@@ -138,56 +120,15 @@ impl Table {
     }
 }
 
-impl Row {
-    fn header() -> String {
-        format!(
-            "{:<14} {:>21}  {:<6} {:>8} {:>10} {:>10} {:>11} {:>11}",
-            "workload", "size", "answer", "faults", "to device", "to system", "device", "CPU"
-        )
-    }
-}
-
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:<14} {:>21}  {:<6} {:>8} {:>10} {:>10} {:>11} {:>11}",
-            self.workload,
-            format!("{} {}", self.size, self.unit),
-            if self.right { "right" } else { "WRONG" },
-            self.faults,
-            self.pages_to_device,
-            self.pages_to_system,
-            time(self.device_ns),
-            time(self.cpu_ns),
-        )?;
-        let remarks = self.mistakes.iter().map(|mistake| ("wrong: ", mistake));
-        for (kind, text) in Some(("", &self.note))
-            .filter(|(_, note)| !note.is_empty())
-            .into_iter()
-            .chain(remarks)
-        {
-            write!(f, "\n    {kind}{text}")?;
-        }
-        Ok(())
-    }
-}
-
-fn time(nanoseconds: Option<u64>) -> String {
-    nanoseconds.map_or_else(
-        || "-".to_owned(),
-        |ns| format!("{:.1?}", Duration::from_nanos(ns)),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn line(right: bool) -> String {
+        let mistakes = if right { "[]" } else { "[\"2 before 1\"]" };
         format!(
             "{{\"workload\":\"sort\",\"size\":4,\"unit\":\"integers\",\"right\":{right},\
-             \"mistakes\":[\"2 before 1\"],\"faults\":3,\"pages_to_device\":0,\
+             \"mistakes\":{mistakes},\"failure\":null,\"faults\":3,\"pages_to_device\":0,\
              \"pages_to_system\":0,\"device_ns\":1500000,\"cpu_ns\":null,\"seed\":1,\"note\":\"\"}}\n"
         )
     }

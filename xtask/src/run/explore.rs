@@ -18,7 +18,7 @@ use hmm_explorer::schedule::Shard;
 use hmm_vm::artifacts::Artifacts;
 
 use crate::args::{ExploreArgs, KernelChoice};
-use crate::setup::cargo::Checkout;
+use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::prepare::Prepared;
 
 /// The findings of earlier searches, which every search tries first.
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &ExploreArgs) -> Result<ExitCode> {
     if let Some(path) = &args.replay {
         return again(&checkout, path, args.times);
     }
-    let prepared = Prepared::for_kernels(&checkout, &[args.kernel])?;
+    let prepared = Prepared::for_kernels(&checkout, &[args.kernel], Purpose::Tests)?;
     let search = Search {
         kernel: args.kernel,
         seed: args.seed.map_or_else(seed, Ok)?,
@@ -161,7 +161,7 @@ fn again(checkout: &Checkout, path: &Path, times: u32) -> Result<ExitCode> {
         .into_iter()
         .find(|kernel| kernel.name() == finding.kernel)
         .with_context(|| format!("there is no {} kernel", finding.kernel))?;
-    let prepared = Prepared::for_kernels(checkout, &[kernel])?;
+    let prepared = Prepared::for_kernels(checkout, &[kernel], Purpose::Tests)?;
     say!("{finding}");
     let mut lab = Lab::new(&prepared.artifacts, kernel.name(), finding.seed);
     let (came_back, _) = replay(&mut lab, &finding, times, &mut |line| say!("{line}"))?;

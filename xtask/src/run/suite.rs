@@ -20,7 +20,7 @@ use crate::patches;
 use crate::run::explore::{self, Search};
 use crate::run::harness::Harness;
 use crate::run::report::{Counts, Failure, Report};
-use crate::setup::cargo::Checkout;
+use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::driver;
 use crate::setup::prepare::{Foundation, Prepared};
 
@@ -57,7 +57,8 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     suite.host_parts()?;
     let prepared = suite.single("set-up and build", |suite| {
         let foundation = Foundation::prepare(&suite.checkout, &args.kernels)?;
-        Prepared::on(&foundation, &suite.checkout).map(|prepared| (foundation, prepared))
+        Prepared::on(&foundation, &suite.checkout, Purpose::Tests)
+            .map(|prepared| (foundation, prepared))
     });
     if let Some((foundation, prepared)) = prepared {
         suite.driver_lints(&foundation);

@@ -9,12 +9,12 @@ use hmm_vm::qemu::Machine;
 use hmm_vm::session::{self, Settings};
 
 use crate::args::{MachineChoice, VmArgs};
-use crate::setup::cargo::Checkout;
+use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::prepare::Prepared;
 
 /// Gives a shell in the guest, or runs one command there and returns its exit status.
 pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
-    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel])?;
+    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel], Purpose::Machine)?;
     let mut parameters = args.parameters.clone();
     if args.dmirror {
         parameters.push("dmirror=1".to_owned());

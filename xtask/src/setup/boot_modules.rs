@@ -38,7 +38,7 @@ pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Vec<PathBuf>> {
     let recipe = Recipe::new("boot-modules")
         .with(order.join("\n"))
         .with(UNPACK);
-    let entry = toolbox.builds()?.entry(&recipe, |partial| {
+    let entry = toolbox.builds().entry(&recipe, |partial| {
         let target = toolbox.inside(partial)?;
         let arguments = [&target, &directory];
         let mut command = toolbox.script(UNPACK, arguments);

@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -93,7 +93,7 @@ impl Recipe {
     }
 
     /// The name of the entry that this recipe makes.
-    fn entry_name(&self) -> String {
+    pub(crate) fn entry_name(&self) -> String {
         let digest = hex(&self.ingredients.clone().finalize());
         format!("{}-{}", self.name, &digest[..12])
     }
@@ -112,14 +112,12 @@ impl Cache {
             .or_else(|| variable("XDG_CACHE_HOME").map(|d| d.join("virtio-hmm")))
             .or_else(|| variable("HOME").map(|d| d.join(".cache/virtio-hmm")))
             .context("no place for the cache: set HOME or VIRTIO_HMM_CACHE")?;
-        Self::at(std::path::absolute(directory)?)
+        Ok(Self::at(std::path::absolute(directory)?))
     }
 
-    /// A cache in `directory`, which is created if it is missing.
-    pub(crate) fn at(directory: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("creating the cache {}", directory.display()))?;
-        Ok(Self { directory })
+    /// A cache in `directory`, which is created with the first lock.
+    pub(crate) fn at(directory: PathBuf) -> Self {
+        Self { directory }
     }
 
     /// The directory of the entries.
@@ -162,6 +160,11 @@ impl Cache {
         Ok(entry)
     }
 
+    /// Whether there is a complete entry that `recipe` describes.
+    pub(crate) fn has(&self, recipe: &Recipe) -> bool {
+        Stamp::verify(&self.directory.join(recipe.entry_name())).is_ok()
+    }
+
     /// Removes what interrupted runs left unfinished, unless it is being built now.
     fn sweep(&self) -> Result<()> {
         for found in fs::read_dir(&self.directory)? {
@@ -190,6 +193,8 @@ impl Cache {
 
     /// Waits for the lock called `name` in this cache.
     pub(crate) fn lock(&self, name: &str) -> Result<Lock> {
+        fs::create_dir_all(&self.directory)
+            .with_context(|| format!("creating the cache {}", self.directory.display()))?;
         let path = self.directory.join(format!("{name}.lock"));
         let file = File::options()
             .create(true)
@@ -211,6 +216,9 @@ impl Cache {
     /// The entries, by name.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
+        if !self.directory.try_exists()? {
+            return Ok(entries);
+        }
         for found in fs::read_dir(&self.directory)
             .with_context(|| format!("reading {}", self.directory.display()))?
         {
@@ -303,11 +311,22 @@ impl KeyFile {
 /// Size and SHA-256 of a file.
 pub(crate) fn digest(file: &Path) -> io::Result<(u64, String)> {
     let mut hasher = Sha256::new();
-    let bytes = io::copy(&mut File::open(file)?, &mut hasher)?;
-    Ok((bytes, hex(&hasher.finalize())))
+    let mut reader = BufReader::with_capacity(1 << 20, File::open(file)?);
+    let mut bytes = 0;
+    loop {
+        let piece = reader.fill_buf()?;
+        if piece.is_empty() {
+            return Ok((bytes, hex(&hasher.finalize())));
+        }
+        hasher.update(piece);
+        let length = piece.len();
+        bytes += length as u64;
+        reader.consume(length);
+    }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as text, two digits each.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -326,7 +345,7 @@ mod tests {
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
             Self {
-                cache: Cache::at(directory.path().join("cache")).unwrap(),
+                cache: Cache::at(directory.path().join("cache")),
                 built: Cell::new(0),
                 _directory: directory,
             }
@@ -351,6 +370,17 @@ mod tests {
         assert_eq!(first, second);
         assert_eq!(fixture.built.get(), 1);
         assert_eq!(fs::read_to_string(first.join("file")).unwrap(), "a");
+    }
+
+    #[test]
+    fn a_look_at_a_cache_does_not_make_it() {
+        let fixture = Fixture::new();
+        assert!(fixture.cache.entries().unwrap().is_empty());
+        assert!(!fixture.cache.has(&Recipe::new("thing")));
+        assert!(!fixture.cache.directory().exists());
+        fixture.entry("a").unwrap();
+        assert!(fixture.cache.has(&Recipe::new("thing").with("a")));
+        assert!(!fixture.cache.has(&Recipe::new("thing").with("b")));
     }
 
     #[test]

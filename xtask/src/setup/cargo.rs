@@ -1,12 +1,14 @@
 //! The checkout from Cargo's view: its directories, and the programs that it builds.
 
 use std::collections::BTreeMap;
-use std::io::BufReader;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{bail, Context, Result};
 use cargo_metadata::{Message, MetadataCommand};
+use hmm_cli::remark;
 
 /// The target of the guest's programs. It is named even if it is the host's, so that its flags do
 /// not reach build scripts and macros.
@@ -27,6 +29,31 @@ pub(crate) struct Programs {
     pub(crate) daemon: PathBuf,
     pub(crate) agent: PathBuf,
     pub(crate) hmm: PathBuf,
+}
+
+/// What the programs are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A person's machine.
+    Machine,
+    /// Tests and measurements, which have programs of their own in the guest.
+    Tests,
+}
+
+/// The packages whose programs are in every guest.
+const OF_EVERY_GUEST: [&str; 2] = ["hmm-agent", "hmm-tool"];
+
+/// The packages whose programs only tests and measurements use.
+const OF_TESTS: [&str; 3] = ["hmm-hostile", "hmm-contract", "hmm-workloads"];
+
+impl Purpose {
+    /// The packages that it needs in the guest.
+    fn packages(self) -> Vec<&'static str> {
+        match self {
+            Self::Machine => OF_EVERY_GUEST.to_vec(),
+            Self::Tests => [&OF_EVERY_GUEST[..], &OF_TESTS].concat(),
+        }
+    }
 }
 
 impl Checkout {
@@ -58,7 +85,7 @@ impl Checkout {
     }
 
     /// Builds the daemon and the guest's programs. Those of the tests are beside the agent.
-    pub(crate) fn build_programs(&self) -> Result<Programs> {
+    pub(crate) fn build_programs(&self, purpose: Purpose) -> Result<Programs> {
         let mut daemon = self.cargo();
         daemon.args([
             "build",
@@ -74,18 +101,12 @@ impl Checkout {
         let mut guest = self.cargo();
         guest
             .args(["build", "--release", "--target", GUEST_TARGET, "--bins"])
-            .args([
-                "--package",
-                "hmm-agent",
-                "--package",
-                "hmm-tool",
-                "--package",
-                "hmm-hostile",
-                "--package",
-                "hmm-contract",
-                "--package",
-                "hmm-workloads",
-            ])
+            .args(
+                purpose
+                    .packages()
+                    .into_iter()
+                    .flat_map(|package| ["--package", package]),
+            )
             .env("RUSTFLAGS", flags);
         let mut guest = build(&mut guest)?;
         Ok(Programs {
@@ -98,11 +119,17 @@ impl Checkout {
 
 /// Runs `cargo build` and returns the executables by name.
 fn build(command: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
+    if io::stderr().is_terminal() {
+        command.env("CARGO_TERM_COLOR", "always");
+    }
     let mut child = command
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .context("starting cargo")?;
+    let remarks = child.stderr.take().context("cargo's remarks are a pipe")?;
+    let passing_on = thread::spawn(move || pass_on(remarks));
     let output = child.stdout.take().context("cargo's output is a pipe")?;
     let mut executables = BTreeMap::new();
     for message in Message::parse_stream(BufReader::new(output)) {
@@ -112,14 +139,71 @@ fn build(command: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
             }
         }
     }
+    passing_on.join().expect("printing does not panic");
     if !child.wait()?.success() {
         bail!("the programs do not build; the compiler's messages are above");
     }
     Ok(executables)
 }
 
+/// Prints what Cargo says as it says it, but not that it is finished: most of the time it had
+/// nothing to do, and then it says nothing else.
+fn pass_on(remarks: impl Read) {
+    let lines = BufReader::new(remarks).split(b'\n');
+    for line in lines.map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        if !is_the_end(&line) {
+            remark!("{line}");
+        }
+    }
+}
+
+/// Whether Cargo says in this line, perhaps in colour, that it has finished.
+fn is_the_end(line: &str) -> bool {
+    let text = line.trim_start_matches(|c: char| !c.is_ascii_alphabetic() || c == 'm');
+    text.starts_with("Finished")
+}
+
 fn take(executables: &mut BTreeMap<String, PathBuf>, name: &str) -> Result<PathBuf> {
     executables
         .remove(name)
         .with_context(|| format!("the workspace builds no program called {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_persons_machine_needs_no_program_of_the_tests() {
+        let of_tests = |package: &&str| OF_TESTS.contains(package);
+        assert_eq!(
+            Purpose::Machine
+                .packages()
+                .iter()
+                .filter(|p| of_tests(p))
+                .count(),
+            0
+        );
+        assert_eq!(
+            Purpose::Tests
+                .packages()
+                .iter()
+                .filter(|p| of_tests(p))
+                .count(),
+            3
+        );
+    }
+
+    #[test]
+    fn only_the_last_word_of_cargo_is_left_out() {
+        assert!(is_the_end(
+            "    Finished `release` profile [optimized] target(s) in 0.09s"
+        ));
+        let coloured = "\u{1b}[1m\u{1b}[92m    Finished\u{1b}[0m `release` profile";
+        assert!(is_the_end(coloured), "in colour");
+        assert!(!is_the_end("   Compiling hmm v0.1.0"));
+        assert!(!is_the_end("warning: unused variable: `Finished`"));
+        assert!(!is_the_end(""));
+    }
 }

@@ -13,6 +13,7 @@ use hmm_cli::say;
 use crate::args::CleanArgs;
 use crate::setup::cache::{Cache, Entry};
 use crate::setup::host;
+use crate::setup::space::gigabytes;
 use crate::setup::toolbox;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -44,7 +45,7 @@ pub(crate) fn clean(args: &CleanArgs) -> Result<ExitCode> {
         // The builds in a toolbox are removed with it, or by their own age.
         let builds = toolbox::builds_in(&entry.path);
         if !is_old(&entry, limit) && builds.is_dir() {
-            for build in Cache::at(builds)?.entries()? {
+            for build in Cache::at(builds).entries()? {
                 rows.push(row(&build, &entry.name, limit, args.dry_run)?);
             }
         }
@@ -120,11 +121,6 @@ fn size(tree: &Path) -> Result<u64> {
         .with_context(|| format!("du printed {text:?}"))
 }
 
-fn gigabytes(bytes: u64) -> String {
-    let tenths = bytes / 100_000_000;
-    format!("{}.{} GB", tenths / 10, tenths % 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +143,5 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), vec![1; 100_000]).unwrap();
         assert!(size(directory.path()).unwrap() >= 100_000);
-        assert_eq!(gigabytes(4_560_000_000), "4.5 GB");
     }
 }

@@ -263,11 +263,8 @@ struct Workshop {
 impl Workshop {
     fn open(toolbox: &Toolbox, checkout: &Checkout) -> Result<Self> {
         let digest = Sha256::digest(checkout.root.as_os_str().as_encoded_bytes());
-        let name = format!(
-            "driver-{:02x}{:02x}{:02x}{:02x}",
-            digest[0], digest[1], digest[2], digest[3]
-        );
-        let builds = toolbox.builds()?;
+        let name = format!("driver-{}", cache::hex(&digest[..4]));
+        let builds = toolbox.builds();
         let lock = builds.lock(&name)?;
         let directory = builds.directory().join(name);
         let sources = directory.join("sources");
@@ -355,7 +352,7 @@ fn fingerprint(sources: &Sources, kernel: &Kernel) -> String {
         hasher.update((content.len() as u64).to_le_bytes());
         hasher.update(content);
     }
-    format!("{:x}", hasher.finalize())
+    cache::hex(&hasher.finalize())
 }
 
 /// The note beside a module that was built from sources with that fingerprint.

@@ -12,7 +12,7 @@ use crate::setup::boot_modules;
 use crate::setup::cache::Recipe;
 use crate::setup::kernel_tests;
 use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
-use crate::setup::{host, progress};
+use crate::setup::{host, progress, space};
 
 const STOCK_TREE: &str = include_str!("scripts/stock-tree.sh");
 const DEBUG_KERNEL: &str = include_str!("scripts/debug-kernel.sh");
@@ -56,10 +56,22 @@ impl Kernel {
     }
 }
 
+/// What decides how the kernels are prepared in a toolbox, which takes most of the time.
+pub(crate) fn recipe(debug: bool, checkout: &Path) -> Result<Recipe> {
+    let recipe = Recipe::new("kernels").with(STOCK_TREE);
+    if !debug {
+        return Ok(recipe);
+    }
+    let config = checkout.join(DEBUG_CONFIG);
+    let options = fs::read(&config).with_context(|| format!("reading {}", config.display()))?;
+    Ok(recipe.with(DEBUG_KERNEL).with(options))
+}
+
 fn stock(toolbox: &Toolbox) -> Result<Kernel> {
     let release = toolbox.release();
     let recipe = Recipe::new("stock-tree").with(release).with(STOCK_TREE);
-    let tree = toolbox.builds()?.entry(&recipe, |partial| {
+    let tree = toolbox.builds().entry(&recipe, |partial| {
+        space::require(partial, space::STOCK_TREE, "the stock kernel's tree")?;
         progress::announce(
             "preparing the stock kernel's tree",
             "the driver is built against it; packages bring no Rust metadata (about 2 minutes)",
@@ -103,18 +115,27 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         .with(toolbox.release())
         .with(DEBUG_KERNEL)
         .with(&options);
-    let tree = toolbox.builds()?.entry(&recipe, |partial| {
+    let tree = toolbox.builds().entry(&recipe, |partial| {
+        space::require(partial, space::DEBUG_KERNEL, "the debug kernel")?;
         progress::announce(
             "building the debug kernel",
-            "KASAN, lockdep and others see what the stock kernel hides (about 8 minutes on 2 cores)",
+            &format!(
+                "KASAN, lockdep and others see what the stock kernel hides (about 8 minutes on 2 \
+                 cores, and {})",
+                space::gigabytes(space::DEBUG_KERNEL)
+            ),
         );
         fs::write(partial.join("debug.config"), &options)?;
         let jobs = host::parallelism().to_string();
         let directory = toolbox.inside(partial)?;
         let arguments = [directory.as_os_str(), KERNEL_SERIES.as_ref(), jobs.as_ref()];
         let mut command = toolbox.script(DEBUG_KERNEL, arguments);
-        progress::run("building the debug kernel", &mut command, &toolbox.log("debug-kernel"))?
-            .check()?;
+        progress::run(
+            "building the debug kernel",
+            &mut command,
+            &toolbox.log("debug-kernel"),
+        )?
+        .check()?;
         let mut files = tree_key_files();
         files.extend(["release", "arch/x86/boot/bzImage", TEST_HMM].map(PathBuf::from));
         Ok(files)

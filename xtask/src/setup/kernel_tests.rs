@@ -54,7 +54,7 @@ impl Program {
         let recipe = Recipe::new("hmm-tests")
             .with(toolbox.release())
             .with(BUILD_PROGRAM);
-        let entry = toolbox.builds()?.entry(&recipe, |partial| {
+        let entry = toolbox.builds().entry(&recipe, |partial| {
             let what = "building the kernel's tests of HMM";
             progress::announce(what, "they judge the device and the driver (half a minute)");
             let jobs = host::parallelism().to_string();
@@ -92,7 +92,7 @@ impl Modules {
             .with(BUILD_MODULES)
             .with(GLUE);
         let modules = ["test_hmm.ko", "gup_test_module.ko"];
-        let entry = toolbox.builds()?.entry(&recipe, |partial| {
+        let entry = toolbox.builds().entry(&recipe, |partial| {
             fs::write(partial.join("glue.c"), GLUE)?;
             let jobs = host::parallelism().to_string();
             let directory = toolbox.inside(partial)?;

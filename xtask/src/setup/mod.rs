@@ -1,6 +1,7 @@
 //! The base of the other commands: the toolbox, kernels, the driver and the programs, built and
 //! cached. It does not know what they are used for.
 
+mod archive;
 mod boot_modules;
 pub(crate) mod cache;
 pub(crate) mod cargo;
@@ -13,4 +14,5 @@ pub(crate) mod kvm;
 mod panics;
 pub(crate) mod prepare;
 pub(crate) mod progress;
+mod space;
 pub(crate) mod toolbox;

@@ -10,11 +10,11 @@ use hmm_vm::artifacts::{self, Artifacts};
 
 use crate::args::{BuildArgs, KernelChoice, SetupArgs};
 use crate::setup::cache::Cache;
-use crate::setup::cargo::Checkout;
-use crate::setup::kernel::Kernel;
+use crate::setup::cargo::{Checkout, Purpose};
+use crate::setup::kernel::{self, Kernel};
 use crate::setup::kernel_tests;
 use crate::setup::toolbox::Toolbox;
-use crate::setup::{driver, kvm};
+use crate::setup::{driver, kvm, space};
 
 /// Everything that a virtual machine needs.
 #[derive(Debug)]
@@ -34,7 +34,18 @@ pub(crate) struct Foundation {
 impl Foundation {
     /// Prepares the toolbox and those kernels.
     pub(crate) fn prepare(checkout: &Checkout, kernels: &[KernelChoice]) -> Result<Self> {
-        let toolbox = Toolbox::prepare(&Cache::of_user()?)?;
+        let cache = Cache::of_user()?;
+        if !Toolbox::is_prepared(&cache) {
+            // All of it, so that a full disk is found before the first of many minutes.
+            let debug = if kernels.contains(&KernelChoice::Debug) {
+                space::DEBUG_KERNEL
+            } else {
+                0
+            };
+            let bytes = space::TOOLBOX_AND_STOCK + debug;
+            space::require(cache.directory(), bytes, "what is prepared")?;
+        }
+        let toolbox = Toolbox::prepare(&cache)?;
         let kernels = kernels
             .iter()
             .map(|&choice| Kernel::prepare(&toolbox, choice, &checkout.root))
@@ -53,15 +64,23 @@ impl Foundation {
 
 impl Prepared {
     /// Prepares what is missing and builds what changed.
-    pub(crate) fn for_kernels(checkout: &Checkout, kernels: &[KernelChoice]) -> Result<Self> {
+    pub(crate) fn for_kernels(
+        checkout: &Checkout,
+        kernels: &[KernelChoice],
+        purpose: Purpose,
+    ) -> Result<Self> {
         let foundation = Foundation::prepare(checkout, kernels)?;
-        Self::on(&foundation, checkout)
+        Self::on(&foundation, checkout, purpose)
     }
 
     /// The same, on an existing foundation.
-    pub(crate) fn on(foundation: &Foundation, checkout: &Checkout) -> Result<Self> {
+    pub(crate) fn on(
+        foundation: &Foundation,
+        checkout: &Checkout,
+        purpose: Purpose,
+    ) -> Result<Self> {
         let toolbox = &foundation.toolbox;
-        let programs = checkout.build_programs()?;
+        let programs = checkout.build_programs(purpose)?;
         let mut kernels = BTreeMap::new();
         for kernel in &foundation.kernels {
             let entry = artifacts::Kernel {
@@ -110,15 +129,23 @@ impl Prepared {
 
 /// `cargo xtask setup`.
 pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
+    let checkout = Checkout::locate()?;
+    if args.print_cache_key {
+        say!("{}", cache_key(args.debug_kernel, &checkout.root)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let cache = Cache::of_user()?;
     if args.update {
         Toolbox::forget(&cache)?;
+    }
+    if let Some(archive) = &args.import {
+        Toolbox::import(&cache, archive)?;
     }
     let mut kernels = vec![KernelChoice::Stock];
     if args.debug_kernel {
         kernels.push(KernelChoice::Debug);
     }
-    let foundation = Foundation::prepare(&Checkout::locate()?, &kernels)?;
+    let foundation = Foundation::prepare(&checkout, &kernels)?;
     for kernel in &foundation.kernels {
         say!("{} kernel {} is ready", kernel.name, kernel.release);
     }
@@ -128,12 +155,26 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
     };
     say!("guests {guests}");
     say!("all of it is in {}", cache.directory().display());
+    if let Some(archive) = &args.export {
+        foundation.toolbox.export(&cache, archive)?;
+        say!("and in {}", archive.display());
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What tells a store of caches whether this checkout can use one.
+fn cache_key(debug: bool, checkout: &Path) -> Result<String> {
+    let kernels = kernel::recipe(debug, checkout)?;
+    Ok(format!(
+        "{}-{}",
+        Toolbox::recipe().entry_name(),
+        kernels.entry_name()
+    ))
 }
 
 /// `cargo xtask build`.
 pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
-    let prepared = Prepared::for_kernels(&Checkout::locate()?, &args.kernels)?;
+    let prepared = Prepared::for_kernels(&Checkout::locate()?, &args.kernels, Purpose::Tests)?;
     say!("daemon  {}", prepared.artifacts.daemon.display());
     for kernel in prepared.artifacts.kernels.values() {
         say!(
@@ -157,4 +198,23 @@ pub(crate) fn document() -> Result<ExitCode> {
         say!("{}", page.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_cache_depends_on_the_kernels_in_it_and_on_nothing_else() {
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let stock = cache_key(false, &checkout).unwrap();
+        assert_eq!(cache_key(false, &checkout).unwrap(), stock);
+        let with_debug = cache_key(true, &checkout).unwrap();
+        assert_ne!(with_debug, stock);
+        assert!(
+            stock.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
+            "{stock}"
+        );
+        assert!(cache_key(true, Path::new("/nowhere")).is_err());
+    }
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::setup::cache::{Cache, Recipe};
-use crate::setup::{host, progress};
+use crate::setup::{archive, host, progress, space};
 
 /// The kernel series; the newest available release of it is used.
 pub(crate) const KERNEL_SERIES: &str = "7.3";
@@ -64,12 +64,14 @@ impl Toolbox {
         host::install_missing_packages(&logs.join("host-packages.log"))?;
         host::check_namespaces()?;
         let entry = cache.entry(&Self::recipe(), |partial| {
+            space::require(cache.directory(), space::TOOLBOX, "the toolbox")?;
             progress::announce(
                 "making the toolbox",
                 &format!(
                     "a Debian {SUITE} root with compilers, the {KERNEL_SERIES} kernel and QEMU, \
-                     in {} (about 3 minutes and 3 GB)",
-                    cache.directory().display()
+                     in {} (about 3 minutes, and {} with the stock kernel's tree)",
+                    cache.directory().display(),
+                    space::gigabytes(space::TOOLBOX_AND_STOCK)
                 ),
             );
             bootstrap(partial, &logs.join("toolbox.log"))
@@ -86,12 +88,50 @@ impl Toolbox {
         })
     }
 
+    /// Whether the toolbox of this cache is complete.
+    pub(crate) fn is_prepared(cache: &Cache) -> bool {
+        cache.has(&Self::recipe())
+    }
+
+    /// Takes the toolbox, with what was built in it, from an archive of [`Self::export`], unless it is
+    /// there already.
+    pub(crate) fn import(cache: &Cache, archive: &Path) -> Result<()> {
+        let log = cache.directory().join("logs/import.log");
+        cache.entry(&Self::recipe(), |partial| {
+            space::require(
+                cache.directory(),
+                space::TOOLBOX_AND_STOCK,
+                "what is in the archive",
+            )?;
+            archive::unpack(archive, partial, &log)?;
+            key_files(&partial.join("root"))
+                .with_context(|| format!("{} has no toolbox of this version", archive.display()))
+        })?;
+        Ok(())
+    }
+
+    /// Writes the toolbox to an archive, with what was built in it except the driver, which is soon
+    /// out of date.
+    pub(crate) fn export(&self, cache: &Cache, archive: &Path) -> Result<()> {
+        let name = Self::recipe().entry_name();
+        let drivers = format!("{name}/root{BUILD}/driver-*");
+        let _lock = cache.lock(&name)?;
+        archive::pack(
+            cache.directory(),
+            &name,
+            &drivers,
+            archive,
+            &self.log("export"),
+        )
+    }
+
     /// Removes the toolbox and what was built in it.
     pub(crate) fn forget(cache: &Cache) -> Result<()> {
         cache.forget(&Self::recipe())
     }
 
-    fn recipe() -> Recipe {
+    /// The recipe of the toolbox.
+    pub(crate) fn recipe() -> Recipe {
         Recipe::new("toolbox")
             .with(SUITE)
             .with(KERNEL_SERIES)
@@ -138,7 +178,7 @@ impl Toolbox {
     }
 
     /// The directory of builds inside, which is itself a cache.
-    pub(crate) fn builds(&self) -> Result<Cache> {
+    pub(crate) fn builds(&self) -> Cache {
         Cache::at(self.path(BUILD))
     }
 
@@ -224,6 +264,11 @@ fn bootstrap(entry: &Path, log: &Path) -> Result<Vec<PathBuf>> {
     command.arg(SUITE).arg(&root).args(host::debian_mirror());
     progress::run("making the toolbox", &mut command, log)?.check()?;
 
+    key_files(&root)
+}
+
+/// The files of a toolbox, relative to its entry, that prove that it is complete.
+fn key_files(root: &Path) -> Result<Vec<PathBuf>> {
     let release = fs::read_to_string(root.join("kernel-release"))?;
     let release = release.trim();
     let files = [
