@@ -231,6 +231,8 @@ fn circles(table: &Table, source: &Source) -> Vec<Breach> {
 }
 
 #[cfg(test)]
+mod locked;
+#[cfg(test)]
 mod maps;
 
 #[cfg(test)]
