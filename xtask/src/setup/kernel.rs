@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::args::KernelChoice;
+use crate::setup::boot_image;
 use crate::setup::boot_modules;
 use crate::setup::cache::Recipe;
 use crate::setup::kernel_tests;
@@ -30,7 +31,7 @@ pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     /// The release, as `uname -r` prints it.
     pub(crate) release: String,
-    /// The bootable image.
+    /// The image that QEMU starts.
     pub(crate) image: PathBuf,
     /// Modules that a virtual machine needs, in load order.
     pub(crate) modules: Vec<PathBuf>,
@@ -101,7 +102,7 @@ fn stock(toolbox: &Toolbox) -> Result<Kernel> {
     Ok(Kernel {
         name: KernelChoice::Stock.name(),
         release: release.to_owned(),
-        image: toolbox.image(),
+        image: boot_image::prepare(toolbox)?,
         modules: boot_modules::prepare(toolbox)?,
         tree,
         make_arguments,

@@ -2,6 +2,7 @@
 //! cached. It does not know what they are used for.
 
 mod archive;
+mod boot_image;
 mod boot_modules;
 pub(crate) mod cache;
 pub(crate) mod cargo;
