@@ -83,7 +83,7 @@ pub(crate) enum Life {
 
 /// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{action}: {}", meaning(*errno, *life))]
+#[error("{action}: {}", meaning(*errno, Some(*life)))]
 pub struct SystemError {
     pub(crate) action: std::borrow::Cow<'static, str>,
     errno: Errno,
@@ -110,8 +110,8 @@ impl SystemError {
     }
 }
 
-/// The meaning of an errno that this interface returns.
-fn meaning(errno: Errno, life: Life) -> String {
+/// The meaning of an errno that this interface returns, of a device in that state of its life.
+pub(crate) fn meaning(errno: Errno, life: Option<Life>) -> String {
     match errno {
         Errno::NOTTY => "the driver does not know this call; is it older than the program?",
         Errno::INVAL => "an argument is out of range or not aligned",
@@ -130,15 +130,19 @@ fn meaning(errno: Errno, life: Life) -> String {
         Errno::NOMEM => "the guest is out of memory",
         Errno::NODEV => "the device has been removed",
         Errno::IO => match life {
-            Life::GoesOn => {
+            None => {
+                "the device answered this call with an error of its own; or it was given up, and what \
+                 it held is lost: its state tells which"
+            }
+            Some(Life::GoesOn) => {
                 "the device answered this call with an error of its own; nothing is lost, and it \
                  goes on"
             }
-            Life::GivenUp => {
+            Some(Life::GivenUp) => {
                 "the device broke the protocol or stopped answering, and was given up: what it held \
                  is lost; bind anew"
             }
-            Life::Over => {
+            Some(Life::Over) => {
                 "the device was given up too often, and is not restarted; bind the device to its \
                  driver again"
             }

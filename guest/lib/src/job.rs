@@ -167,15 +167,19 @@ pub(crate) fn may_still_run(errno: Errno) -> bool {
 /// Returning early would let the caller free or reuse memory that the device still writes. If the
 /// driver does not confirm that the job has ended, ending the process is the only way to stop it.
 pub(crate) fn end(device: &Device, fence: u64) {
-    match sys::wait(device.as_fd(), fence, None) {
-        Err(errno) if may_still_run(errno) => {
-            // Whether or not it can be told, the process must end.
-            let _ = writeln!(
-                std::io::stderr(),
-                "hmm: a job cannot be waited for ({errno}); ending the process"
-            );
-            std::process::abort();
-        }
-        _ => {}
+    if let Err(errno) = sys::wait(device.as_fd(), fence, None) {
+        must_have_ended(fence, errno);
+    }
+}
+
+/// Ensures that a job has ended after a wait without a limit failed, as [`end`] does.
+pub(crate) fn must_have_ended(fence: u64, errno: Errno) {
+    if may_still_run(errno) {
+        // Whether or not it can be told, the process must end.
+        let _ = writeln!(
+            std::io::stderr(),
+            "hmm: job {fence} cannot be waited for ({errno}); ending the process"
+        );
+        std::process::abort();
     }
 }

@@ -75,10 +75,11 @@
 //!
 //! [`Device`] is an open node, and [`Space`] is one that is bound to this process. [`work`] makes
 //! typed jobs of slices and pointers, [`Job`] and [`Scope`] are work in flight, [`PageRange`] and
-//! [`PageState`] describe pages. This library carries out the calls of [`spec::uapi`]. It knows
-//! nothing of virtio or of queues, nor how the driver keeps its promises. All unsafe system calls
-//! are in one private module.
+//! [`PageState`] describe pages. [`calls`] is for bindings to other languages. This library carries
+//! out the calls of [`spec::uapi`]. It knows nothing of virtio or of queues, nor how the driver
+//! keeps its promises. All unsafe system calls are in one private module.
 
+pub mod calls;
 mod device;
 mod error;
 mod failure;

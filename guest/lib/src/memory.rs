@@ -95,6 +95,11 @@ impl PageState {
         Self(raw)
     }
 
+    /// The combination of [`page_state`] bits.
+    pub fn raw(self) -> u8 {
+        self.0
+    }
+
     /// The place of its contents.
     pub fn place(self) -> Place {
         match self.0 & page_state::PLACE {

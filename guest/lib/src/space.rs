@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use virtio_hmm_spec::uapi::{migrate_flags, Destination};
 use virtio_hmm_spec::wire::operation::Operation;
 
+use crate::calls;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::job::{self, Job};
-use crate::memory::{page_size, Migration, PageRange, PageState};
+use crate::memory::{Migration, PageRange, PageState};
 use crate::outcome::{Decode, Ended, Outcome};
 use crate::scope::Scope;
 use crate::submit;
@@ -294,7 +295,7 @@ impl Space {
     /// `ENOMEM` when the guest is out of memory, `ENODEV` or `EIO` when the device is
     /// removed or broken.
     pub fn migrate(&self, range: PageRange, destination: Destination) -> Result<Migration> {
-        self.move_pages(range, destination, 0)
+        calls::migrate(&self.device, range, destination, 0)
     }
 
     /// Moves the pages of a range to the device, and makes zero pages there for addresses that have
@@ -304,32 +305,12 @@ impl Space {
     ///
     /// As [`Self::migrate`].
     pub fn populate(&self, range: PageRange) -> Result<Migration> {
-        self.move_pages(range, Destination::Device, migrate_flags::POPULATE)
-    }
-
-    /// Continues where signals end a call.
-    fn move_pages(
-        &self,
-        range: PageRange,
-        destination: Destination,
-        flags: u32,
-    ) -> Result<Migration> {
-        let mut all = Migration::default();
-        let end = range.address() + range.bytes();
-        let mut address = range.address();
-        while address < end {
-            let bytes = end - address;
-            let call = sys::migrate(self.device.as_fd(), address, bytes, destination, flags)
-                .map_err(|errno| self.device.error("moving pages", errno))?;
-            all.moved += call.moved;
-            all.no_memory += call.no_memory;
-            // A call always makes progress, however many signals arrive.
-            address = call.reached.max(address + page_size() as u64);
-        }
-        // Between two calls, a CPU may have taken pages back, which then moved again.
-        all.moved = all.moved.min(range.pages() as u64);
-        all.skipped = range.pages() as u64 - all.moved;
-        Ok(all)
+        calls::migrate(
+            &self.device,
+            range,
+            Destination::Device,
+            migrate_flags::POPULATE,
+        )
     }
 
     /// Where the pages of a range of this process are now.

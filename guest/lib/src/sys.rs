@@ -1,7 +1,8 @@
 //! The ioctls of `/dev/hmmN`, each as one function.
 //!
-//! The only file that makes system calls. It repeats a call that a signal interrupted. It knows
-//! nothing of the types of jobs, of borrows or of waiting threads.
+//! The only file that makes system calls. It repeats a call that a signal interrupted, unless the
+//! function's name says otherwise. It knows nothing of the types of jobs, of borrows or of waiting
+//! threads.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -145,19 +146,37 @@ pub(crate) fn wait(
     fence: u64,
     deadline: Option<Instant>,
 ) -> Result<JobReply, Errno> {
+    uninterrupted(|| wait_once(file, fence, deadline))
+}
+
+/// The same, which a signal may end with `EINTR`.
+pub(crate) fn wait_once(
+    file: BorrowedFd<'_>,
+    fence: u64,
+    deadline: Option<Instant>,
+) -> Result<JobReply, Errno> {
     let mut wait = Wait {
         fence,
         deadline: point_in_time(deadline),
         result: JobReply::new_zeroed(),
     };
     // SAFETY: the structure names no other memory.
-    uninterrupted(|| unsafe { call(file, &mut wait) })?;
+    unsafe { call(file, &mut wait) }?;
     Ok(wait.result)
 }
 
 /// [`WaitAny`] of jobs with these fences, until `deadline` if there is one. Returns the fence of
 /// the job that has ended, and its result.
 pub(crate) fn wait_any(
+    file: BorrowedFd<'_>,
+    fences: &[u64],
+    deadline: Option<Instant>,
+) -> Result<(u64, JobReply), Errno> {
+    uninterrupted(|| wait_any_once(file, fences, deadline))
+}
+
+/// The same, which a signal may end with `EINTR`.
+pub(crate) fn wait_any_once(
     file: BorrowedFd<'_>,
     fences: &[u64],
     deadline: Option<Instant>,
@@ -170,11 +189,8 @@ pub(crate) fn wait_any(
         fence: 0,
         result: JobReply::new_zeroed(),
     };
-    uninterrupted(|| {
-        // SAFETY: `fences` is only read, is as long as `count` says, and lives until the call
-        // returns.
-        unsafe { call(file, &mut wait) }
-    })?;
+    // SAFETY: `fences` is only read, is as long as `count` says, and lives until the call returns.
+    unsafe { call(file, &mut wait) }?;
     Ok((wait.fence, wait.result))
 }
 
