@@ -1,5 +1,6 @@
-//! The interface between a program in the guest and the driver: the ioctls of `/dev/hmmN`. Those of
-//! the nodes for the kernel's own tests are in [`dmirror`].
+//! The interface between a program in the guest and the driver: the ioctls of `/dev/hmmN`.
+//!
+//! Those of the nodes for the kernel's own tests are in [`dmirror`].
 //!
 //! Integers are native; addresses and pointers are `u64`. Every field named `reserved` or `flags`
 //! must be zero unless bits are defined for it, otherwise the call fails with `EINVAL`. The size of
@@ -134,7 +135,7 @@ layout! {
 
     /// Submits jobs, which may run in any order and at the same time.
     pub struct Submit {
-        /// In: address of `count` [`JobDescriptor`]s.
+        /// In: address of `count` jobs, each a [`JobDescriptor`].
         pub jobs: u64,
         /// In: how many, 1 to [`MAX_SUBMIT`].
         pub count: u32,

@@ -50,7 +50,8 @@ pub mod capability {
     ///
     /// A driver then discards frames as soon as they are free.
     pub const CHECK: u64 = 1 << 0;
-    /// The guest's CPUs can address device memory, in
-    /// [`MEMORY_REGION`](super::MEMORY_REGION) ("Coherent device memory").
+    /// The guest's CPUs can address device memory.
+    ///
+    /// It is in [`MEMORY_REGION`](super::MEMORY_REGION) ("Coherent device memory").
     pub const COHERENT: u64 = 1 << 1;
 }

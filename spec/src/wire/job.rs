@@ -11,7 +11,7 @@ pub const MAX_ARGUMENTS: usize = 14;
 layout! {
     /// A job as a program submits it; the driver passes it on without reading it.
     ///
-    /// [`Operation`](super::operation::Operation) is its checked form.
+    /// [`Operation`](super::operation::Operation) has the operations with their arguments.
     pub struct JobDescriptor {
         /// An operation's code.
         pub operation: U32,
