@@ -50,6 +50,13 @@ pub(crate) enum Command {
     /// The stock kernel's own rustdoc reads the driver and the sample as its compiler does. A link
     /// that does not resolve is an error. Prints where the pages are.
     Doc,
+    /// Write the definitions for other languages anew from those in Rust
+    ///
+    /// These are include/uapi/virtio_hmm.h, guest/c/include/hmm.h and guest/python/hmm/_uapi.py. A
+    /// test says when one of them is stale.
+    Headers,
+    /// Build libhmm: the library, its headers, hmm.pc and the package for Python
+    Libhmm(LibhmmArgs),
     /// Run every test: the checks, then the tests in virtual machines
     Test(TestArgs),
     /// Search for bugs that appear when the device or the driver is late
@@ -90,6 +97,14 @@ pub(crate) struct BuildArgs {
     /// The kernels to build the driver for
     #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
     pub(crate) kernels: Vec<KernelChoice>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LibhmmArgs {
+    /// The directory for it, such as /usr/local, which becomes the prefix of hmm.pc; by default one
+    /// among Cargo's output
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

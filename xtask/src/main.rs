@@ -27,6 +27,8 @@ fn main() -> ExitCode {
         Command::Check => suite::check(),
         Command::Lint(args) => suite::lint(&args),
         Command::Doc => prepare::document(),
+        Command::Headers => prepare::headers(),
+        Command::Libhmm(args) => prepare::libhmm(&args),
         Command::Test(args) => suite::test(&args),
         Command::Explore(args) => explore::run(&args),
         Command::Patches(args) => patches::patches(&args),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// A README, and the folder to which the names in its table of files are relative. Folders below
 /// that folder in which all files are named, by their own names.
-const MAPS: [(&str, &str, &[&str]); 9] = [
+const MAPS: [(&str, &str, &[&str]); 11] = [
     (
         "xtask",
         "xtask/src",
@@ -14,6 +14,8 @@ const MAPS: [(&str, &str, &[&str]); 9] = [
     ("cli", "cli/src", &[""]),
     ("vm", "vm/src", &[""]),
     ("spec", "spec/src", &[""]),
+    ("include", "include/src", &[""]),
+    ("guest/c", "guest/c/src", &[""]),
     ("tests", "tests/tests/vm", &[""]),
     ("tests/contract", "tests/contract/src", &[""]),
     ("tests/hostile", "tests/hostile/src", &[""]),

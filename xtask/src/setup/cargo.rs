@@ -14,6 +14,9 @@ use hmm_cli::remark;
 /// not reach build scripts and macros.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The package of the library for C.
+const LIBRARY: &str = "hmm-c";
+
 /// The directories of the sources and of the output.
 #[derive(Debug)]
 pub(crate) struct Checkout {
@@ -56,6 +59,17 @@ impl Purpose {
     }
 }
 
+/// The library for C, as Cargo builds it.
+#[derive(Debug)]
+pub(crate) struct Library {
+    /// For programs that contain it.
+    pub(crate) fixed: PathBuf,
+    /// For programs that are linked with it when they start.
+    pub(crate) shared: PathBuf,
+    /// Its version.
+    pub(crate) version: String,
+}
+
 impl Checkout {
     /// The checkout that this program was built from.
     pub(crate) fn locate() -> Result<Self> {
@@ -94,7 +108,7 @@ impl Checkout {
             "vhost-device-hmm",
             "--bins",
         ]);
-        let daemon = take(&mut build(&mut daemon)?, "vhost-device-hmm")?;
+        let daemon = take(&mut build(&mut daemon)?.programs, "vhost-device-hmm")?;
 
         let mut flags = std::env::var_os("RUSTFLAGS").unwrap_or_default();
         flags.push(" -C target-feature=+crt-static");
@@ -108,17 +122,47 @@ impl Checkout {
                     .flat_map(|package| ["--package", package]),
             )
             .env("RUSTFLAGS", flags);
-        let mut guest = build(&mut guest)?;
+        let mut guest = build(&mut guest)?.programs;
         Ok(Programs {
             daemon,
             agent: take(&mut guest, "hmm-agent")?,
             hmm: take(&mut guest, "hmm")?,
         })
     }
+
+    /// Builds libhmm for programs in the guest, which has the host's architecture and at least its
+    /// version of the C library.
+    pub(crate) fn build_library(&self) -> Result<Library> {
+        let mut cargo = self.cargo();
+        cargo.args(["build", "--release", "--package", LIBRARY, "--lib"]);
+        let built = build(&mut cargo)?;
+        let file = |name: &str| {
+            let mut files = built.libraries.iter();
+            files
+                .find(|file| file.ends_with(name))
+                .cloned()
+                .with_context(|| format!("the package {LIBRARY} makes no {name}"))
+        };
+        Ok(Library {
+            fixed: file("libhmm.a")?,
+            shared: file("libhmm.so")?,
+            // All packages have the version of the workspace, as this one.
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
 }
 
-/// Runs `cargo build` and returns the executables by name.
-fn build(command: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
+/// What `cargo build` has built.
+#[derive(Debug, Default)]
+struct Built {
+    /// Executables by name.
+    programs: BTreeMap<String, PathBuf>,
+    /// Libraries for other languages.
+    libraries: Vec<PathBuf>,
+}
+
+/// Runs `cargo build`.
+fn build(command: &mut Command) -> Result<Built> {
     if io::stderr().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
     }
@@ -131,11 +175,15 @@ fn build(command: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
     let remarks = child.stderr.take().context("cargo's remarks are a pipe")?;
     let passing_on = thread::spawn(move || pass_on(remarks));
     let output = child.stdout.take().context("cargo's output is a pipe")?;
-    let mut executables = BTreeMap::new();
+    let mut built = Built::default();
     for message in Message::parse_stream(BufReader::new(output)) {
         if let Message::CompilerArtifact(artifact) = message.context("reading cargo's output")? {
             if let Some(path) = artifact.executable {
-                executables.insert(artifact.target.name, path.into_std_path_buf());
+                let path = path.into_std_path_buf();
+                built.programs.insert(artifact.target.name, path);
+            } else if artifact.target.is_cdylib() {
+                let files = artifact.filenames.into_iter();
+                built.libraries.extend(files.map(Into::into));
             }
         }
     }
@@ -143,7 +191,7 @@ fn build(command: &mut Command) -> Result<BTreeMap<String, PathBuf>> {
     if !child.wait()?.success() {
         bail!("the programs do not build; the compiler's messages are above");
     }
-    Ok(executables)
+    Ok(built)
 }
 
 /// Prints what Cargo says as it says it, but not that it is finished: most of the time it had

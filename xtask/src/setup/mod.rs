@@ -12,6 +12,7 @@ pub(crate) mod host;
 pub(crate) mod kernel;
 mod kernel_tests;
 pub(crate) mod kvm;
+pub(crate) mod library;
 mod panics;
 pub(crate) mod prepare;
 pub(crate) mod progress;

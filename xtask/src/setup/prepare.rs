@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use hmm_cli::say;
 use hmm_vm::artifacts::{self, Artifacts};
 
-use crate::args::{BuildArgs, KernelChoice, SetupArgs};
+use crate::args::{BuildArgs, KernelChoice, LibhmmArgs, SetupArgs};
 use crate::setup::cache::Cache;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::kernel::{self, Kernel};
 use crate::setup::kernel_tests;
 use crate::setup::toolbox::Toolbox;
-use crate::setup::{driver, kvm, space};
+use crate::setup::{driver, kvm, library, space};
 
 /// Everything that a virtual machine needs.
 #[derive(Debug)]
@@ -174,7 +174,8 @@ fn cache_key(debug: bool, checkout: &Path) -> Result<String> {
 
 /// `cargo xtask build`.
 pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
-    let prepared = Prepared::for_kernels(&Checkout::locate()?, &args.kernels, Purpose::Tests)?;
+    let checkout = Checkout::locate()?;
+    let prepared = Prepared::for_kernels(&checkout, &args.kernels, Purpose::Tests)?;
     say!("daemon  {}", prepared.artifacts.daemon.display());
     for kernel in prepared.artifacts.kernels.values() {
         say!(
@@ -186,6 +187,31 @@ pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
     }
     say!("guest   {}", prepared.artifacts.hmm.display());
     say!("list    {}", prepared.write_manifest()?.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask libhmm`.
+pub(crate) fn libhmm(args: &LibhmmArgs) -> Result<ExitCode> {
+    let checkout = Checkout::locate()?;
+    let tree = library::Tree::make(&checkout)?;
+    let root = match &args.out {
+        None => tree.root().to_owned(),
+        Some(out) => tree.copy_to(out)?,
+    };
+    say!("headers {}", root.join(library::HEADERS).display());
+    say!("library {}", root.join(library::LIBRARIES).display());
+    say!("python  {}", root.join(library::PYTHON).display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask headers`.
+pub(crate) fn headers() -> Result<ExitCode> {
+    let mut cargo = Checkout::locate()?.cargo();
+    let status = cargo
+        .args(["run", "--quiet", "--package", "hmm-headers"])
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "the generated files could not be written");
     Ok(ExitCode::SUCCESS)
 }
 
