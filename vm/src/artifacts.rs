@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::kconfig::Options;
+
 /// The environment variable that names the manifest.
 pub const MANIFEST_VARIABLE: &str = "VIRTIO_HMM_ARTIFACTS";
 
@@ -17,7 +19,7 @@ pub const MANIFEST_VARIABLE: &str = "VIRTIO_HMM_ARTIFACTS";
 pub struct Artifacts {
     /// The command that starts QEMU: a program and its leading arguments.
     pub qemu: Vec<String>,
-    /// Kernels by name: `stock`, and `debug` when it was asked for.
+    /// Kernels by name: `stock`, `debug`, and for one that the user has built its release.
     pub kernels: BTreeMap<String, Kernel>,
     /// The daemon.
     pub daemon: PathBuf,
@@ -29,8 +31,6 @@ pub struct Artifacts {
     pub busybox: PathBuf,
     /// The directory with the QEMU configuration files of the checkout.
     pub qemu_configs: PathBuf,
-    /// The kernel's own tests of HMM.
-    pub kernel_tests: KernelTests,
     /// Where each VM keeps its logs, one directory for each run.
     pub logs: PathBuf,
     /// Where tests leave what they found for people to read.
@@ -46,6 +46,8 @@ pub struct Kernel {
     pub release: String,
     /// The bootable image.
     pub image: PathBuf,
+    /// The configuration that it was built with.
+    pub config: PathBuf,
     /// Modules that the machine needs (transport, console), in load order.
     pub modules: Vec<PathBuf>,
     /// Our driver, built for this kernel.
@@ -56,6 +58,8 @@ pub struct Kernel {
     pub test_hmm: PathBuf,
     /// Modules that the kernel's tests also need and that this kernel has not built in.
     pub test_helpers: Vec<PathBuf>,
+    /// The kernel's own tests of HMM, from its source.
+    pub kernel_tests: KernelTests,
 }
 
 /// The kernel's own tests of HMM, unchanged.
@@ -64,7 +68,7 @@ pub struct KernelTests {
     /// The program, statically linked.
     pub program: PathBuf,
     /// The SHA-256 of the source that it was compiled from, in hexadecimal. That source was
-    /// compared with the same file of each kernel of the manifest.
+    /// compared with the same file in the kernel's tree.
     pub source_sha256: String,
 }
 
@@ -122,5 +126,16 @@ impl Artifacts {
         let partial = path.with_extension("partial");
         std::fs::write(&partial, text).with_context(|| format!("writing {}", partial.display()))?;
         std::fs::rename(&partial, path).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+impl Kernel {
+    /// The options that it was built with.
+    ///
+    /// # Errors
+    ///
+    /// When its configuration cannot be read.
+    pub fn options(&self) -> Result<Options> {
+        Options::read(&self.config)
     }
 }

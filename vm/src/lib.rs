@@ -12,15 +12,19 @@
 //! * [`guest`], [`qemu`], [`daemon`] with its [`control`] socket: its parts;
 //! * [`initramfs`], `strip`, [`klog`], [`monitor`], [`process`], [`logs`], [`pace`]: what
 //!   parts are made of;
-//! * [`kselftest`]: what the kernel's own test programs print.
+//! * [`kselftest`]: what the kernel's own test programs print;
+//! * [`kconfig`]: which options a kernel has;
+//! * [`cases`]: what a test tries one after the other.
 //!
 //! Nothing here knows how an artifact was built or what the device does.
 
 pub mod artifacts;
+pub mod cases;
 pub mod control;
 pub mod daemon;
 pub mod guest;
 pub mod initramfs;
+pub mod kconfig;
 pub mod klog;
 pub mod kselftest;
 pub mod logs;

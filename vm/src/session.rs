@@ -18,7 +18,7 @@ use crate::vm::{Builder, Vm, GIB, MIB};
 /// The options of a person's machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The kernel: `stock` or `debug`.
+    /// The kernel's name among the artifacts.
     pub kernel: String,
     /// The size of the guest's memory in bytes.
     pub memory: u64,

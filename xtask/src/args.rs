@@ -10,6 +10,8 @@ use hmm_vm::vm::LEAST_MEMORY;
 use virtio_hmm_spec::wire::LARGE_PAGES;
 
 use crate::patches::Person;
+use crate::setup::kernel::{DEBUG, STOCK};
+use crate::setup::tree::Location;
 
 /// The log levels of a daemon, from nothing to everything.
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -63,6 +65,16 @@ pub(crate) enum Command {
     Explore(ExploreArgs),
     /// Write the driver's abstractions and the sample as patches for the kernel
     Patches(PatchesArgs),
+    /// Print the options that a kernel needs for the device and its tests
+    ///
+    /// They are a fragment for the kernel's scripts/kconfig/merge_config.sh, and lines for
+    /// virtme-ng's --configitem.
+    Kconfig(KconfigArgs),
+    /// Run a command in the toolbox: with its compilers, and the sources of its kernel
+    ///
+    /// They are those that built the stock kernel, so that what they build takes our driver on any
+    /// machine. The kernel's sources are in /usr/src.
+    Toolbox(ToolboxArgs),
     /// Remove prepared kernels and toolboxes that have not been used for a while
     Clean(CleanArgs),
 }
@@ -94,8 +106,9 @@ pub(crate) struct SetupArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BuildArgs {
-    /// The kernels to build the driver for
-    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock])]
+    /// A kernel to build the driver for: stock, debug, or the directory of one that you have built;
+    /// may be repeated
+    #[arg(long = "kernel", value_name = "KERNEL", default_value = STOCK, value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
     pub(crate) kernels: Vec<KernelChoice>,
 }
 
@@ -109,8 +122,8 @@ pub(crate) struct LibhmmArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
-    /// The guest's kernel
-    #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
+    /// The guest's kernel: stock, debug, or the directory of one that you have built
+    #[arg(long, value_name = "KERNEL", default_value = STOCK, value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
     pub(crate) kernel: KernelChoice,
 }
 
@@ -137,8 +150,8 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = device_memory)]
     pub(crate) device_memory: u64,
 
-    /// The guest's kernel
-    #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
+    /// The guest's kernel: stock, debug, or the directory of one that you have built
+    #[arg(long, value_name = "KERNEL", default_value = STOCK, value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
     pub(crate) kernel: KernelChoice,
 
     /// The guest's processors
@@ -210,6 +223,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum)]
     pub(crate) only: Option<BenchPart>,
 
+    /// The guest's kernel: stock, debug, or the directory of one that you have built
+    #[arg(long, value_name = "KERNEL", default_value = STOCK, value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
+    pub(crate) kernel: KernelChoice,
+
     /// Let the guest's clock count instructions instead of time, on one processor, to compare two
     /// versions on a busy machine; leaves out the parts that need no virtual machine
     #[arg(long)]
@@ -235,8 +252,29 @@ pub(crate) enum BenchPart {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TestArgs {
-    /// The kernels to run the virtual machine tests on; may be repeated
-    #[arg(long = "kernel", value_enum, default_values_t = [KernelChoice::Stock, KernelChoice::Debug])]
+    /// Run only what has one of these in its name: parts of the run, tests in virtual machines, rows
+    /// of the contract, the kernel's own tests of HMM
+    ///
+    /// Such as contract, model, hmm-tests, explorer, row:munmap, migrate_fault; --list prints all
+    /// names. What is left out is said at the end. If only kernels that you have built are tested,
+    /// and nothing is named, parts that are about this checkout are left out.
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+
+    /// Print all names, for the first kernel, and run nothing
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    /// Print the results as KTAP, and all else on standard error
+    #[arg(long, conflicts_with = "list")]
+    pub(crate) ktap: bool,
+
+    /// Also write the results as JUnit's XML
+    #[arg(long, value_name = "FILE", conflicts_with = "list")]
+    pub(crate) junit: Option<PathBuf>,
+
+    /// A kernel to test: stock, debug, or the directory of one that you have built; may be repeated
+    #[arg(long = "kernel", value_name = "KERNEL", default_values = [STOCK, DEBUG], value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
     pub(crate) kernels: Vec<KernelChoice>,
 
     /// How many seconds the explorer searches on each kernel
@@ -263,9 +301,10 @@ pub(crate) struct ExploreArgs {
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
 
-    /// The guest's kernel
-    #[arg(long, value_enum, default_value_t = KernelChoice::Stock)]
-    pub(crate) kernel: KernelChoice,
+    /// The guest's kernel: stock, debug, or the directory of one that you have built; by default
+    /// stock, or the one of the finding
+    #[arg(long, value_name = "KERNEL", value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
+    pub(crate) kernel: Option<KernelChoice>,
 
     /// Search the I-th of N shares, while other machines search the rest with the same seed; then
     /// see --merge
@@ -310,6 +349,25 @@ pub(crate) struct PatchesArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct KconfigArgs {
+    /// Also print the options that look for mistakes, which make a kernel slower
+    #[arg(long)]
+    pub(crate) debug: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ToolboxArgs {
+    /// A directory of this machine, which the command finds at the same place, may write, and
+    /// starts in
+    #[arg(long = "in", value_name = "DIRECTORY", default_value = ".")]
+    pub(crate) directory: PathBuf,
+
+    /// The command
+    #[arg(last = true, value_name = "COMMAND", required = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct CleanArgs {
     /// For how many days an entry must have been unused; at least one day, because no run lasts
     /// longer
@@ -322,23 +380,41 @@ pub(crate) struct CleanArgs {
 }
 
 /// A guest kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum KernelChoice {
     /// Debian's own image
     Stock,
     /// The same source with KASAN, lockdep and the like
     Debug,
+    /// One that the user has built
+    Built(Location),
 }
 
 impl KernelChoice {
-    /// The name in the artifact manifest and in tests.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Stock => "stock",
-            Self::Debug => "debug",
+    /// A kernel by its name, or by the place where it was built.
+    ///
+    /// # Errors
+    ///
+    /// When there is none; the text says what it may be.
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            STOCK => Ok(Self::Stock),
+            DEBUG => Ok(Self::Debug),
+            place => Location::parse(place).map(Self::Built),
         }
     }
 }
+
+/// What a kernel may be, for `--help`.
+const KERNEL_LONG: &str = "\
+stock: Debian's own image
+debug: the same source with KASAN, lockdep and the like
+DIRECTORY: in which you have built a kernel, in its sources or elsewhere (make O=DIRECTORY)
+IMAGE,DIRECTORY: the same, and another image of that build
+
+Release, options and compilers are read from the directory, which is not changed. The driver is \
+built by the kernel's own compilers: this machine's if they are the same, else the toolbox's. \
+`cargo xtask kconfig` prints the options that it must have.";
 
 /// A kind of machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -523,6 +599,31 @@ mod tests {
         }
         let error = vm("--device 3").unwrap_err();
         assert!(error.contains("unexpected argument '--device'"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_is_ours_by_name_or_the_users_by_place() {
+        let kernels = |line: &str| {
+            let args = Args::try_parse_from(line.split(' '))?;
+            let Command::Test(test) = args.command else {
+                panic!("another command");
+            };
+            Ok::<_, clap::Error>(test.kernels)
+        };
+        let ours = [KernelChoice::Stock, KernelChoice::Debug];
+        assert_eq!(kernels("xtask test").unwrap(), ours);
+        let place = tempfile::tempdir().unwrap();
+        let line = format!(
+            "xtask test --kernel debug --kernel {}",
+            place.path().display()
+        );
+        let built = KernelChoice::Built(Location {
+            tree: place.path().to_owned(),
+            image: None,
+        });
+        assert_eq!(kernels(&line).unwrap(), [KernelChoice::Debug, built]);
+        let error = kernels("xtask test --kernel sock").unwrap_err().to_string();
+        assert!(error.contains("stock, debug"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod setup;
 use args::{Args, Command};
 use hmm_cli::remark;
 use run::{demo, explore, suite, vm};
-use setup::{clean, prepare};
+use setup::{clean, needs, prepare};
 
 fn main() -> ExitCode {
     let result = match Args::read().command {
@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         Command::Test(args) => suite::test(&args),
         Command::Explore(args) => explore::run(&args),
         Command::Patches(args) => patches::patches(&args),
+        Command::Kconfig(args) => Ok(needs::print(&args)),
+        Command::Toolbox(args) => prepare::toolbox(&args),
         Command::Clean(args) => clean::clean(&args),
     };
     match result {

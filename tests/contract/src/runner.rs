@@ -41,8 +41,13 @@ pub(crate) fn run(words: &[String], json: bool, limit: Duration) -> Result<bool>
     let mut chosen = Vec::new();
     for word in words {
         let before = chosen.len();
-        let begins = |row: &&Row| word == "all" || row.name.starts_with(word.as_str());
-        chosen.extend(all().filter(begins));
+        // A whole name is that row alone, though another name may begin with it.
+        let is_whole = all().any(|row| row.name == word);
+        let is_meant = |row: &&Row| match is_whole {
+            true => row.name == word,
+            false => word == "all" || row.name.starts_with(word.as_str()),
+        };
+        chosen.extend(all().filter(is_meant));
         ensure!(chosen.len() > before, "no row is called {word}");
     }
     ensure!(!Device::list().is_empty(), "this machine has no device");

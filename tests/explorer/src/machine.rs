@@ -5,7 +5,6 @@
 //! command lines of the guest's programs.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -109,7 +108,8 @@ impl<'a> Lab<'a> {
 
     fn start(&self) -> Result<Vm> {
         let kernel = self.artifacts.kernels.get(&self.kernel);
-        let helpers: &[PathBuf] = kernel.map_or(&[], |kernel| &kernel.test_helpers);
+        let kernel = kernel.with_context(|| format!("there is no {} kernel", self.kernel))?;
+        let helpers = &kernel.test_helpers;
         let builder = Vm::builder(self.artifacts)
             .name("explorer")
             .kernel(&self.kernel)
@@ -125,7 +125,7 @@ impl<'a> Lab<'a> {
             .kernel_argument("hugepages=2")
             .file(self.artifacts.guest_program("hmm-contract"))
             .file(self.artifacts.guest_program("hmm-workloads"))
-            .file(&self.artifacts.kernel_tests.program);
+            .file(&kernel.kernel_tests.program);
         let vm = helpers
             .iter()
             .fold(builder, |builder, helper| builder.file(helper))

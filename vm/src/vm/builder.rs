@@ -17,8 +17,11 @@ use crate::logs::Logs;
 use crate::pace::{self, Pace};
 use crate::qemu::{device_socket, Accelerator, Agent, Console, Machine, Qemu, Settings};
 
-/// The kernel that checks itself.
-const DEBUG: &str = "debug";
+/// Kernels with one of these options check themselves, so that all takes longer in them.
+const CHECKS: [&str; 2] = ["KASAN", "PROVE_LOCKING"];
+
+/// With this option a kernel looks for leaks.
+const LEAKS: &str = "DEBUG_KMEMLEAK";
 
 /// The description of a machine.
 #[derive(Clone, Debug)]
@@ -79,7 +82,8 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Chooses the kernel: `stock` or `debug`. By default it is [`default_kernel`].
+    /// Chooses the kernel by its name among the artifacts: `stock`, `debug`, or the release of one
+    /// that the user has built. By default it is [`default_kernel`].
     #[must_use]
     pub fn kernel(mut self, name: impl Into<String>) -> Self {
         self.kernel = name.into();
@@ -278,11 +282,14 @@ impl<'a> Builder<'a> {
                 self.kernel
             )
         })?;
-        let pace = Pace::new(self.accelerator() == Accelerator::Kvm, self.kernel == DEBUG);
+        let options = kernel.options()?;
+        let is_checking = CHECKS.iter().any(|check| options.has(check));
+        let pace = Pace::new(self.accelerator() == Accelerator::Kvm, is_checking);
+        let looks_for_leaks = options.has(LEAKS);
         let start = || {
             let logs = Logs::create(&self.artifacts.logs, &self.name)?;
             let place = logs.directory().display().to_string();
-            self.assemble(kernel, &logs, pace, Slot::take())
+            self.assemble(kernel, looks_for_leaks, &logs, pace, Slot::take())
                 .with_context(|| format!("starting the machine; logs: {place}"))
         };
         match start() {
@@ -298,7 +305,14 @@ impl<'a> Builder<'a> {
         Accelerator::new(self.artifacts.kvm, self.icount)
     }
 
-    fn assemble(&self, kernel: &Kernel, logs: &Logs, pace: Pace, slot: Slot) -> Result<Vm> {
+    fn assemble(
+        &self,
+        kernel: &Kernel,
+        looks_for_leaks: bool,
+        logs: &Logs,
+        pace: Pace,
+        slot: Slot,
+    ) -> Result<Vm> {
         let devices = self.devices + self.coherent_devices;
         let driver = self.driver && devices > 0;
         // Short, because the path of a socket has at most 107 bytes.
@@ -346,7 +360,7 @@ impl<'a> Builder<'a> {
             disk: disk.as_deref(),
             kernel: &kernel.image,
             initramfs: &initramfs,
-            arguments: &self.kernel_arguments(pace)?,
+            arguments: &self.kernel_arguments(pace, looks_for_leaks)?,
             console: self.console,
             more: &self.qemu_arguments,
         };
@@ -389,7 +403,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn kernel_arguments(&self, pace: Pace) -> Result<String> {
+    fn kernel_arguments(&self, pace: Pace, looks_for_leaks: bool) -> Result<String> {
         let console = match self.console {
             Console::File => "console=ttyS0",
             // The person sees serious messages; the log has the rest.
@@ -403,7 +417,7 @@ impl<'a> Builder<'a> {
              sysctl.kernel.hung_task_timeout_secs={} rcupdate.rcu_cpu_stall_timeout={}{}{}{}{}",
             pace.hung_task_seconds(),
             pace.stall_seconds(),
-            if self.kernel == DEBUG && !self.leak_check {
+            if looks_for_leaks && !self.leak_check {
                 " kmemleak=off"
             } else {
                 ""

@@ -65,8 +65,8 @@ pub(super) fn idle(vm: &Vm, lines: &mut Lines) -> Result<()> {
 }
 
 /// Builds the daemon and the driver from nothing, beside the existing builds.
-pub(super) fn builds(checkout: &Checkout, kernel: KernelChoice, lines: &mut Lines) -> Result<()> {
-    let foundation = Foundation::prepare(checkout, &[kernel])?;
+pub(super) fn builds(checkout: &Checkout, kernel: &KernelChoice, lines: &mut Lines) -> Result<()> {
+    let foundation = Foundation::prepare(checkout, std::slice::from_ref(kernel))?;
     let directory = tempfile::tempdir().context("creating a directory")?;
     let begun = Instant::now();
     let status = checkout

@@ -87,7 +87,7 @@ pub(super) fn measure(
         .context("there is no such kernel")?;
     let helpers = &modules.test_helpers;
     let programs = [
-        &artifacts.kernel_tests.program,
+        &modules.kernel_tests.program,
         &artifacts.guest_program(WORKLOADS),
     ];
     let mut machine = programs

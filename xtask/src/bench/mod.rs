@@ -21,7 +21,7 @@ use hmm_vm::artifacts::Artifacts;
 use hmm_vm::guest::{Command, Status, Stream};
 use hmm_vm::vm::{Vm, GIB, MIB};
 
-use crate::args::{BenchArgs, BenchPart, KernelChoice};
+use crate::args::{BenchArgs, BenchPart};
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::prepare::Prepared;
 use crate::setup::progress;
@@ -51,12 +51,11 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
         on_host(&checkout, &mut lines)?;
     }
     if args.has(BenchPart::Guest) || args.has(BenchPart::Kernel) {
-        let kernel = KernelChoice::Stock;
-        let prepared = Prepared::for_kernels(&checkout, &[kernel], Purpose::Tests)?;
+        let (prepared, kernel) = Prepared::for_kernel(&checkout, &args.kernel, Purpose::Tests)?;
         let artifacts = &prepared.artifacts;
-        record.versions.guest = Some(Guest::of(artifacts, kernel.name(), args.icount)?);
+        record.versions.guest = Some(Guest::of(artifacts, &kernel, args.icount)?);
         if args.has(BenchPart::Guest) {
-            in_guest(artifacts, kernel.name(), args.icount, &mut lines)?;
+            in_guest(artifacts, &kernel, args.icount, &mut lines)?;
         }
         if args.has(BenchPart::Kernel) {
             progress::announce(
@@ -64,11 +63,11 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
                 "by the kernel's own benchmark, in turns; a minute for each turn",
             );
             let rounds = args.kernel_rounds;
-            interleaved::measure(artifacts, kernel.name(), args.icount, rounds, &mut lines)?;
+            interleaved::measure(artifacts, &kernel, args.icount, rounds, &mut lines)?;
         }
     }
     if args.has(BenchPart::Builds) {
-        footprint::builds(&checkout, KernelChoice::Stock, &mut lines)?;
+        footprint::builds(&checkout, &args.kernel, &mut lines)?;
     }
     record.take(lines);
     let path = match &args.json {

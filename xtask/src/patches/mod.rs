@@ -40,8 +40,8 @@ pub(crate) fn patches(args: &PatchesArgs) -> Result<ExitCode> {
         None => Person::of_git(&checkout.root)?,
     };
     let toolbox = Toolbox::prepare(&Cache::of_user()?)?;
-    let kernel = Kernel::prepare(&toolbox, KernelChoice::Stock, &checkout.root)?;
-    let series = Series::of(&checkout, &kernel.tree)?;
+    let kernel = Kernel::prepare(&toolbox, &KernelChoice::Stock, &checkout.root)?;
+    let series = Series::of(&checkout, &kernel.build.tree)?;
     for patch in series.write(&args.out, person)? {
         say!("{}", patch.display());
     }

@@ -29,16 +29,18 @@ struct Table {
 
 /// Runs the workloads and prints the table.
 pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
-    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel], Purpose::Machine)?;
+    let (prepared, kernel) =
+        Prepared::for_kernel(&Checkout::locate()?, &args.kernel, Purpose::Machine)?;
     let artifacts = &prepared.artifacts;
-    let image = &artifacts.kernels[args.kernel.name()].image;
+    let image = &artifacts.kernels[&kernel].image;
     let image_name = image
         .file_name()
         .context("a kernel's image has a name")?
         .to_string_lossy();
     let guest = match args.kernel {
-        KernelChoice::Stock => "Debian's kernel",
-        KernelChoice::Debug => "the debug kernel",
+        KernelChoice::Stock => "Debian's kernel".to_owned(),
+        KernelChoice::Debug => "the debug kernel".to_owned(),
+        KernelChoice::Built(_) => format!("Linux {kernel}"),
     };
     progress::announce(
         &format!("starting {guest} with the device"),
@@ -50,7 +52,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
     );
     let vm = Vm::builder(artifacts)
         .name("demo")
-        .kernel(args.kernel.name())
+        .kernel(&kernel)
         .memory(MEMORY)
         .device_memory(DEVICE_MEMORY)
         .file(image)

@@ -19,6 +19,7 @@ use hmm_vm::artifacts::Artifacts;
 
 use crate::args::{ExploreArgs, KernelChoice};
 use crate::setup::cargo::{Checkout, Purpose};
+use crate::setup::kernel::{DEBUG, STOCK};
 use crate::setup::prepare::Prepared;
 
 /// The findings of earlier searches, which every search tries first.
@@ -38,11 +39,12 @@ pub(crate) fn run(args: &ExploreArgs) -> Result<ExitCode> {
         return merge(&args.merge, &output);
     }
     if let Some(path) = &args.replay {
-        return again(&checkout, path, args.times);
+        return again(&checkout, args.kernel.as_ref(), path, args.times);
     }
-    let prepared = Prepared::for_kernels(&checkout, &[args.kernel], Purpose::Tests)?;
+    let choice = args.kernel.clone().unwrap_or(KernelChoice::Stock);
+    let (prepared, kernel) = Prepared::for_kernel(&checkout, &choice, Purpose::Tests)?;
     let search = Search {
-        kernel: args.kernel,
+        kernel,
         seed: args.seed.map_or_else(seed, Ok)?,
         time: Duration::from_secs(args.seconds),
         shard: args.shard,
@@ -72,7 +74,8 @@ pub(crate) fn output(checkout: &Checkout) -> Result<PathBuf> {
 
 /// What to search for.
 pub(crate) struct Search {
-    pub(crate) kernel: KernelChoice,
+    /// Its name among the artifacts.
+    pub(crate) kernel: String,
     pub(crate) seed: u64,
     pub(crate) time: Duration,
     pub(crate) shard: Shard,
@@ -92,7 +95,7 @@ impl Search {
         artifacts: &Artifacts,
         output: &Path,
     ) -> Result<Vec<Finding>> {
-        let kernel = self.kernel.name();
+        let kernel = self.kernel.as_str();
         let options = Options {
             kernel: kernel.to_owned(),
             seed: self.seed,
@@ -154,16 +157,30 @@ fn merge(parts: &[PathBuf], output: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tries a finding again. Fails if the failure comes back.
-fn again(checkout: &Checkout, path: &Path, times: u32) -> Result<ExitCode> {
+/// Tries a finding again, on its own kernel unless the user chooses one. Fails if the failure comes
+/// back.
+fn again(
+    checkout: &Checkout,
+    choice: Option<&KernelChoice>,
+    path: &Path,
+    times: u32,
+) -> Result<ExitCode> {
     let finding = Finding::read(path)?;
-    let kernel = [KernelChoice::Stock, KernelChoice::Debug]
-        .into_iter()
-        .find(|kernel| kernel.name() == finding.kernel)
-        .with_context(|| format!("there is no {} kernel", finding.kernel))?;
-    let prepared = Prepared::for_kernels(checkout, &[kernel], Purpose::Tests)?;
+    let own = match finding.kernel.as_str() {
+        STOCK => Some(&KernelChoice::Stock),
+        DEBUG => Some(&KernelChoice::Debug),
+        _ => None,
+    };
+    let choice = choice.or(own).with_context(|| {
+        format!(
+            "it was found on Linux {}, which is none of ours: say where that was built, with \
+             --kernel DIRECTORY",
+            finding.kernel
+        )
+    })?;
+    let (prepared, kernel) = Prepared::for_kernel(checkout, choice, Purpose::Tests)?;
     say!("{finding}");
-    let mut lab = Lab::new(&prepared.artifacts, kernel.name(), finding.seed);
+    let mut lab = Lab::new(&prepared.artifacts, &kernel, finding.seed);
     let (came_back, _) = replay(&mut lab, &finding, times, &mut |line| say!("{line}"))?;
     say!("it came back {came_back} of {times} times");
     Ok(if came_back == 0 {

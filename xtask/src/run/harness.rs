@@ -1,8 +1,9 @@
-//! Reads the output of Rust's test harness: its counts, and the output of tests that failed.
+//! Reads the output of Rust's test harness: its counts, the result of each test, and the output of
+//! those that failed.
 //!
 //! It knows the harness's output and nothing of the tests.
 
-use crate::run::report::{Counts, Failure};
+use crate::run::report::{Case, Counts, Failure, Outcome};
 
 /// How the harness begins the line before a failed test's output.
 const OPENS: &str = "---- ";
@@ -25,6 +26,7 @@ const MOST_LINES: usize = 40;
 pub(crate) struct Harness {
     pub(crate) counts: Counts,
     pub(crate) failures: Vec<Failure>,
+    cases: Vec<Case>,
     place: Place,
 }
 
@@ -44,6 +46,7 @@ impl Harness {
     /// Reads a line.
     pub(crate) fn line(&mut self, line: &str) {
         self.counts.add_line(line);
+        self.cases.extend(result(line));
         if let Some(name) = opened(line) {
             self.failures.push(Failure::new(name));
             self.place = Place::InFailure;
@@ -52,6 +55,21 @@ impl Harness {
         } else if self.place == Place::InFailure {
             self.in_failure(line);
         }
+    }
+
+    /// Each test and its result, with what it has said if it failed.
+    pub(crate) fn cases(&self) -> Vec<Case> {
+        let mut cases = self.cases.clone();
+        for case in &mut cases {
+            let failure = self
+                .failures
+                .iter()
+                .find(|failure| failure.test == case.name);
+            if let (Outcome::Failed(said), Some(failure)) = (&mut case.outcome, failure) {
+                *said = failure.lines.join("\n");
+            }
+        }
+        cases
     }
 
     fn in_failure(&mut self, line: &str) {
@@ -71,6 +89,22 @@ impl Harness {
 /// The name of the test whose output this line opens.
 fn opened(line: &str) -> Option<&str> {
     line.strip_prefix(OPENS)?.strip_suffix(OPENED)
+}
+
+/// The test whose result this line says.
+fn result(line: &str) -> Option<Case> {
+    let (name, result) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    let outcome = match result {
+        "ok" => Outcome::Passed,
+        "FAILED" => Outcome::Failed(String::new()),
+        ignored if ignored.starts_with("ignored") => Outcome::NotRun(ignored.to_owned()),
+        _ => return None,
+    };
+    let name = name.strip_suffix(" - should panic").unwrap_or(name);
+    Some(Case {
+        name: name.to_owned(),
+        outcome,
+    })
 }
 
 #[cfg(test)]
@@ -109,6 +143,26 @@ mod tests {
             ]
         );
         assert_eq!((harness.counts.passed, harness.counts.failed), (1, 2));
+    }
+
+    #[test]
+    fn each_test_has_its_result_and_one_that_failed_what_it_said() {
+        let text = format!("{OUTPUT}test d - should panic ... ok\ntest e ... ignored, slow\n");
+        let cases: Vec<_> = read(&text)
+            .cases()
+            .into_iter()
+            .map(|case| (case.name, case.outcome))
+            .collect();
+        let said = "thread 'b' (7) panicked at b.rs:3:5:\nno row is broken".to_owned();
+        assert_eq!(
+            cases,
+            [
+                ("a".to_owned(), Outcome::Passed),
+                ("b".to_owned(), Outcome::Failed(said)),
+                ("d".to_owned(), Outcome::Passed),
+                ("e".to_owned(), Outcome::NotRun("ignored, slow".to_owned())),
+            ]
+        );
     }
 
     #[test]

@@ -4,6 +4,10 @@
 pub(crate) mod demo;
 pub(crate) mod explore;
 mod harness;
+mod junit;
+mod ktap;
+mod machines;
+mod names;
 mod report;
 pub(crate) mod suite;
 pub(crate) mod vm;

@@ -2,8 +2,11 @@
 //!
 //! It adds up the results that others have read, and knows nothing of the tests.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
+
+use hmm_cli::remark;
 
 use crate::setup::progress::elapsed;
 
@@ -16,12 +19,31 @@ pub(crate) struct Counts {
     pub(crate) skipped: u64,
 }
 
+/// The result of a test, or of what a test tries one after the other.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    Passed,
+    /// With what it said.
+    Failed(String),
+    /// With the reason.
+    NotRun(String),
+}
+
+/// A test and its result.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+}
+
 /// One part of a run.
 #[derive(Debug)]
-struct Part {
-    name: String,
-    counts: Counts,
-    took: Duration,
+pub(crate) struct Part {
+    pub(crate) name: String,
+    pub(crate) counts: Counts,
+    pub(crate) took: Duration,
+    /// Its tests, as far as they are known one by one.
+    pub(crate) cases: Vec<Case>,
 }
 
 /// A test that failed, and the beginning of its output.
@@ -31,12 +53,25 @@ pub(crate) struct Failure {
     pub(crate) lines: Vec<String>,
 }
 
+/// What did not run because the user did not want it.
+#[derive(Debug)]
+pub(crate) struct LeftOut {
+    /// The part that it is, or belongs to.
+    pub(crate) part: String,
+    /// Its tests that are meant, or none if it is the whole part.
+    pub(crate) tests: Vec<String>,
+    pub(crate) reason: &'static str,
+}
+
 /// All parts of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    parts: Vec<Part>,
+    pub(crate) parts: Vec<Part>,
     /// The failures, each with the part that it belongs to.
     failures: Vec<(String, Failure)>,
+    pub(crate) left_out: Vec<LeftOut>,
+    /// What the user should know to read the results.
+    notes: Vec<String>,
 }
 
 impl Failure {
@@ -83,7 +118,44 @@ impl Report {
             name: name.into(),
             counts,
             took,
+            cases: Vec::new(),
         });
+    }
+
+    /// Adds the tests of the part that was added last.
+    pub(crate) fn add_cases(&mut self, cases: impl IntoIterator<Item = Case>) {
+        if let Some(part) = self.parts.last_mut() {
+            part.cases.extend(cases);
+        }
+    }
+
+    /// Notes what does not run: of a part, these tests, or all if none are named.
+    pub(crate) fn leave_out(
+        &mut self,
+        part: impl Into<String>,
+        tests: Vec<String>,
+        reason: &'static str,
+    ) {
+        self.left_out.push(LeftOut {
+            part: part.into(),
+            tests,
+            reason,
+        });
+    }
+
+    /// Says something now, and once more at the end.
+    pub(crate) fn note(&mut self, note: String) {
+        remark!("note: {note}");
+        self.notes.push(note);
+    }
+
+    /// What one part, if it failed, has said.
+    pub(crate) fn said(&self, part: &str) -> String {
+        let failures = self.failures.iter().filter(|(of, _)| of == part);
+        let texts: Vec<_> = failures
+            .map(|(_, Failure { test, lines })| format!("{test}\n{}", lines.join("\n")))
+            .collect();
+        texts.join("\n")
     }
 
     /// Adds the failures of a part, to repeat them at the end: the output of a whole run is long.
@@ -100,6 +172,18 @@ impl Report {
         total.passed > 0 && total.failed == 0 && total.skipped == 0
     }
 
+    /// The whole parts that were left out, by reason.
+    fn left_out_parts(&self) -> BTreeMap<&'static str, Vec<&str>> {
+        let mut parts: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for left in self.left_out.iter().filter(|left| left.tests.is_empty()) {
+            parts
+                .entry(left.reason)
+                .or_default()
+                .push(left.part.as_str());
+        }
+        parts
+    }
+
     fn total(&self) -> Counts {
         let mut total = Counts::default();
         for Part { counts, .. } in &self.parts {
@@ -111,8 +195,17 @@ impl Report {
     }
 }
 
+/// Names as far as a person reads them, and their number.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 5;
+    match names.len() {
+        0..=MOST => names.join(", "),
+        number => format!("{} and {} more", names[..MOST].join(", "), number - MOST),
+    }
+}
+
 impl fmt::Display for Report {
-    /// The failures; a line for each part; and a line with their sum, in which skipped counts as
+    /// The failures; a line for each part; what was left out; and a line with their sum, in which skipped counts as
     /// failed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (part, Failure { test, lines }) in &self.failures {
@@ -128,7 +221,10 @@ impl fmt::Display for Report {
             .map(|part| part.name.len())
             .max()
             .unwrap_or(0);
-        for Part { name, counts, took } in &self.parts {
+        for Part {
+            name, counts, took, ..
+        } in &self.parts
+        {
             let Counts {
                 passed,
                 failed,
@@ -139,6 +235,27 @@ impl fmt::Display for Report {
                 "{name:width$}  {passed:5} passed  {failed:3} failed  {skipped:3} skipped  {}",
                 elapsed(*took)
             )?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        for part in &self.parts {
+            for Case { name, outcome } in &part.cases {
+                if let Outcome::NotRun(reason) = outcome {
+                    writeln!(f, "could not run: {}: {name}: {reason}", part.name)?;
+                }
+            }
+        }
+        for (reason, parts) in self.left_out_parts() {
+            writeln!(f, "left out, {reason}: {}", parts.join(", "))?;
+        }
+        for LeftOut {
+            part,
+            tests,
+            reason,
+        } in self.left_out.iter().filter(|left| !left.tests.is_empty())
+        {
+            writeln!(f, "left out of {part}, {reason}: {}", some(tests))?;
         }
         let total = self.total();
         write!(
@@ -225,6 +342,27 @@ mod tests {
 
     #[test]
     fn a_run_in_which_nothing_ran_is_not_good() {
-        assert!(!Report::default().is_good());
+        let mut report = Report::default();
+        assert!(!report.is_good());
+        report.leave_out("format", Vec::new(), "by name");
+        assert!(!report.is_good());
+    }
+
+    #[test]
+    fn what_was_left_out_is_said_and_spoils_nothing() {
+        let mut report = Report::default();
+        report.add("vm", Counts::one(true), Duration::ZERO);
+        report.leave_out("format", Vec::new(), "by name");
+        report.leave_out("lints", Vec::new(), "by name");
+        let tests = (1..=7).map(|number| format!("t{number}")).collect();
+        report.leave_out("vm", tests, "by name");
+        assert!(report.is_good());
+        let text = report.to_string();
+        assert!(
+            text.contains("\nleft out, by name: format, lints\n"),
+            "{text}"
+        );
+        let tests = "\nleft out of vm, by name: t1, t2, t3, t4, t5 and 2 more\n";
+        assert!(text.contains(tests), "{text}");
     }
 }

@@ -14,13 +14,14 @@ use crate::setup::prepare::Prepared;
 
 /// Gives a shell in the guest, or runs one command there and returns its exit status.
 pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
-    let prepared = Prepared::for_kernels(&Checkout::locate()?, &[args.kernel], Purpose::Machine)?;
+    let (prepared, kernel) =
+        Prepared::for_kernel(&Checkout::locate()?, &args.kernel, Purpose::Machine)?;
     let mut parameters = args.parameters.clone();
     if args.dmirror {
         parameters.push("dmirror=1".to_owned());
     }
     let settings = Settings {
-        kernel: args.kernel.name().to_owned(),
+        kernel,
         memory: args.memory,
         device_memory: args.device_memory,
         devices: usize::from(args.devices),

@@ -28,7 +28,7 @@ pub(crate) fn prepare(toolbox: &Toolbox) -> Result<PathBuf> {
     let recipe = Recipe::new("boot-image")
         .with(toolbox.release())
         .with(DECOMPRESS);
-    let entry = toolbox.builds()?.entry(&recipe, |partial| {
+    let entry = toolbox.builds().entry(&recipe, |partial| {
         let image = fs::read(&packed).with_context(|| format!("reading {}", packed.display()))?;
         let payload = Payload::of(&image)
             .with_context(|| format!("{} is not an image as expected", packed.display()))?;

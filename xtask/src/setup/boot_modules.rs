@@ -8,20 +8,9 @@ use std::path::PathBuf;
 use anyhow::{bail, Context, Result};
 
 use crate::setup::cache::Recipe;
+use crate::setup::needs::MODULES;
 use crate::setup::progress;
 use crate::setup::toolbox::Toolbox;
-
-/// Transports of the device, the port to the guest's agent, and what tests of memory management
-/// need: block devices in memory, for swap; a disk, for data that must outlive the memory; and a
-/// file system with writeback.
-const WANTED: &[&str] = &[
-    "virtio_pci",
-    "virtio_mmio",
-    "virtio_console",
-    "zram",
-    "virtio_blk",
-    "ext4",
-];
 
 const UNPACK: &str = include_str!("scripts/unpack-modules.sh");
 
@@ -32,7 +21,8 @@ pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Vec<PathBuf>> {
         let path = toolbox.path(directory.join(name));
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
-    let order = load_order(&read("modules.dep")?, &read("modules.builtin")?, WANTED)?;
+    let wanted: Vec<_> = MODULES.iter().map(|(_, module)| *module).collect();
+    let order = load_order(&read("modules.dep")?, &read("modules.builtin")?, &wanted)?;
     let names: Vec<PathBuf> = order.iter().map(|path| unpacked_name(path)).collect();
 
     let recipe = Recipe::new("boot-modules")

@@ -1,7 +1,7 @@
-//! Builds `virtio_hmm.ko`, and the sample that is made of the same sources, in the toolbox, for one
-//! kernel.
+//! Builds `virtio_hmm.ko`, and the sample that is made of the same sources, for one kernel, where
+//! that kernel's compilers are.
 //!
-//! The toolbox sees a copy of the sources, updated file by file, so that Kbuild rebuilds only what
+//! They see a copy of the sources, updated file by file, so that Kbuild rebuilds only what
 //! changed. It does not know what the driver does.
 
 use std::collections::BTreeMap;
@@ -14,10 +14,9 @@ use anyhow::{bail, Context, Result};
 use hmm_cli::remark;
 use sha2::{Digest, Sha256};
 
-use crate::args::KernelChoice;
 use crate::setup::cargo::Checkout;
-use crate::setup::kernel::Kernel;
-use crate::setup::toolbox::Toolbox;
+use crate::setup::kernel::{Build, Kernel};
+use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
 use crate::setup::{cache, host, panics, progress};
 
 /// The driver's directory in the checkout.
@@ -102,11 +101,12 @@ pub(crate) fn build_anew(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout
 }
 
 /// Runs Clippy on the modules. Its findings are an error, and so is any place where those for the
-/// stock kernel may panic. The debug kernel's modules are not checked: for KASAN the compiler
-/// places constants differently, so that such places cannot be found.
+/// stock kernel may panic. Other kernels' modules are not checked: for KASAN the compiler
+/// places constants differently, so that such places cannot be found, and what may be ruled out is
+/// known of one compiler's output.
 pub(crate) fn lint(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout) -> Result<()> {
     for module in [&VIRTIO_HMM, &TEST_HMM] {
-        if kernel.name == KernelChoice::Stock.name() {
+        if kernel.is_stock() {
             panics::check(&make(toolbox, kernel, checkout, module, Goal::Module)?)?;
         }
         make(toolbox, kernel, checkout, module, Goal::Lints)?;
@@ -168,11 +168,8 @@ fn make(
 
     // A separate output for each kernel, build of it, module and goal, so that none damages
     // another. The documentation is made from what the module is built from, and lies beside it.
-    let tree_name = kernel
-        .tree
-        .file_name()
-        .context("the tree has a name")?
-        .to_string_lossy();
+    let build = &kernel.build;
+    let tree_name = &build.name;
     let Module {
         what, name, file, ..
     } = module;
@@ -192,24 +189,28 @@ fn make(
     if goal == Goal::Anew {
         remove_directory(&output)?;
     }
+    if build.is_of_user {
+        workshop.forget_earlier(name, build, place)?;
+    }
     fs::create_dir_all(&output).with_context(|| format!("creating {}", output.display()))?;
     let (built, mark) = (output.join(built), output.join(mark));
     let fingerprint = fingerprint(&sources, kernel);
-    if mark_of(&fingerprint, &built).is_some_and(|expected| is_text(&mark, &expected)) {
+    let is_known = mark_of(&fingerprint, &built).is_some_and(|expected| is_text(&mark, &expected));
+    // Whether a header of a tree of the user's has changed is the kernel's build to find out.
+    if is_known && !build.is_of_user {
         return Ok(built);
     }
 
+    let seen = |path: &Path| build.site.path(toolbox, path);
     let jobs = host::parallelism().to_string();
     let arguments = [
-        toolbox.inside(&kernel.tree)?.into_os_string(),
-        toolbox
-            .inside(&workshop.sources.join(module.directory))?
-            .into_os_string(),
-        toolbox.inside(&output)?.into_os_string(),
+        seen(&build.tree)?.into_os_string(),
+        seen(&workshop.sources.join(module.directory))?.into_os_string(),
+        seen(&output)?.into_os_string(),
         jobs.into(),
     ];
-    let mut command = toolbox.script(MAKE, arguments);
-    command.args(&kernel.make_arguments);
+    let mut command = build.site.script(toolbox, MAKE, arguments);
+    command.args(&build.arguments);
     match goal {
         Goal::Lints => {
             command.arg("CLIPPY=1");
@@ -229,7 +230,8 @@ fn make(
     let messages = compiler_messages(&output);
     if !finished.succeeded() {
         bail!(
-            "{what} failed:\n{messages}\nthe whole log is {}",
+            "{what} failed:\n{messages}\n{}the whole log is {}",
+            explanation(kernel),
             finished.log().display()
         );
     }
@@ -250,6 +252,20 @@ fn make(
         );
     }
     Ok(built)
+}
+
+/// Why a build may have failed that succeeds for our own kernels.
+fn explanation(kernel: &Kernel) -> String {
+    if !kernel.build.is_of_user {
+        return String::new();
+    }
+    format!(
+        "It is written for Linux {KERNEL_SERIES}, and this kernel is {}: what the compiler does not \
+         find above, or finds different, is what the kernel's Rust crate or its memory management \
+         lacks or has changed. Where a patch of yours changes such an interface, the driver needs \
+         the same change, as drivers in the kernel do.\n",
+        kernel.release
+    )
 }
 
 /// A directory of the toolbox for the modules of one checkout, locked while in use.
@@ -275,6 +291,31 @@ impl Workshop {
             _lock: lock,
         })
     }
+}
+
+impl Workshop {
+    /// Removes what was built for earlier builds of a user's tree, which are not to come back.
+    fn forget_earlier(&self, module: &str, build: &Build, place: &str) -> Result<()> {
+        let current = format!("{module}-{}{place}", build.name);
+        for found in fs::read_dir(&self.directory)? {
+            let path = found?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if is_earlier(&name, &current, place) {
+                remove_directory(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a directory's name is that of an earlier build of the same tree for the same use. The
+/// names differ in the last digits before the use.
+fn is_earlier(name: &str, current: &str, place: &str) -> bool {
+    let tree = |name: &str| {
+        let (tree, _) = name.strip_suffix(place)?.rsplit_once('-')?;
+        Some(tree.to_owned())
+    };
+    name != current && name.len() == current.len() && tree(name) == tree(current)
 }
 
 /// The files of the checkout that the modules are built from.
@@ -346,7 +387,7 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
 
 fn fingerprint(sources: &Sources, kernel: &Kernel) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(kernel.tree.as_os_str().as_encoded_bytes());
+    hasher.update(kernel.build.tree.as_os_str().as_encoded_bytes());
     for (path, content) in sources {
         hasher.update(path.as_os_str().as_encoded_bytes());
         hasher.update((content.len() as u64).to_le_bytes());
@@ -418,6 +459,27 @@ mod tests {
         assert_eq!(untouched.modified().unwrap(), after.modified().unwrap());
         assert!(!directory.path().join("guest-driver/b.rs").exists());
         assert!(directory.path().join("spec/src/c.rs").exists());
+    }
+
+    #[test]
+    fn only_earlier_builds_of_the_same_tree_are_forgotten() {
+        let current = "driver-tree-0a0a0a0a-111111111111-clippy";
+        for (name, is) in [
+            (current, false),
+            ("driver-tree-0a0a0a0a-222222222222-clippy", true),
+            ("driver-tree-0a0a0a0a-222222222222", false),
+            ("driver-tree-0b0b0b0b-222222222222-clippy", false),
+            ("sample-tree-0a0a0a0a-222222222222-clippy", false),
+            ("driver-stock-tree-333333333333-clippy", false),
+        ] {
+            assert_eq!(is_earlier(name, current, "-clippy"), is, "{name}");
+        }
+        assert!(is_earlier("driver-tree-0a-22", "driver-tree-0a-11", ""));
+        assert!(!is_earlier(
+            "driver-tree-0a-22-clippy",
+            "driver-tree-0a-11",
+            ""
+        ));
     }
 
     #[test]

@@ -170,6 +170,23 @@ pub(crate) fn as_installer(program: &str) -> Command {
     command
 }
 
+/// Starts a program of the host as if not from Cargo: rustup tells what it starts which toolchain
+/// Cargo was, and a kernel's tree may want another one.
+pub(crate) fn without_rustup_choice(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for variable in [
+        "RUSTUP_TOOLCHAIN",
+        "RUSTC",
+        "RUSTC_WRAPPER",
+        "RUSTDOC",
+        "RUSTFLAGS",
+        "CARGO",
+    ] {
+        command.env_remove(variable);
+    }
+    command
+}
+
 /// Checks that we may do what [`as_root_of_own_namespace`] needs.
 pub(crate) fn check_namespaces() -> Result<()> {
     let allowed = as_root_of_own_namespace()

@@ -6,14 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 
 use crate::args::KernelChoice;
 use crate::setup::boot_image;
 use crate::setup::boot_modules;
-use crate::setup::cache::Recipe;
-use crate::setup::kernel_tests;
+use crate::setup::cache::{self, Recipe};
+use crate::setup::kernel_tests::{self, Program, TEST_HMM};
+use crate::setup::site::Site;
 use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
-use crate::setup::{host, progress, space};
+use crate::setup::tree::{Location, Tree};
+use crate::setup::{host, progress, space, tree_modules};
 
 const STOCK_TREE: &str = include_str!("scripts/stock-tree.sh");
 const DEBUG_KERNEL: &str = include_str!("scripts/debug-kernel.sh");
@@ -21,40 +24,117 @@ const DEBUG_KERNEL: &str = include_str!("scripts/debug-kernel.sh");
 /// The options of the debug kernel, in the checkout.
 const DEBUG_CONFIG: &str = "tests/guest/debug.config";
 
-/// The kernel's own test driver in the debug kernel's tree.
-const TEST_HMM: &str = "lib/test_hmm.ko";
+/// The names of the kernels that are ours.
+pub(crate) const STOCK: &str = "stock";
+pub(crate) const DEBUG: &str = "debug";
 
 /// A kernel that is ready to boot and to build modules for.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     /// Its name in manifests and file names.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// The release, as `uname -r` prints it.
     pub(crate) release: String,
     /// The image that QEMU starts.
     pub(crate) image: PathBuf,
     /// Modules that a virtual machine needs, in load order.
     pub(crate) modules: Vec<PathBuf>,
-    /// The prepared source tree, inside the toolbox but as a path of the host.
-    pub(crate) tree: PathBuf,
-    /// The arguments of `make` besides the target.
-    pub(crate) make_arguments: Vec<String>,
-    /// What the kernel's own tests of HMM need.
+    /// What modules are built with.
+    pub(crate) build: Build,
+    /// The kernel's own tests of HMM.
+    pub(crate) tests: Program,
+    /// What these need of the kernel.
     pub(crate) test_modules: kernel_tests::Modules,
+}
+
+/// How modules are built for a kernel. All paths are those of the host.
+#[derive(Debug)]
+pub(crate) struct Build {
+    /// Where the compilers are.
+    pub(crate) site: Site,
+    /// The directory of a built kernel, or of one that is prepared for modules.
+    pub(crate) tree: PathBuf,
+    /// The directory of its sources, which may be the same.
+    pub(crate) source: PathBuf,
+    /// Tells it from others in names of directories.
+    pub(crate) name: String,
+    /// The arguments of `make` besides the target.
+    pub(crate) arguments: Vec<String>,
+    /// Whether the user changes the tree as the user likes: what was built may be out of date
+    /// though nothing of ours has changed.
+    pub(crate) is_of_user: bool,
+}
+
+impl Build {
+    /// That of a tree in the toolbox, which nobody changes.
+    fn in_toolbox(tree: &Path, arguments: Vec<String>) -> Result<Self> {
+        let name = tree.file_name().context("the tree has a name")?;
+        Ok(Self {
+            site: Site::Toolbox(Vec::new()),
+            tree: tree.to_owned(),
+            source: tree.to_owned(),
+            name: name.to_string_lossy().into_owned(),
+            arguments,
+            is_of_user: false,
+        })
+    }
+
+    /// The configuration of the kernel.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.tree.join(".config")
+    }
 }
 
 impl Kernel {
     /// The kernel of that name, prepared if it is missing.
     pub(crate) fn prepare(
         toolbox: &Toolbox,
-        choice: KernelChoice,
+        choice: &KernelChoice,
         checkout: &Path,
     ) -> Result<Self> {
         match choice {
             KernelChoice::Stock => stock(toolbox),
             KernelChoice::Debug => debug(toolbox, &checkout.join(DEBUG_CONFIG)),
+            KernelChoice::Built(location) => of_user(toolbox, location),
         }
     }
+
+    /// Whether it is Debian's own.
+    pub(crate) fn is_stock(&self) -> bool {
+        self.name == STOCK
+    }
+}
+
+/// A kernel that the user has built. It is called by its release.
+fn of_user(toolbox: &Toolbox, location: &Location) -> Result<Kernel> {
+    let tree = Tree::open(location)?;
+    let context = || format!("the kernel in {}", tree.directory.display());
+    let mounts = [tree.source.as_path(), tree.directory.as_path()];
+    let (site, arguments) = tree
+        .compilers
+        .locate(toolbox, &tree.directory, &mounts)
+        .with_context(context)?;
+    let modules = tree_modules::prepare(&tree.directory, &tree.options).with_context(context)?;
+    let place = Sha256::digest(tree.directory.as_os_str().as_encoded_bytes());
+    let build = Build {
+        site,
+        // Names of the same tree begin alike.
+        name: format!("tree-{:.8}-{:.12}", cache::hex(&place), tree.identity),
+        tree: tree.directory.clone(),
+        source: tree.source.clone(),
+        arguments,
+        is_of_user: true,
+    };
+    let test_modules = kernel_tests::Modules::of_tree(toolbox, &build, &tree.options)?;
+    Ok(Kernel {
+        name: tree.release.clone(),
+        tests: Program::prepare(toolbox, &build)?,
+        release: tree.release,
+        image: tree.image,
+        modules,
+        build,
+        test_modules,
+    })
 }
 
 /// What decides how the kernels are prepared in a toolbox, which takes most of the time.
@@ -97,16 +177,15 @@ fn stock(toolbox: &Toolbox) -> Result<Kernel> {
     let (_, suffix) = release
         .split_once('+')
         .context("a Debian release has a '+'")?;
-    let make_arguments = vec![format!("LOCALVERSION=+{suffix}")];
-    let test_modules = kernel_tests::Modules::prepare(toolbox, &tree, &make_arguments)?;
+    let build = Build::in_toolbox(&tree, vec![format!("LOCALVERSION=+{suffix}")])?;
     Ok(Kernel {
-        name: KernelChoice::Stock.name(),
+        name: STOCK.to_owned(),
         release: release.to_owned(),
         image: boot_image::prepare(toolbox)?,
         modules: boot_modules::prepare(toolbox)?,
-        tree,
-        make_arguments,
-        test_modules,
+        tests: Program::prepare(toolbox, &build)?,
+        test_modules: kernel_tests::Modules::prepare(toolbox, &build)?,
+        build,
     })
 }
 
@@ -142,18 +221,19 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         Ok(files)
     })?;
     let release = fs::read_to_string(tree.join("release"))?.trim().to_owned();
+    let build = Build::in_toolbox(&tree, vec!["LLVM=1".to_owned()])?;
     Ok(Kernel {
-        name: KernelChoice::Debug.name(),
+        name: DEBUG.to_owned(),
         release,
         image: tree.join("arch/x86/boot/bzImage"),
         // Everything that the machine needs is built in.
         modules: Vec::new(),
+        tests: Program::prepare(toolbox, &build)?,
         test_modules: kernel_tests::Modules {
             test_hmm: tree.join(TEST_HMM),
             helpers: Vec::new(),
         },
-        tree,
-        make_arguments: vec!["LLVM=1".to_owned()],
+        build,
     })
 }
 

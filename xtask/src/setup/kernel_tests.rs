@@ -6,9 +6,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
+use hmm_vm::kconfig::Options;
 
 use crate::setup::cache::{self, Recipe};
+use crate::setup::kernel::Build;
+use crate::setup::site::Site;
 use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
 use crate::setup::{host, progress};
 
@@ -19,6 +22,20 @@ const GLUE: &str = include_str!("scripts/gup-test-glue.c");
 /// The program's source, in a kernel's tree and in an entry of ours.
 const IN_TREE: &str = "tools/testing/selftests/mm/hmm-tests.c";
 const SOURCE: &str = "hmm-tests.c";
+
+/// What the program is made of besides the kernel's headers, and what tells its own from others.
+const PROGRAM_SOURCES: &[&str] = &[
+    IN_TREE,
+    "tools/testing/selftests/mm/vm_util.c",
+    "tools/testing/selftests/mm/vm_util.h",
+    "tools/testing/selftests/mm/hugepage_settings.c",
+    "tools/testing/selftests/kselftest_harness.h",
+    "lib/test_hmm_uapi.h",
+    "mm/gup_test.h",
+];
+
+/// The kernel's own test driver in the tree of a kernel that was built with it.
+pub(crate) const TEST_HMM: &str = "lib/test_hmm.ko";
 
 /// The sources of the modules: their paths in a tree, and their names here.
 const MODULE_SOURCES: &[(&str, &str)] = &[
@@ -49,60 +66,78 @@ pub(crate) struct Modules {
 }
 
 impl Program {
-    /// The program, built if it is missing.
-    pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Self> {
+    /// The program from the sources of a kernel, built if it is missing.
+    pub(crate) fn prepare(toolbox: &Toolbox, build: &Build) -> Result<Self> {
+        let stock = Path::new("/usr/src").join(format!("linux-source-{KERNEL_SERIES}.tar.xz"));
         let recipe = Recipe::new("hmm-tests")
             .with(toolbox.release())
             .with(BUILD_PROGRAM);
+        let (site, source, recipe) = match build.is_of_user {
+            // The same source: that of the package is in the toolbox, whole and as it was.
+            false => (Site::Toolbox(Vec::new()), stock, recipe),
+            true => {
+                let site = Site::toolbox(toolbox, &[&build.source]);
+                let source = site.path(toolbox, &build.source)?;
+                let recipe = recipe.with(digest_of_all(&build.source, PROGRAM_SOURCES)?);
+                (site, source, recipe)
+            }
+        };
         let entry = toolbox.builds().entry(&recipe, |partial| {
             let what = "building the kernel's tests of HMM";
             progress::announce(what, "they judge the device and the driver (half a minute)");
             let jobs = host::parallelism().to_string();
             let directory = toolbox.inside(partial)?;
-            let arguments = [directory.as_os_str(), KERNEL_SERIES.as_ref(), jobs.as_ref()];
-            let mut command = toolbox.script(BUILD_PROGRAM, arguments);
+            let arguments = [directory.as_os_str(), source.as_os_str(), jobs.as_ref()];
+            let mut command = site.script(toolbox, BUILD_PROGRAM, arguments);
             progress::run(what, &mut command, &toolbox.log("hmm-tests"))?.check()?;
             Ok(vec!["hmm-tests".into(), SOURCE.into()])
         })?;
         let source = entry.join(SOURCE);
-        Ok(Self {
+        let program = Self {
             program: entry.join("hmm-tests"),
             source_sha256: cache::digest(&source)?.1,
             source,
-        })
+        };
+        program.must_be_of(&build.source)?;
+        Ok(program)
     }
 
     /// Checks that the compiled source is the one in a kernel's tree.
-    pub(crate) fn must_be_of(&self, tree: &Path) -> Result<()> {
+    fn must_be_of(&self, tree: &Path) -> Result<()> {
         must_be_equal(&self.source, &tree.join(IN_TREE))
     }
 }
 
 impl Modules {
     /// The modules for a kernel that was built without them.
-    pub(crate) fn prepare(
-        toolbox: &Toolbox,
-        tree: &Path,
-        make_arguments: &[String],
-    ) -> Result<Self> {
-        let tree_inside = toolbox.inside(tree)?;
-        let recipe = Recipe::new("test-modules")
-            .with(tree_inside.as_os_str().as_encoded_bytes())
-            .with(make_arguments.join(" "))
+    pub(crate) fn prepare(toolbox: &Toolbox, build: &Build) -> Result<Self> {
+        let seen = |path: &Path| build.site.path(toolbox, path);
+        let (tree, source) = (seen(&build.tree)?, seen(&build.source)?);
+        let mut recipe = Recipe::new("test-modules")
+            .with(tree.as_os_str().as_encoded_bytes())
+            .with(build.arguments.join(" "))
             .with(BUILD_MODULES)
             .with(GLUE);
+        if build.is_of_user {
+            let sources = MODULE_SOURCES.iter().map(|(in_tree, _)| *in_tree);
+            let sources: Vec<_> = sources.collect();
+            recipe = recipe
+                .with(&build.name)
+                .with(digest_of_all(&build.source, &sources)?);
+        }
         let modules = ["test_hmm.ko", "gup_test_module.ko"];
         let entry = toolbox.builds().entry(&recipe, |partial| {
             fs::write(partial.join("glue.c"), GLUE)?;
             let jobs = host::parallelism().to_string();
-            let directory = toolbox.inside(partial)?;
+            let directory = seen(partial)?;
             let arguments = [
                 directory.as_os_str(),
-                tree_inside.as_os_str(),
+                tree.as_os_str(),
+                source.as_os_str(),
                 jobs.as_ref(),
             ];
-            let mut command = toolbox.script(BUILD_MODULES, arguments);
-            command.args(make_arguments);
+            let mut command = build.site.script(toolbox, BUILD_MODULES, arguments);
+            command.args(&build.arguments);
             progress::run(
                 "building the kernel's test drivers",
                 &mut command,
@@ -113,7 +148,7 @@ impl Modules {
             Ok(modules.into_iter().chain(sources).map(Into::into).collect())
         })?;
         for (in_tree, name) in MODULE_SOURCES {
-            must_be_equal(&entry.join(name), &tree.join(in_tree))?;
+            must_be_equal(&entry.join(name), &build.source.join(in_tree))?;
         }
         let [test_hmm, gup_test] = modules.map(|name| entry.join(name));
         Ok(Self {
@@ -121,6 +156,48 @@ impl Modules {
             helpers: vec![gup_test],
         })
     }
+
+    /// The same for a kernel that may have some of them.
+    pub(crate) fn of_tree(toolbox: &Toolbox, build: &Build, options: &Options) -> Result<Self> {
+        let own = Some(build.tree.join(TEST_HMM)).filter(|_| options.is_module("TEST_HMM"));
+        if let Some(own) = &own {
+            ensure!(
+                own.is_file(),
+                "the kernel in {} has no {TEST_HMM}, though its configuration says so: \
+                 `make modules` builds it",
+                build.tree.display()
+            );
+        }
+        let has_gup_test = options.is_built_in("GUP_TEST");
+        match own {
+            Some(test_hmm) if has_gup_test => Ok(Self {
+                test_hmm,
+                helpers: Vec::new(),
+            }),
+            own => {
+                let mut modules = Self::prepare(toolbox, build)?;
+                if let Some(own) = own {
+                    modules.test_hmm = own;
+                }
+                if has_gup_test {
+                    modules.helpers.clear();
+                }
+                Ok(modules)
+            }
+        }
+    }
+}
+
+/// A digest of files of a kernel's sources.
+fn digest_of_all(source: &Path, paths: &[&str]) -> Result<String> {
+    let mut digests = Vec::new();
+    for path in paths {
+        let path = source.join(path);
+        let (_, digest) = cache::digest(&path)
+            .with_context(|| format!("reading {}, of the kernel's tests of HMM", path.display()))?;
+        digests.push(digest);
+    }
+    Ok(digests.join(" "))
 }
 
 /// Checks that two files are equal: the kernel's tests are only worth something as its developers

@@ -1,25 +1,27 @@
 //! Combines the parts into the manifest that the fixture reads.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use hmm_cli::say;
 use hmm_vm::artifacts::{self, Artifacts};
 
-use crate::args::{BuildArgs, KernelChoice, LibhmmArgs, SetupArgs};
+use crate::args::{BuildArgs, KernelChoice, LibhmmArgs, SetupArgs, ToolboxArgs};
 use crate::setup::cache::Cache;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::kernel::{self, Kernel};
-use crate::setup::kernel_tests;
-use crate::setup::toolbox::Toolbox;
+use crate::setup::toolbox::{Mount, Toolbox};
 use crate::setup::{driver, kvm, library, space};
 
 /// Everything that a virtual machine needs.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) artifacts: Artifacts,
+    /// The names of the kernels among them, in the order in which they were asked for.
+    pub(crate) names: Vec<String>,
     manifest: PathBuf,
 }
 
@@ -28,7 +30,6 @@ pub(crate) struct Prepared {
 pub(crate) struct Foundation {
     pub(crate) toolbox: Toolbox,
     pub(crate) kernels: Vec<Kernel>,
-    pub(crate) kernel_tests: kernel_tests::Program,
 }
 
 impl Foundation {
@@ -48,17 +49,27 @@ impl Foundation {
         let toolbox = Toolbox::prepare(&cache)?;
         let kernels = kernels
             .iter()
-            .map(|&choice| Kernel::prepare(&toolbox, choice, &checkout.root))
+            .map(|choice| Kernel::prepare(&toolbox, choice, &checkout.root))
             .collect::<Result<Vec<_>>>()?;
-        let kernel_tests = kernel_tests::Program::prepare(&toolbox)?;
-        for kernel in &kernels {
-            kernel_tests.must_be_of(&kernel.tree)?;
+        for (number, kernel) in kernels.iter().enumerate() {
+            let same = |other: &&Kernel| other.name == kernel.name;
+            if let Some(other) = kernels.iter().take(number).find(same) {
+                bail!(
+                    "{} and {} are both called {}: give one of them another CONFIG_LOCALVERSION, \
+                     or use them one after the other",
+                    other.build.tree.display(),
+                    kernel.build.tree.display(),
+                    kernel.name
+                );
+            }
         }
-        Ok(Self {
-            toolbox,
-            kernels,
-            kernel_tests,
-        })
+        Ok(Self { toolbox, kernels })
+    }
+
+    /// A kernel for what does not depend on it: the stock one if it is there.
+    pub(crate) fn any_kernel(&self) -> Result<&Kernel> {
+        let stock = self.kernels.iter().find(|kernel| kernel.is_stock());
+        stock.or(self.kernels.first()).context("there is a kernel")
     }
 }
 
@@ -71,6 +82,18 @@ impl Prepared {
     ) -> Result<Self> {
         let foundation = Foundation::prepare(checkout, kernels)?;
         Self::on(&foundation, checkout, purpose)
+    }
+
+    /// The same for one kernel. Returns its name, too.
+    pub(crate) fn for_kernel(
+        checkout: &Checkout,
+        kernel: &KernelChoice,
+        purpose: Purpose,
+    ) -> Result<(Self, String)> {
+        let prepared = Self::for_kernels(checkout, std::slice::from_ref(kernel), purpose)?;
+        let name = prepared.names.first().cloned();
+        let name = name.context("one kernel was asked for")?;
+        Ok((prepared, name))
     }
 
     /// The same, on an existing foundation.
@@ -86,13 +109,18 @@ impl Prepared {
             let entry = artifacts::Kernel {
                 release: kernel.release.clone(),
                 image: kernel.image.clone(),
+                config: kernel.build.config(),
                 modules: kernel.modules.clone(),
                 driver: driver::build(toolbox, kernel, checkout)?,
                 sample: driver::build_sample(toolbox, kernel, checkout)?,
                 test_hmm: kernel.test_modules.test_hmm.clone(),
                 test_helpers: kernel.test_modules.helpers.clone(),
+                kernel_tests: artifacts::KernelTests {
+                    program: kernel.tests.program.clone(),
+                    source_sha256: kernel.tests.source_sha256.clone(),
+                },
             };
-            kernels.insert(kernel.name.to_owned(), entry);
+            kernels.insert(kernel.name.clone(), entry);
         }
         let artifacts = Artifacts {
             qemu: toolbox.qemu(),
@@ -102,10 +130,6 @@ impl Prepared {
             hmm: programs.hmm,
             busybox: toolbox.path("/usr/bin/busybox"),
             qemu_configs: checkout.root.join("qemu-configs"),
-            kernel_tests: artifacts::KernelTests {
-                program: foundation.kernel_tests.program.clone(),
-                source_sha256: foundation.kernel_tests.source_sha256.clone(),
-            },
             logs: checkout.output.join("logs"),
             reports: checkout.output.join("reports"),
             kvm: kvm::works(toolbox)?,
@@ -114,8 +138,10 @@ impl Prepared {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("creating {}", directory.display()))?;
         }
+        let names = foundation.kernels.iter().map(|kernel| kernel.name.clone());
         Ok(Self {
             artifacts,
+            names: names.collect(),
             manifest: checkout.output.join("artifacts.json"),
         })
     }
@@ -215,11 +241,40 @@ pub(crate) fn headers() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `cargo xtask toolbox`: the command's own exit status.
+pub(crate) fn toolbox(args: &ToolboxArgs) -> Result<ExitCode> {
+    /// The directory, then the command.
+    const ENTER: &str = "cd \"$1\"; shift; exec \"$@\"";
+    let toolbox = Toolbox::prepare(&Cache::of_user()?)?;
+    let directory = args
+        .directory
+        .canonicalize()
+        .with_context(|| format!("looking for {}", args.directory.display()))?;
+    let mounts = match toolbox.inside(&directory) {
+        Ok(_) => Vec::new(),
+        Err(_) => vec![Mount::writable(&directory)],
+    };
+    let seen = toolbox.inside(&directory).unwrap_or(directory);
+    let mut command = toolbox.script_with(&mounts, ENTER, [seen.as_os_str()]);
+    let status = command
+        .args(&args.command)
+        .status()
+        .context("starting the toolbox")?;
+    // A shell's way to tell of a signal.
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    Ok(ExitCode::from(
+        code.and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(u8::MAX),
+    ))
+}
+
 /// `cargo xtask doc`.
 pub(crate) fn document() -> Result<ExitCode> {
     let checkout = Checkout::locate()?;
     let toolbox = Toolbox::prepare(&Cache::of_user()?)?;
-    let kernel = Kernel::prepare(&toolbox, KernelChoice::Stock, &checkout.root)?;
+    let kernel = Kernel::prepare(&toolbox, &KernelChoice::Stock, &checkout.root)?;
     for page in driver::document(&toolbox, &kernel, &checkout)? {
         say!("{}", page.display());
     }

@@ -49,6 +49,32 @@ const PACKAGES: &[&str] = &[
 
 const CUSTOMIZE: &str = include_str!("scripts/toolbox.sh");
 
+/// A directory of the host that can be seen inside, at the same place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub(crate) directory: PathBuf,
+    is_writable: bool,
+}
+
+impl Mount {
+    /// A directory that can be read. Only where the host locks its own mounts against a normal user
+    /// it could be written, too.
+    pub(crate) fn read_only(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            is_writable: false,
+        }
+    }
+
+    /// A directory that can be written, too.
+    pub(crate) fn writable(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            is_writable: true,
+        }
+    }
+}
+
 /// A complete toolbox.
 #[derive(Debug)]
 pub(crate) struct Toolbox {
@@ -187,7 +213,15 @@ impl Toolbox {
     where
         I: IntoIterator<Item: AsRef<OsStr>>,
     {
-        let mut command = self.enter();
+        self.script_with(&[], script, arguments)
+    }
+
+    /// The same, with directories of the host.
+    pub(crate) fn script_with<I>(&self, mounts: &[Mount], script: &str, arguments: I) -> Command
+    where
+        I: IntoIterator<Item: AsRef<OsStr>>,
+    {
+        let mut command = self.enter(mounts);
         command.args([
             "/usr/bin/env",
             "-i",
@@ -205,15 +239,27 @@ impl Toolbox {
     }
 
     /// Compilers need /dev and objtool /proc. They are the host's, and disappear with the command's
-    /// own mount namespace.
-    fn enter(&self) -> Command {
+    /// own mount namespace, as do other directories of the host, of which empty ones stay behind.
+    fn enter(&self, mounts: &[Mount]) -> Command {
         // On Debian, a normal user's search path lacks the directory of chroot.
-        const BIND_AND_ENTER: &str = "PATH=$PATH:/usr/sbin:/sbin; \
-             for each in dev proc sys; do mount --rbind /$each \"$1/$each\"; done; exec chroot \"$@\"";
+        const BIND_AND_ENTER: &str = "PATH=$PATH:/usr/sbin:/sbin; root=$1; shift; \
+             for each in dev proc sys; do mount --rbind /$each \"$root/$each\"; done; \
+             while test \"$1\" != enter; do \
+                 mkdir -p \"$root$2\"; mount --rbind \"$2\" \"$root$2\"; \
+                 test \"$1\" = rw || mount -o remount,bind,ro \"$root$2\" || \
+                     echo \"note: $2 could be written\" >&2; \
+                 shift 2; \
+             done; shift; exec chroot \"$root\" \"$@\"";
         let mut command = host::as_root_of_own_namespace();
         command
             .args(["sh", "-eu", "-c", BIND_AND_ENTER, "sh"])
             .arg(&self.root);
+        for mount in mounts {
+            command
+                .arg(if mount.is_writable { "rw" } else { "ro" })
+                .arg(&mount.directory);
+        }
+        command.arg("enter");
         command
     }
 
@@ -235,6 +281,18 @@ impl Toolbox {
             command.extend(["-L".to_owned(), path(firmware)]);
         }
         command
+    }
+}
+
+#[cfg(test)]
+impl Toolbox {
+    /// One of which only the place matters.
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self {
+            root,
+            release: String::new(),
+            logs: PathBuf::new(),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use hmm_vm::artifacts::{Artifacts, Kernel};
+use hmm_vm::cases::{Cases, Kind};
 use hmm_vm::guest::{Command, Status};
 use hmm_vm::kselftest::{self, Reader};
 use hmm_vm::pace::DRIVER;
@@ -25,6 +26,9 @@ const PROGRAM: &str = "hmm-tests";
 /// The one test that measures. It runs last and by itself. Its own limit is 120 s, and with any
 /// driver it can take longer under emulation with KASAN and lock checking.
 const BENCHMARK: &str = "benchmark_thp_migration";
+
+/// What makes a kernel that checks itself slow.
+const KASAN: &str = "KASAN";
 
 /// What the program says when a test exceeds its own limit.
 const TOO_SLOW: &str = "Test terminated by timeout";
@@ -61,18 +65,29 @@ fn every_test_of_the_kernel_passes_on_our_device() {
     let name = default_kernel();
     let kernel = &artifacts.kernels[&name];
     let mut vm = start(&artifacts, kernel);
-    let tests = listed(&vm);
+    let all = listed(&vm);
+    let wanted = Kind::HmmTests.wanted(all.iter().cloned()).unwrap();
+    let is_whole = wanted.len() == all.len();
+    let tests: Vec<String> = all
+        .into_iter()
+        .filter(|test| wanted.contains(test))
+        .collect();
 
     vm.load_driver(COMPATIBLE).unwrap();
-    let ours = half(&vm, &tests);
-    let mut problems = ours.problems(&exceptions(&name, artifacts.kvm));
+    let ours = half(&vm, &tests, is_whole);
+    let exceptions = exceptions(kernel, artifacts.kvm);
+    let mut cases = Cases::new(Kind::HmmTests, &artifacts.reports, &name);
+    for (test, outcome) in ours.results(&exceptions) {
+        cases.set(test, outcome);
+    }
+    let mut problems = ours.problems(&exceptions);
     let unloaded = until_unused(&vm, DRIVER_NAME).and_then(|()| vm.unload_driver());
     problems.extend(unloaded.err().map(|error| error.to_string()));
 
     let judged = vm.judge();
     let (theirs, said) = match judged {
         Ok(judged) => {
-            let theirs = half_of_test_hmm(&vm, kernel, &tests);
+            let theirs = half_of_test_hmm(&vm, kernel, &tests, is_whole);
             (Some(theirs), vm.finish_after(judged).unwrap())
         }
         Err(error) => {
@@ -84,7 +99,7 @@ fn every_test_of_the_kernel_passes_on_our_device() {
     let table = Table {
         kernel: &name,
         release: &kernel.release,
-        source_sha256: &artifacts.kernel_tests.source_sha256,
+        source_sha256: &kernel.kernel_tests.source_sha256,
         emulated: !artifacts.kvm,
         tests: &tests,
         ours: &ours,
@@ -103,8 +118,8 @@ fn every_test_of_the_kernel_passes_on_our_device() {
 }
 
 /// What may fail on our device, and why. Nothing may be skipped.
-fn exceptions(kernel: &str, kvm: bool) -> Vec<Exception> {
-    if kernel == "debug" && !kvm {
+fn exceptions(kernel: &Kernel, kvm: bool) -> Vec<Exception> {
+    if kernel.options().unwrap().has(KASAN) && !kvm {
         vec![Exception {
             test: BENCHMARK,
             note: TOO_SLOW,
@@ -116,7 +131,7 @@ fn exceptions(kernel: &str, kvm: bool) -> Vec<Exception> {
 
 /// A machine with everything that the tests need.
 fn start(artifacts: &Artifacts, kernel: &Kernel) -> Vm {
-    let files = [&artifacts.kernel_tests.program, &kernel.test_hmm];
+    let files = [&kernel.kernel_tests.program, &kernel.test_hmm];
     let vm = files
         .into_iter()
         .chain(&kernel.test_helpers)
@@ -159,24 +174,35 @@ fn listed(vm: &Vm) -> Vec<String> {
     tests
 }
 
-/// Runs every test on the driver that is loaded.
-fn half(vm: &Vm, tests: &[String]) -> Half {
+/// Runs the tests, which may be all there are, on the driver that is loaded.
+fn half(vm: &Vm, tests: &[String], is_whole: bool) -> Half {
     let begun = Instant::now();
     let mut half = Half::new(tests);
-    if run(vm, &mut half, ["-T", BENCHMARK], SUITE) {
-        run(vm, &mut half, ["-t", BENCHMARK], MEASURING);
+    let (measuring, others): (Vec<&String>, Vec<&String>) =
+        tests.iter().partition(|test| test.ends_with(BENCHMARK));
+    for (chosen, flag, limit) in [(others, "-T", SUITE), (measuring, "-t", MEASURING)] {
+        let choice = match is_whole {
+            true => vec![flag, BENCHMARK],
+            false => chosen
+                .iter()
+                .flat_map(|test| ["-r", test.as_str()])
+                .collect(),
+        };
+        if !chosen.is_empty() && !run(vm, &mut half, &choice, limit) {
+            break;
+        }
     }
     half.took = begun.elapsed();
     half
 }
 
 /// Runs some of the tests. Returns whether the program came to its end.
-fn run(vm: &Vm, half: &mut Half, choice: [&str; 2], limit: Duration) -> bool {
+fn run(vm: &Vm, half: &mut Half, choice: &[&str], limit: Duration) -> bool {
     // Both streams go into one: otherwise a message could not be assigned to its test.
     let together = format!("exec {PROGRAM} \"$@\" 2>&1");
     let command = Command::new("sh")
         .arguments(["-c", &together, PROGRAM])
-        .arguments(choice)
+        .arguments(choice.iter().copied())
         .limit(limit);
     let mut reader = Reader::default();
     let mut unreadable = None;
@@ -191,7 +217,7 @@ fn run(vm: &Vm, half: &mut Half, choice: [&str; 2], limit: Duration) -> bool {
 }
 
 /// The same on the kernel's own driver. Its mistakes are no failures of ours.
-fn half_of_test_hmm(vm: &Vm, kernel: &Kernel, tests: &[String]) -> Half {
+fn half_of_test_hmm(vm: &Vm, kernel: &Kernel, tests: &[String], is_whole: bool) -> Half {
     let guest = vm.guest();
     guest
         .write_file("/dev/kmsg", "kernel_suite: test_hmm from here on\n")
@@ -200,7 +226,7 @@ fn half_of_test_hmm(vm: &Vm, kernel: &Kernel, tests: &[String]) -> Half {
     guest
         .load_module(&format!("/root/{file}"), "", DRIVER)
         .unwrap();
-    let mut half = half(vm, tests);
+    let mut half = half(vm, tests, is_whole);
     // If it broke the kernel, the guest can no longer be asked.
     if half.broken.is_none() {
         let unloaded =

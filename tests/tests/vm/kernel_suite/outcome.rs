@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use hmm_vm::cases;
 use hmm_vm::guest::{Result as GuestResult, Status};
 use hmm_vm::kselftest::{Error, Reader, TestResult, Verdict};
 
@@ -152,6 +153,24 @@ impl Half {
             problems.push(format!("{name} {outcome}\n    {reason}"));
         }
         problems
+    }
+
+    /// The result of each test, for a report of all tests.
+    pub(crate) fn results(&self, exceptions: &[Exception]) -> Vec<(String, cases::Outcome)> {
+        let result = |(name, outcome): (&String, &Outcome)| {
+            let excuse = exceptions.iter().find(|one| one.holds(name, outcome));
+            let result = match (outcome.passed(), excuse) {
+                (true, _) => cases::Outcome::Passed,
+                (false, Some(excuse)) => cases::Outcome::CannotRun(excuse.note.to_owned()),
+                (false, None) => {
+                    let lines = std::iter::once(outcome.to_string());
+                    let lines = lines.chain(outcome.notes().iter().cloned());
+                    cases::Outcome::Failed(lines.collect::<Vec<_>>().join("\n"))
+                }
+            };
+            (name.clone(), result)
+        };
+        self.outcomes.iter().map(result).collect()
     }
 
     /// The tests of the list that did not run.

@@ -1,13 +1,21 @@
 # Runs in the toolbox: builds, in the empty directory "$1", the kernel's own test
-# program of HMM from the source of series "$2", with "$3" jobs. Sources that are
-# kept are those that were compiled.
+# program of HMM from the kernel's sources "$2", a directory or an archive, with "$3"
+# jobs. Sources that are kept are those that were compiled.
 set -x
 cd "$1"
-source=linux-source-$2
+source=linux
+mkdir "$source"
 # What the program and the kernel's headers are made of, and nothing else.
-tar xf "/usr/src/$source.tar.xz" "$source/Makefile" "$source/Kbuild" "$source/arch/x86" \
-	"$source/include" "$source/lib/test_hmm_uapi.h" "$source/mm/gup_test.h" \
-	"$source/scripts" "$source/tools/include" "$source/tools/testing/selftests"
+parts="Makefile Kbuild arch/x86 include lib/test_hmm_uapi.h mm/gup_test.h scripts tools/include
+	tools/testing/selftests"
+if test -d "$2"; then
+	# What was built there, for another machine, is built again.
+	(cd "$2" && tar cf - --exclude='*.o' --exclude='*.a' --exclude='*.cmd' \
+		--exclude='vmlinux*' --exclude='bzImage' $parts) | tar xf - -C "$source"
+else
+	root=$(basename "$2" .tar.xz)
+	tar xf "$2" -C "$source" --strip-components=1 $(printf "$root/%s " $parts)
+fi
 make -C "$source" "-j$3" headers
 (
 	cd "$source/tools/testing/selftests/mm"
