@@ -48,8 +48,12 @@ pub struct Kernel {
     pub image: PathBuf,
     /// The configuration that it was built with.
     pub config: PathBuf,
+    /// The same image with its symbols, for a debugger, if it is there.
+    pub vmlinux: Option<PathBuf>,
     /// Modules that the machine needs (transport, console), in load order.
     pub modules: Vec<PathBuf>,
+    /// Modules that only a machine with a directory of the host needs, to be loaded after those.
+    pub share_modules: Vec<PathBuf>,
     /// Our driver, built for this kernel.
     pub driver: PathBuf,
     /// A driver without a device for the kernel's tests, on the same abstractions as ours.

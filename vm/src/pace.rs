@@ -69,6 +69,13 @@ impl Pace {
         Self(emulation * checking)
     }
 
+    /// The pace of a machine that a debugger may stop for as long as a person thinks: a limit of
+    /// seconds becomes days.
+    #[must_use]
+    pub const fn for_a_debugger() -> Self {
+        Self(10_000)
+    }
+
     /// A limit at this pace.
     #[must_use]
     pub const fn scale(self, limit: Duration) -> Duration {

@@ -54,6 +54,14 @@ impl Machine {
         }
     }
 
+    /// The device by which the guest reaches a directory of the host.
+    const fn share(self) -> &'static str {
+        match self {
+            Self::Q35 => "virtio-9p-pci",
+            Self::Microvm => "virtio-9p-device",
+        }
+    }
+
     /// What the kernel must be told about the machine.
     ///
     /// # Errors
@@ -157,6 +165,10 @@ pub struct Settings<'a> {
     pub devices: usize,
     /// How the guest's first process is reached.
     pub agent: Agent,
+    /// The directory of the host that the guest can mount, if there is one.
+    pub share: Option<&'a Path>,
+    /// Whether the machine does not begin before a debugger lets it.
+    pub debugger: bool,
     /// The file of the guest's disk, if it has one. A disk needs PCI.
     pub disk: Option<&'a Path>,
     /// The kernel.
@@ -176,6 +188,12 @@ pub struct Settings<'a> {
 pub fn device_socket(device: usize) -> String {
     format!("hmm{device}.sock")
 }
+
+/// What the guest calls the directory of the host that it can mount.
+pub const SHARE: &str = "share";
+
+/// The name of the socket for a debugger, in the machine's directory.
+pub const DEBUGGER_SOCKET: &str = "gdb.sock";
 
 /// The monitor's name of a device.
 #[must_use]
@@ -268,6 +286,17 @@ impl Qemu {
     /// Kills it.
     pub fn kill(&self) {
         self.process.kill();
+    }
+
+    /// Waits until a debugger lets a machine go on that was started for one.
+    ///
+    /// # Errors
+    ///
+    /// When the machine ends first.
+    pub fn wait_for_debugger(&self) -> Result<()> {
+        self.monitor()
+            .wait_for("RESUME", self.pace.scale(BOOT), |_| true)
+            .context("waiting for a debugger")
     }
 
     /// Executes a command of the monitor.
@@ -392,6 +421,23 @@ fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<V
         add(&["-drive", &format!("file={disk},if=none,id=disk,format=raw")]);
         add(&["-device", "virtio-blk-pci,drive=disk"]);
     }
+    if let Some(share) = settings.share {
+        // Files belong to the user that runs QEMU, whatever the guest's root asks for.
+        let share = escaped(share)?;
+        add(&[
+            "-fsdev",
+            &format!("local,id={SHARE},path={share},security_model=none"),
+            "-device",
+            &format!(
+                "{},fsdev={SHARE},mount_tag={SHARE}",
+                settings.machine.share()
+            ),
+        ]);
+    }
+    if settings.debugger {
+        let socket = format!("unix:{DEBUGGER_SOCKET},server=on,wait=off");
+        add(&["-S", "-gdb", &socket]);
+    }
     let log = escaped(&logs.console())?;
     match settings.console {
         Console::File => add(&["-chardev", &format!("file,id=console,path={log}")]),
@@ -491,6 +537,8 @@ mod tests {
             memory: 0,
             devices: 3,
             agent: Agent::Port,
+            share: None,
+            debugger: false,
             disk: None,
             kernel: Path::new(""),
             initramfs: Path::new(""),

@@ -50,6 +50,10 @@ pub struct Settings {
     pub kernel_arguments: Vec<String>,
     /// Whether to say where the control sockets are.
     pub show_control: bool,
+    /// A directory of the host that the guest can read and write.
+    pub share: Option<PathBuf>,
+    /// Whether the machine waits for a debugger.
+    pub debugger: bool,
 }
 
 impl Default for Settings {
@@ -71,6 +75,8 @@ impl Default for Settings {
             daemon_log: "info".to_owned(),
             kernel_arguments: Vec::new(),
             show_control: false,
+            share: None,
+            debugger: false,
         }
     }
 }
@@ -96,6 +102,12 @@ impl Settings {
         }
         if self.check {
             machine = machine.check();
+        }
+        if let Some(share) = &self.share {
+            machine = machine.share(share);
+        }
+        if self.debugger {
+            machine = machine.debugger();
         }
         for parameter in &self.module_parameters {
             machine = machine.module_parameter(parameter);

@@ -13,7 +13,7 @@ use anyhow::{bail, Context, Result};
 use hmm_cli::remark;
 use tempfile::TempDir;
 
-pub use self::builder::Builder;
+pub use self::builder::{Builder, SHARED};
 use self::problems::Problems;
 use self::slot::Slot;
 use crate::artifacts::Artifacts;

@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// Check formatting, lints, documentation and host tests: the quick part, before a push
     Check,
     /// Check the driver as the tests do: its lints, and that nothing in it can panic
-    Lint(BuildArgs),
+    Lint(LintArgs),
     /// Make the driver's documentation for its developers, of private items too, as web pages
     ///
     /// The stock kernel's own rustdoc reads the driver and the sample as its compiler does. A link
@@ -107,6 +107,19 @@ pub(crate) struct SetupArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct BuildArgs {
     /// A kernel to build the driver for: stock, debug, or the directory of one that you have built;
+    /// may be repeated
+    #[arg(long = "kernel", value_name = "KERNEL", default_value = STOCK, value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
+    pub(crate) kernels: Vec<KernelChoice>,
+
+    /// Leave the driver, the daemon, the guest's hmm and a script that starts QEMU here, for
+    /// machines of your own
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LintArgs {
+    /// A kernel to check the driver for: stock, debug, or the directory of one that you have built;
     /// may be repeated
     #[arg(long = "kernel", value_name = "KERNEL", default_value = STOCK, value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
     pub(crate) kernels: Vec<KernelChoice>,
@@ -194,6 +207,15 @@ pub(crate) struct VmArgs {
     /// Add to the kernel's command line; may be repeated
     #[arg(long, value_name = "ARGUMENTS")]
     pub(crate) append: Vec<String>,
+
+    /// Mount this directory of the host at /share in the guest, for reading and writing
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) share: Option<PathBuf>,
+
+    /// Wait for a debugger before the first instruction, and print how to start it; nothing then
+    /// has a limit of time
+    #[arg(long)]
+    pub(crate) gdb: bool,
 
     /// Make the nodes that the kernel's own tests of HMM use, /dev/hmm_dmirrorN
     #[arg(long)]

@@ -1,7 +1,7 @@
 //! Describes a machine and puts it together.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{ensure, Context, Result};
@@ -15,10 +15,18 @@ use crate::guest::{self, Guest};
 use crate::initramfs::{Contents, DRIVER};
 use crate::logs::Logs;
 use crate::pace::{self, Pace};
-use crate::qemu::{device_socket, Accelerator, Agent, Console, Machine, Qemu, Settings};
+use crate::qemu::{
+    device_socket, Accelerator, Agent, Console, Machine, Qemu, Settings, DEBUGGER_SOCKET, SHARE,
+};
 
 /// Kernels with one of these options check themselves, so that all takes longer in them.
 const CHECKS: [&str; 2] = ["KASAN", "PROVE_LOCKING"];
+
+/// Where the guest has the directory of the host.
+pub const SHARED: &str = "/share";
+
+/// What a kernel needs for that.
+const SHARE_NEEDS: [&str; 2] = ["NET_9P_VIRTIO", "9P_FS"];
 
 /// With this option a kernel looks for leaks.
 const LEAKS: &str = "DEBUG_KMEMLEAK";
@@ -37,6 +45,8 @@ pub struct Builder<'a> {
     coherent_devices: usize,
     agent: Agent,
     disk: u64,
+    share: Option<PathBuf>,
+    debugger: bool,
     daemon: daemon::Settings,
     rules: Vec<(Option<usize>, String)>,
     files: Vec<PathBuf>,
@@ -62,6 +72,8 @@ impl<'a> Builder<'a> {
             coherent_devices: 0,
             agent: Agent::Port,
             disk: 0,
+            share: None,
+            debugger: false,
             daemon: daemon::Settings::default(),
             rules: Vec::new(),
             files: Vec::new(),
@@ -147,6 +159,21 @@ impl<'a> Builder<'a> {
     #[must_use]
     pub fn disk(mut self, bytes: u64) -> Self {
         self.disk = bytes;
+        self
+    }
+
+    /// Mounts this directory of the host at [`SHARED`] in the guest, for reading and writing.
+    #[must_use]
+    pub fn share(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.share = Some(directory.into());
+        self
+    }
+
+    /// Lets the machine wait for a debugger before its first instruction, and prints how to start
+    /// one. No limit of the fixture then ends in less than days.
+    #[must_use]
+    pub fn debugger(mut self) -> Self {
+        self.debugger = true;
         self
     }
 
@@ -284,7 +311,21 @@ impl<'a> Builder<'a> {
         })?;
         let options = kernel.options()?;
         let is_checking = CHECKS.iter().any(|check| options.has(check));
-        let pace = Pace::new(self.accelerator() == Accelerator::Kvm, is_checking);
+        let pace = match self.debugger {
+            true => Pace::for_a_debugger(),
+            false => Pace::new(self.accelerator() == Accelerator::Kvm, is_checking),
+        };
+        let lacks: Vec<_> = SHARE_NEEDS.iter().filter(|one| !options.has(one)).collect();
+        ensure!(
+            self.share.is_none() || lacks.is_empty(),
+            "a directory of the host needs options that the {} kernel lacks: {}",
+            self.kernel,
+            lacks
+                .iter()
+                .map(|one| format!("CONFIG_{one}=y"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        );
         let looks_for_leaks = options.has(LEAKS);
         let start = || {
             let logs = Logs::create(&self.artifacts.logs, &self.name)?;
@@ -321,12 +362,16 @@ impl<'a> Builder<'a> {
             .tempdir()
             .context("creating a directory for the machine")?;
         let initramfs = directory.path().join("initramfs");
+        let mut modules = kernel.modules.clone();
+        if self.share.is_some() {
+            modules.extend(kernel.share_modules.iter().cloned());
+        }
         Contents {
             agent: &self.artifacts.agent,
             busybox: &self.artifacts.busybox,
             // A machine without devices does not need the tools for them.
             hmm: Some(self.artifacts.hmm.as_path()).filter(|_| devices > 0),
-            modules: &kernel.modules,
+            modules: &modules,
             driver: Some(kernel.driver.as_path()).filter(|_| devices > 0),
             files: &self.files,
         }
@@ -357,6 +402,8 @@ impl<'a> Builder<'a> {
             memory: self.memory,
             devices,
             agent: self.agent,
+            share: self.share.as_deref(),
+            debugger: self.debugger,
             disk: disk.as_deref(),
             kernel: &kernel.image,
             initramfs: &initramfs,
@@ -365,6 +412,11 @@ impl<'a> Builder<'a> {
             more: &self.qemu_arguments,
         };
         let (qemu, agent) = Qemu::start(&settings, directory.path(), logs, pace)?;
+        if self.debugger {
+            let socket = directory.path().join(DEBUGGER_SOCKET);
+            remark!("{}", invitation(&socket, kernel.vmlinux.as_deref()));
+            qemu.wait_for_debugger()?;
+        }
         let guest = Guest::greet(agent, logs, pace)?;
         // QEMU has read it into the guest's memory, and it should not stay behind if we are killed.
         fs::remove_file(&initramfs).context("removing the initramfs")?;
@@ -386,6 +438,15 @@ impl<'a> Builder<'a> {
             vm.guest.release(),
             kernel.release
         );
+        if self.share.is_some() {
+            let mount = format!(
+                "mkdir -p {SHARED} && mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 \
+                 {SHARE} {SHARED}"
+            );
+            vm.run(["sh", "-c", &mount])?
+                .succeeded()
+                .context("mounting the directory of the host")?;
+        }
         if driver {
             vm.guest
                 .load_module(DRIVER, &self.parameters, pace::DRIVER)?;
@@ -413,8 +474,10 @@ impl<'a> Builder<'a> {
             // panic=-1: a panic is a reboot, and a reboot ends QEMU. printk.devkmsg=on: the agent's
             // lines are not rate limited. log_buf_len: nothing is overwritten before it is read.
             // notests: the kernel's tests of its ciphers do not concern us.
-            "{console} panic=-1 printk.devkmsg=on log_buf_len=4M cryptomgr.notests=1 \
+            "{console}{} panic=-1 printk.devkmsg=on log_buf_len=4M cryptomgr.notests=1 \
              sysctl.kernel.hung_task_timeout_secs={} rcupdate.rcu_cpu_stall_timeout={}{}{}{}{}",
+            // Otherwise the addresses are not those of the symbols.
+            if self.debugger { " nokaslr" } else { "" },
             pace.hung_task_seconds(),
             pace.stall_seconds(),
             if looks_for_leaks && !self.leak_check {
@@ -427,6 +490,23 @@ impl<'a> Builder<'a> {
             self.arguments
         ))
     }
+}
+
+/// How to start the debugger that a machine waits for.
+fn invitation(socket: &Path, vmlinux: Option<&Path>) -> String {
+    let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+    let (symbols, note) = match vmlinux {
+        Some(vmlinux) => (format!(" {}", quoted(vmlinux)), ""),
+        None => (
+            String::new(),
+            "\nThis kernel's vmlinux, which has its symbols, is not here.",
+        ),
+    };
+    format!(
+        "The machine waits for a debugger:\n    gdb{symbols} -ex 'set architecture i386:x86-64' \
+         -ex {} -ex continue{note}",
+        quoted(Path::new(&format!("target remote {}", socket.display())))
+    )
 }
 
 /// Whether the guest's kernel died or hung, by a fault of an emulated processor, before it ran
@@ -446,4 +526,25 @@ fn is_the_emulators(error: &anyhow::Error) -> bool {
         }
         _ => false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_of_a_debugger_has_the_symbols_if_they_are_there() {
+        let socket = Path::new("/tmp/hmm-1/gdb.sock");
+        let text = invitation(socket, Some(Path::new("/build/it's/vmlinux")));
+        assert!(text.contains(r"gdb '/build/it'\''s/vmlinux' -ex"), "{text}");
+        assert!(
+            text.contains("-ex 'target remote /tmp/hmm-1/gdb.sock' -ex continue"),
+            "{text}"
+        );
+        let text = invitation(socket, None);
+        assert!(
+            text.contains("    gdb -ex") && text.contains("not here"),
+            "{text}"
+        );
+    }
 }

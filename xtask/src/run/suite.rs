@@ -14,7 +14,7 @@ use hmm_cli::{remark, say};
 use hmm_explorer::schedule::Shard;
 use hmm_vm::kconfig::Options;
 
-use crate::args::{BuildArgs, KernelChoice, TestArgs};
+use crate::args::{KernelChoice, LintArgs, TestArgs};
 use crate::layers;
 use crate::patches;
 use crate::run::explore::{self, Search};
@@ -47,7 +47,7 @@ pub(crate) fn check() -> Result<ExitCode> {
 }
 
 /// `cargo xtask lint`.
-pub(crate) fn lint(args: &BuildArgs) -> Result<ExitCode> {
+pub(crate) fn lint(args: &LintArgs) -> Result<ExitCode> {
     let mut suite = Suite::new(Names::new(&[]), true)?;
     let foundation = Foundation::prepare(&suite.checkout, &args.kernels)?;
     suite.driver_lints(&foundation);

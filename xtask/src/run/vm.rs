@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{ensure, Context, Result};
 use hmm_vm::qemu::Machine;
 use hmm_vm::session::{self, Settings};
 
@@ -16,6 +16,15 @@ use crate::setup::prepare::Prepared;
 pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
     let (prepared, kernel) =
         Prepared::for_kernel(&Checkout::locate()?, &args.kernel, Purpose::Machine)?;
+    let share = match &args.share {
+        Some(share) => {
+            let path = share.canonicalize();
+            let path = path.with_context(|| format!("looking for {}", share.display()))?;
+            ensure!(path.is_dir(), "{} is no directory", path.display());
+            Some(path)
+        }
+        None => None,
+    };
     let mut parameters = args.parameters.clone();
     if args.dmirror {
         parameters.push("dmirror=1".to_owned());
@@ -40,6 +49,8 @@ pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
         daemon_log: args.daemon_log.clone(),
         kernel_arguments: args.append.clone(),
         show_control: args.control,
+        share,
+        debugger: args.gdb,
     };
     if args.command.is_empty() {
         session::shell(&prepared.artifacts, &settings)?;

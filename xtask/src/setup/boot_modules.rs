@@ -8,21 +8,25 @@ use std::path::PathBuf;
 use anyhow::{bail, Context, Result};
 
 use crate::setup::cache::Recipe;
-use crate::setup::needs::MODULES;
+use crate::setup::needs::{MODULES, SHARE_MODULES};
 use crate::setup::progress;
 use crate::setup::toolbox::Toolbox;
 
 const UNPACK: &str = include_str!("scripts/unpack-modules.sh");
 
-/// The modules, unpacked, in load order.
-pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Vec<PathBuf>> {
+/// The modules, unpacked, in load order: those of every machine, and those that only one with a
+/// directory of the host needs besides.
+pub(crate) fn prepare(toolbox: &Toolbox) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let directory = toolbox.modules();
     let read = |name: &str| {
         let path = toolbox.path(directory.join(name));
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
-    let wanted: Vec<_> = MODULES.iter().map(|(_, module)| *module).collect();
-    let order = load_order(&read("modules.dep")?, &read("modules.builtin")?, &wanted)?;
+    let (dependencies, built_in) = (read("modules.dep")?, read("modules.builtin")?);
+    let mut wanted: Vec<_> = MODULES.iter().map(|(_, module)| *module).collect();
+    let always = load_order(&dependencies, &built_in, &wanted)?.len();
+    wanted.extend(SHARE_MODULES.iter().map(|(_, module)| *module));
+    let order = load_order(&dependencies, &built_in, &wanted)?;
     let names: Vec<PathBuf> = order.iter().map(|path| unpacked_name(path)).collect();
 
     let recipe = Recipe::new("boot-modules")
@@ -41,7 +45,9 @@ pub(crate) fn prepare(toolbox: &Toolbox) -> Result<Vec<PathBuf>> {
         .check()?;
         Ok(names.clone())
     })?;
-    Ok(names.iter().map(|name| entry.join(name)).collect())
+    let mut modules: Vec<_> = names.iter().map(|name| entry.join(name)).collect();
+    let share = modules.split_off(always);
+    Ok((modules, share))
 }
 
 /// The packed modules to load for `wanted`, dependencies first, without built-ins.

@@ -39,6 +39,10 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// Modules that a virtual machine needs, in load order.
     pub(crate) modules: Vec<PathBuf>,
+    /// Modules that only one with a directory of the host needs besides.
+    pub(crate) share_modules: Vec<PathBuf>,
+    /// The image with its symbols, if it is there.
+    pub(crate) vmlinux: Option<PathBuf>,
     /// What modules are built with.
     pub(crate) build: Build,
     /// The kernel's own tests of HMM.
@@ -114,7 +118,8 @@ fn of_user(toolbox: &Toolbox, location: &Location) -> Result<Kernel> {
         .compilers
         .locate(toolbox, &tree.directory, &mounts)
         .with_context(context)?;
-    let modules = tree_modules::prepare(&tree.directory, &tree.options).with_context(context)?;
+    let (modules, share_modules) =
+        tree_modules::prepare(&tree.directory, &tree.options).with_context(context)?;
     let place = Sha256::digest(tree.directory.as_os_str().as_encoded_bytes());
     let build = Build {
         site,
@@ -131,7 +136,9 @@ fn of_user(toolbox: &Toolbox, location: &Location) -> Result<Kernel> {
         tests: Program::prepare(toolbox, &build)?,
         release: tree.release,
         image: tree.image,
+        vmlinux: symbols(&tree.directory),
         modules,
+        share_modules,
         build,
         test_modules,
     })
@@ -177,12 +184,16 @@ fn stock(toolbox: &Toolbox) -> Result<Kernel> {
     let (_, suffix) = release
         .split_once('+')
         .context("a Debian release has a '+'")?;
+    let (modules, share_modules) = boot_modules::prepare(toolbox)?;
     let build = Build::in_toolbox(&tree, vec![format!("LOCALVERSION=+{suffix}")])?;
     Ok(Kernel {
         name: STOCK.to_owned(),
         release: release.to_owned(),
         image: boot_image::prepare(toolbox)?,
-        modules: boot_modules::prepare(toolbox)?,
+        // Debian has it in a package of its own, of a gigabyte.
+        vmlinux: None,
+        modules,
+        share_modules,
         tests: Program::prepare(toolbox, &build)?,
         test_modules: kernel_tests::Modules::prepare(toolbox, &build)?,
         build,
@@ -228,6 +239,8 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         image: tree.join("arch/x86/boot/bzImage"),
         // Everything that the machine needs is built in.
         modules: Vec::new(),
+        share_modules: Vec::new(),
+        vmlinux: symbols(&tree),
         tests: Program::prepare(toolbox, &build)?,
         test_modules: kernel_tests::Modules {
             test_hmm: tree.join(TEST_HMM),
@@ -235,6 +248,11 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         },
         build,
     })
+}
+
+/// The image with its symbols in a tree, if it is there.
+fn symbols(tree: &Path) -> Option<PathBuf> {
+    Some(tree.join("vmlinux")).filter(|path| path.is_file())
 }
 
 /// The files of a tree without which no module can be built.

@@ -15,6 +15,7 @@ mod kernel_tests;
 pub(crate) mod kvm;
 pub(crate) mod library;
 pub(crate) mod needs;
+mod out;
 mod panics;
 pub(crate) mod prepare;
 pub(crate) mod progress;

@@ -46,6 +46,10 @@ pub(crate) const MODULES: &[(&str, &str)] = &[
     ("EXT4_FS", "ext4"),
 ];
 
+/// The same for a directory of the host in the guest; only a machine that has one loads them.
+pub(crate) const SHARE_MODULES: &[(&str, &str)] =
+    &[("NET_9P_VIRTIO", "9pnet_virtio"), ("9P_FS", "9p")];
+
 /// Options of tests that a module may provide that the tests themselves do without.
 const MAY_BE_MODULES: [&str; 1] = ["HWPOISON_INJECT"];
 

@@ -14,7 +14,7 @@ use crate::setup::cache::Cache;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::kernel::{self, Kernel};
 use crate::setup::toolbox::{Mount, Toolbox};
-use crate::setup::{driver, kvm, library, space};
+use crate::setup::{driver, kvm, library, out, space};
 
 /// Everything that a virtual machine needs.
 #[derive(Debug)]
@@ -110,6 +110,8 @@ impl Prepared {
                 release: kernel.release.clone(),
                 image: kernel.image.clone(),
                 config: kernel.build.config(),
+                vmlinux: kernel.vmlinux.clone(),
+                share_modules: kernel.share_modules.clone(),
                 modules: kernel.modules.clone(),
                 driver: driver::build(toolbox, kernel, checkout)?,
                 sample: driver::build_sample(toolbox, kernel, checkout)?,
@@ -213,6 +215,13 @@ pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
     }
     say!("guest   {}", prepared.artifacts.hmm.display());
     say!("list    {}", prepared.write_manifest()?.display());
+    if let Some(directory) = &args.out {
+        let (artifacts, names) = (&prepared.artifacts, &prepared.names);
+        let [name] = names.as_slice() else {
+            bail!("a directory holds one driver: choose one kernel for --out");
+        };
+        out::write(artifacts, &artifacts.kernels[name], directory)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

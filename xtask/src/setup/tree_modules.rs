@@ -11,7 +11,7 @@ use hmm_vm::kconfig::Options;
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection};
 
-use crate::setup::needs::MODULES;
+use crate::setup::needs::{MODULES, SHARE_MODULES};
 
 /// The tree's list of its modules: the object file of each.
 const LIST: &str = "modules.order";
@@ -20,15 +20,18 @@ const LIST: &str = "modules.order";
 const SAYINGS: &str = ".modinfo";
 
 /// The modules in load order: those of the options that this kernel has as modules, and what they
-/// need.
-pub(crate) fn prepare(tree: &Path, options: &Options) -> Result<Vec<PathBuf>> {
-    let wanted: Vec<_> = MODULES
-        .iter()
-        .filter(|(option, _)| options.is_module(option))
-        .map(|(_, module)| *module)
-        .collect();
+/// need; then what only a machine with a directory of the host needs besides.
+pub(crate) fn prepare(tree: &Path, options: &Options) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let of = |modules: &[(&str, &'static str)]| {
+        let modules = modules
+            .iter()
+            .filter(|(option, _)| options.is_module(option));
+        modules.map(|(_, module)| *module).collect::<Vec<_>>()
+    };
+    let always = of(MODULES);
+    let wanted = [always.clone(), of(SHARE_MODULES)].concat();
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let path = tree.join(LIST);
     let list = fs::read_to_string(&path).with_context(|| {
@@ -39,13 +42,17 @@ pub(crate) fn prepare(tree: &Path, options: &Options) -> Result<Vec<PathBuf>> {
             wanted.join(", ")
         )
     })?;
-    load_order(&list, &wanted, |module| {
+    let needs = |module: &Path| {
         let path = tree.join(module);
         let data = fs::read(&path)
             .with_context(|| format!("reading {}: `make modules` builds it", path.display()))?;
         needs_of(&data).with_context(|| format!("{} is no module", path.display()))
-    })
-    .map(|modules| modules.iter().map(|module| tree.join(module)).collect())
+    };
+    let always = load_order(&list, &always, needs)?.len();
+    let order = load_order(&list, &wanted, needs)?;
+    let mut modules: Vec<_> = order.iter().map(|module| tree.join(module)).collect();
+    let share = modules.split_off(always);
+    Ok((modules, share))
 }
 
 /// The modules to load for `wanted`, what each needs first.
@@ -176,7 +183,8 @@ mod tests {
     fn a_kernel_that_has_all_built_in_needs_no_list() {
         let directory = tempfile::tempdir().unwrap();
         let built_in = Options::parse("CONFIG_VIRTIO_PCI=y\n");
-        assert!(prepare(directory.path(), &built_in).unwrap().is_empty());
+        let (modules, share) = prepare(directory.path(), &built_in).unwrap();
+        assert!(modules.is_empty() && share.is_empty());
         let module = Options::parse("CONFIG_VIRTIO_PCI=m\n");
         let error = format!("{:#}", prepare(directory.path(), &module).unwrap_err());
         assert!(
