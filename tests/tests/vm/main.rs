@@ -1,6 +1,11 @@
 //! All tests in virtual machines are one program, so that a machine that waits leaves the
 //! processors to another one. `hmm_vm::vm` limits how many run at a time.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "the harness keeps what tests print, and shows it if they fail"
+)]
+
 mod coherent;
 mod contract;
 mod harness;
