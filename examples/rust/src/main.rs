@@ -2,6 +2,9 @@
 //!
 //! `examples/README.md` says how to build and run it.
 
+// The plainest way to print, as the programs in C and Python do.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
 use std::mem::offset_of;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicU64;
