@@ -109,6 +109,8 @@ impl Search {
             pattern: self.pattern,
             keep_going: self.keep_going,
         };
+        // A search of hours must not end without a place for its results.
+        fs::create_dir_all(output).with_context(|| format!("creating {}", output.display()))?;
         let begun = Instant::now();
         let mut lab = Lab::new(artifacts, kernel, self.seed);
         let report = explore(&mut lab, &options, &|| begun.elapsed(), &mut |line| {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::{bail, Result};
+use hmm_cli::output;
 use hmm_vm::kconfig::Options;
 
 use crate::args::KconfigArgs;
@@ -172,9 +173,9 @@ fn lines(fragment: &str) -> impl Iterator<Item = (&str, &str)> {
 
 /// `cargo xtask kconfig`.
 pub(crate) fn print(args: &KconfigArgs) -> ExitCode {
-    print!("{DEVICE}");
+    output::text(DEVICE);
     if args.debug {
-        print!("\n{MISTAKES}");
+        output::text(&format!("\n{MISTAKES}"));
     }
     ExitCode::SUCCESS
 }
