@@ -1,16 +1,20 @@
 //! The command line.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use log::LevelFilter;
+use nix::unistd::Group;
 
 use crate::backend::Options;
 use crate::control_socket::client::Ctl;
 use crate::device::DeviceConfig;
 use crate::lateness::Rule;
 use crate::misreport::Misreport;
+use crate::sandbox::Mode;
+use crate::server::{Access, Place};
 
 /// The unit of the size of device memory, which must hold whole large leaves.
 const MEMORY_UNIT: u64 = 2 << 20;
@@ -24,17 +28,48 @@ const MAX_JOBS: i64 = 1024;
 /// The most engines that can be configured.
 const MAX_ENGINES: i64 = 256;
 
+/// The heading of the options for sockets.
+const SOCKETS: &str = "Sockets";
+
+/// What is worth knowing beside the options.
+const AFTER_HELP: &str = "\
+Sizes:
+  A number of bytes, or one with a suffix K, M, G or T, which are powers of 1024.
+
+Signals:
+  SIGTERM and SIGINT end the daemon; the sockets that it has made are then removed.
+  SIGSYS and SIGBUS kill it after a message: a system call was forbidden by the sandbox, or memory
+  that is mapped is missing.
+
+Environment:
+  RUST_LOG                   What to log, without --log-level
+  LISTEN_FDS, LISTEN_PID     Set by systemd with the sockets of a socket unit: one for front ends,
+                             and maybe the control socket, with FileDescriptorName=control
+  NOTIFY_SOCKET              Set by systemd for a unit with Type=notify: it is told when front ends
+                             can connect, and whether one is served
+
+Exit status:
+  0 after a signal, or the end of the only front end; 1 if the daemon cannot start or go on; 2 if
+  the command line is wrong.
+
+Examples:
+  vhost-device-hmm --socket-path /run/hmm.sock --memory 1G --socket-group kvm
+  vhost-device-hmm --socket-path hmm.sock --check --control hmm.control
+  vhost-device-hmm ctl hmm.control dump";
+
 /// A virtual accelerator with memory of its own, for virtual machines.
 ///
-/// It listens on a socket for a virtual machine monitor (QEMU, say) that hosts a
-/// vhost-user device, and serves one after the other.
+/// It serves a virtual machine monitor (QEMU, say) that hosts a vhost-user device, and then the next
+/// one, until SIGTERM or SIGINT ends it. Without --socket-path and --fd it takes the sockets that
+/// systemd passes.
 #[derive(Clone, Debug, Parser)]
 #[command(
     version,
     max_term_width = 100,
     subcommand_negates_reqs = true,
     args_conflicts_with_subcommands = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    after_long_help = AFTER_HELP
 )]
 pub struct Args {
     /// What to do instead of serving
@@ -42,13 +77,37 @@ pub struct Args {
     pub command: Option<Command>,
 
     /// Socket to listen on; a socket on which no process listens any more is replaced
-    #[arg(
-        short,
-        long,
-        value_name = "PATH",
-        required_unless_present = "print_capabilities"
-    )]
+    #[arg(short, long, value_name = "PATH", conflicts_with = "fd", help_heading = SOCKETS)]
     pub socket_path: Option<PathBuf>,
+
+    /// Descriptor of a socket that the program was started with, instead: one that listens, or one
+    /// that is connected to a front end, with which the program then ends
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..),
+        help_heading = SOCKETS)]
+    pub fd: Option<RawFd>,
+
+    /// Group that may connect to the socket, by name or number
+    #[arg(long, value_name = "GROUP", requires = "socket_path", conflicts_with = "fd",
+        value_parser = parse_group, help_heading = SOCKETS)]
+    pub socket_group: Option<u32>,
+
+    /// Permissions of the socket, in octal: the right to write is the right to connect [default: as
+    /// the umask says, or 660 with --socket-group]
+    #[arg(long, value_name = "MODE", requires = "socket_path", conflicts_with = "fd",
+        value_parser = parse_mode, help_heading = SOCKETS)]
+    pub socket_mode: Option<u32>,
+
+    /// Socket to steer the daemon by while it runs, for its owner only; see `vhost-device-hmm ctl
+    /// --help`
+    #[arg(long, value_name = "PATH", help_heading = SOCKETS)]
+    pub control: Option<PathBuf>,
+
+    /// What a daemon may do that has read the first byte from a front end
+    ///
+    /// The sandbox denies the daemon files, the network, other processes and most system calls. Root
+    /// becomes nobody.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    pub sandbox: Mode,
 
     /// Size of device memory, with a suffix K, M, G or T; a multiple of 2M
     #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = parse_memory)]
@@ -100,10 +159,6 @@ pub struct Args {
     #[arg(long, value_name = "FIELD=N")]
     pub misreport: Vec<Misreport>,
 
-    /// Socket to steer the daemon by while it runs; see `vhost-device-hmm ctl --help`
-    #[arg(long, value_name = "PATH")]
-    pub control: Option<PathBuf>,
-
     /// Processes that can be bound to the device at a time
     #[arg(long, value_name = "N", default_value_t = 256,
         value_parser = clap::value_parser!(u32).range(1..=MAX_SPACES))]
@@ -126,7 +181,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
 
-    /// Print what this program can do, as JSON, and exit
+    /// Print what this program can do, as JSON, and exit, whatever else is asked for
     #[arg(long)]
     pub print_capabilities: bool,
 }
@@ -139,6 +194,19 @@ pub enum Command {
 }
 
 impl Args {
+    /// Where front ends come from.
+    pub fn place(&self) -> Place<'_> {
+        let access = Access {
+            group: self.socket_group,
+            mode: self.socket_mode,
+        };
+        match (&self.socket_path, self.fd) {
+            (Some(path), _) => Place::Path(path, access),
+            (None, Some(number)) => Place::Descriptor(number),
+            (None, None) => Place::Systemd,
+        }
+    }
+
     /// Refuses a size of device memory that cannot be shown to the guest's CPUs.
     ///
     /// # Errors
@@ -183,6 +251,23 @@ impl Args {
     }
 }
 
+fn parse_group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    match Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err("there is no such group; see `getent group`".into()),
+        Err(errno) => Err(format!("cannot look it up: {errno}")),
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok();
+    mode.filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "must be an octal number up to 777, such as 660".into())
+}
+
 fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
     if bytes == 0 || bytes % MEMORY_UNIT != 0 {
@@ -224,8 +309,42 @@ mod tests {
     fn the_socket_is_all_that_must_be_said() {
         let args = parse(&["--socket-path", "/tmp/s"]).unwrap();
         assert_eq!(args.device(), DeviceConfig::default());
-        assert!(parse(&[]).is_err());
+        assert_eq!(parse(&[]).unwrap().place(), Place::Systemd);
         assert!(parse(&["--print-capabilities"]).is_ok());
+    }
+
+    #[test]
+    fn there_is_one_socket_for_front_ends() {
+        assert!(parse(&["--fd", "3", "--socket-path", "x"]).is_err());
+        assert!(parse(&["--fd", "2"]).is_err(), "standard error");
+        let args = parse(&["--fd", "3"]).unwrap();
+        assert_eq!(args.place(), Place::Descriptor(3));
+        // The permissions of a socket that another process made are its matter.
+        for option in ["--socket-mode=660", "--socket-group=0"] {
+            assert!(parse(&["--fd", "3", option]).is_err());
+            assert!(parse(&[option]).is_err());
+            assert!(parse(&["-s", "x", option]).is_ok());
+        }
+    }
+
+    #[test]
+    fn permissions_are_octal_and_groups_have_names() {
+        assert_eq!(parse_mode("660"), Ok(0o660));
+        for wrong in ["", "8", "1777", "0x1", "-1", "rw"] {
+            assert!(parse_mode(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(parse_group("root"), Ok(0));
+        assert_eq!(parse_group("1234"), Ok(1234));
+        assert!(parse_group("no such group").is_err());
+    }
+
+    #[test]
+    fn the_sandbox_is_on_unless_it_is_said() {
+        assert_eq!(parse(&["-s", "x"]).unwrap().sandbox, Mode::On);
+        for (name, mode) in [("on", Mode::On), ("log", Mode::Log), ("off", Mode::Off)] {
+            let args = parse(&["-s", "x", "--sandbox", name]).unwrap();
+            assert_eq!(args.sandbox, mode);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The daemon: command line, log, and then [`server::serve`] until a signal.
+//! The daemon: command line, sandbox, log, and then [`server::serve`] until a signal.
 //!
 //! Only this file ends the process.
 
@@ -6,49 +6,54 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::IntoRawFd;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use env_logger::{Builder, Env, Target, WriteStyle};
 use log::LevelFilter;
+use sd_notify::NotifyState;
 use vhost_device_hmm::args::{Args, Command};
+use vhost_device_hmm::backend::Options;
 use vhost_device_hmm::control_socket::client::{self, Ctl};
 use vhost_device_hmm::device::DeviceConfig;
 use vhost_device_hmm::lateness::Lateness;
 use vhost_device_hmm::outlet::Outlet;
-use vhost_device_hmm::server::{self, Signals, Steering};
-use vhost_device_hmm::{report, scheduling, sigbus};
+use vhost_device_hmm::sandbox::{self, Gaps};
+use vhost_device_hmm::server::{self, Signals, Sockets, Stage};
+use vhost_device_hmm::service::ServiceManager;
+use vhost_device_hmm::{last_words, report, scheduling, sigbus};
 
 /// How long writing the last lines may take.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Some(Command::Ctl(ctl)) = &args.command {
-        return control(ctl);
-    }
-    if args.print_capabilities {
+    // Programs ask for this with whatever else they will start the daemon with.
+    if std::env::args_os().any(|argument| argument == "--print-capabilities") {
         return match writeln!(io::stdout(), "{}", capabilities()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
     }
-    // Before any other thread exists.
-    let started = Signals::take()
-        .map_err(Into::into)
-        .and_then(|signals| Ok((signals, Outlet::new(io::stderr())?)));
-    let (signals, stderr) = match started {
-        Ok(started) => started,
+    let args = Args::parse();
+    if let Some(Command::Ctl(ctl)) = &args.command {
+        return control(ctl);
+    }
+    // With one thread. All later ones are in the sandbox.
+    let prepared = Prepared::new(&args);
+    let stderr = match Outlet::new(io::stderr()) {
+        Ok(stderr) => stderr,
         Err(error) => {
-            let error: Box<dyn Error> = error;
             // If this cannot be written, there is no other place to report it.
-            let _ = io::stderr().write_all(sentence(&*error).as_bytes());
+            let _ = io::stderr().write_all(sentence(&error).as_bytes());
             return ExitCode::FAILURE;
         }
     };
-    let ended = run(&args, &signals, &stderr);
+    let ended = prepared.and_then(|prepared| run(&args, prepared, &stderr));
     if let Err(error) = &ended {
         stderr.put(sentence(&**error).as_bytes());
     }
@@ -85,35 +90,99 @@ fn sentence(error: &dyn Error) -> String {
     text
 }
 
-fn run(args: &Args, signals: &Signals, stderr: &Outlet) -> Result<(), Box<dyn Error>> {
-    let log = start_log(args, stderr)?;
-    let path = args
-        .socket_path
-        .as_deref()
-        .ok_or("a socket path is needed")?;
-    args.check_memory()?;
-    let device = args.device();
-    if let Err(error) = scheduling::ask_for_short_slices() {
-        log::info!("the host gives threads slices as to all others: {error}");
+/// What a daemon has when it enters the sandbox, where it can get no more.
+struct Prepared {
+    sockets: Sockets,
+    signals: Signals,
+    manager: ServiceManager,
+    options: Options,
+    log: Builder,
+    log_file: Option<File>,
+    /// What is logged until a client of the control socket changes it.
+    log_level: LevelFilter,
+    /// What there is to say about the start, once there is a log.
+    notes: Vec<String>,
+    gaps: Gaps,
+}
+
+impl Prepared {
+    /// Opens all that the daemon needs, and enters the sandbox.
+    fn new(args: &Args) -> Result<Self, Box<dyn Error>> {
+        args.check_memory()?;
+        let mut sockets = match Sockets::open(args.place(), args.control.as_deref()) {
+            Err(server::Error::NoSocket) => Args::command()
+                .error(ErrorKind::MissingRequiredArgument, server::Error::NoSocket)
+                .exit(),
+            opened => opened?,
+        };
+        let signals = Signals::take()?;
+        let manager = ServiceManager::of_this_process()
+            .map_err(|error| format!("cannot reach systemd by NOTIFY_SOCKET: {error}"))?;
+        let options = args.backend();
+        let log_file = args.log_file.as_deref().map(open_log).transpose()?;
+        let log = log_as_asked(args, log_file.is_none(), sockets.have_control());
+        let log_level = log_filter(args).build().filter();
+        let mut notes = Vec::new();
+        if let Err(error) = scheduling::ask_for_short_slices() {
+            notes.push(format!(
+                "the host gives threads slices as to all others: {error}"
+            ));
+        }
+        sigbus::report()?;
+        let gaps = sandbox::enter(args.sandbox, || sockets.start_helper())?;
+        Ok(Self {
+            sockets,
+            signals,
+            manager,
+            options,
+            log,
+            log_file,
+            log_level,
+            notes,
+            gaps,
+        })
     }
-    let steering = Steering {
-        lateness: Arc::new(Lateness::new(&args.rule)),
-        control: args.control.as_deref(),
+}
+
+fn run(args: &Args, prepared: Prepared, stderr: &Outlet) -> Result<(), Box<dyn Error>> {
+    let Prepared {
+        sockets,
+        signals,
+        manager,
+        options,
+        log,
+        log_file,
+        log_level,
+        notes,
+        gaps,
+    } = prepared;
+    let log = start_log(log, log_level, log_file, stderr)?;
+    notes.iter().for_each(|note| log::info!("{note}"));
+    let device = args.device();
+    let lateness = Arc::new(Lateness::new(&args.rule));
+    let kind = describe(&device, args.coherent);
+    let waits = format!("vhost-device-hmm: {} ({kind})\n", sockets.description());
+    let first = AtomicBool::new(true);
+    let entered = |stage| match stage {
+        Stage::Waiting => {
+            if first.swap(false, Ordering::Relaxed) {
+                stderr.put(waits.as_bytes());
+                for gap in &gaps {
+                    log::warn!("the sandbox is not complete on this system: {gap}");
+                }
+            }
+            manager.tell(&[NotifyState::Ready, NotifyState::Status("no front end")]);
+        }
+        Stage::Serving => manager.tell(&[NotifyState::Status("serving a front end")]),
+        Stage::Ending => manager.tell(&[NotifyState::Stopping]),
     };
-    let served = server::serve(path, &device, args.backend(), &steering, signals, || {
-        let kind = describe(&device, args.coherent);
-        let line = format!(
-            "vhost-device-hmm: listening on {} ({kind})\n",
-            path.display()
-        );
-        stderr.put(line.as_bytes());
-    });
+    let served = server::serve(sockets, &device, options, &lateness, &signals, entered);
     log.flush(LAST_WORDS);
     Ok(served?)
 }
 
-/// A log as the command line or RUST_LOG sets it.
-fn log_as_asked(args: &Args) -> Builder {
+/// What the command line, or RUST_LOG, lets into the log.
+fn log_filter(args: &Args) -> Builder {
     let mut log = Builder::new();
     log.parse_env(Env::default().default_filter_or("warn"));
     if let Some(level) = args.log_level {
@@ -122,39 +191,48 @@ fn log_as_asked(args: &Args) -> Builder {
     log
 }
 
-/// Starts the log and returns where it is written.
-fn start_log(args: &Args, stderr: &Outlet) -> Result<Outlet, Box<dyn Error>> {
-    let at_first = log_as_asked(args).build().filter();
-    let mut log = log_as_asked(args);
-    if args.log_file.is_none() && io::stderr().is_terminal() {
-        log.write_style(WriteStyle::Always);
-    }
-    if args.control.is_some() {
+/// A log that is not started yet. It looks for a terminal, which it cannot do in the sandbox.
+fn log_as_asked(args: &Args, on_stderr: bool, with_control: bool) -> Builder {
+    let mut log = log_filter(args);
+    log.write_style(if on_stderr && io::stderr().is_terminal() {
+        WriteStyle::Always
+    } else {
+        WriteStyle::Never
+    });
+    if with_control {
         // A client of the control socket may raise the level later.
         log.filter_level(LevelFilter::Trace);
     }
     // It logs a guest's mistakes as our errors, as often as the guest makes them. This crate logs
     // what follows from them.
     log.filter_module("virtio_queue", LevelFilter::Off);
-    let outlet = match &args.log_file {
-        None => {
-            sigbus::have_last_words(None::<&File>)?;
-            stderr.clone()
-        }
-        Some(path) => {
-            let file = File::options()
-                .append(true)
-                .create(true)
-                .open(path)
-                .map_err(|error| format!("cannot write the log to {}: {error}", path.display()))?;
+    log
+}
+
+fn open_log(path: &Path) -> Result<File, String> {
+    let mut options = File::options();
+    let opened = options.append(true).create(true).open(path);
+    opened.map_err(|error| format!("cannot write the log to {}: {error}", path.display()))
+}
+
+/// Starts the log, to a file or to standard error, and returns where it is written.
+fn start_log(
+    mut log: Builder,
+    level: LevelFilter,
+    file: Option<File>,
+    stderr: &Outlet,
+) -> Result<Outlet, Box<dyn Error>> {
+    let outlet = match file {
+        None => stderr.clone(),
+        Some(file) => {
             // A descriptor of its own, which stays open.
-            sigbus::have_last_words(Some(&file.try_clone()?.into_raw_fd()))?;
+            last_words::also_to(file.try_clone()?.into_raw_fd());
             Outlet::new(file)?
         }
     };
     log.target(Target::Pipe(Box::new(outlet.clone())));
     let log = log.build();
-    report::install(log, at_first)?;
+    report::install(log, level)?;
     Ok(outlet)
 }
 

@@ -5,12 +5,15 @@
 
 mod door;
 mod error;
+mod helper;
+mod inherited;
+mod passage;
 mod socket;
+mod sockets;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::Arc;
 use std::thread;
@@ -31,7 +34,11 @@ use crate::device::{Accelerator, DeviceConfig};
 use crate::lateness::Lateness;
 use door::{Closed, Door, Offer};
 pub use error::Error;
+use passage::Passage;
+pub use socket::Access;
 use socket::Socket;
+use sockets::FrontEnds;
+pub use sockets::{Place, Sockets};
 
 /// How long the threads of a front end may take to end.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -59,72 +66,75 @@ impl Signals {
     }
 }
 
-/// What controls a running daemon.
-#[derive(Clone, Debug)]
-pub struct Steering<'a> {
-    /// The rules for deliberate delays and faults.
-    pub lateness: Arc<Lateness>,
-    /// The path of the control socket, if any.
-    pub control: Option<&'a Path>,
+/// What the daemon is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A front end can connect.
+    Waiting,
+    /// A front end is served.
+    Serving,
+    /// It ends.
+    Ending,
 }
 
-/// Serves on a socket until one of the signals comes. Calls `listening` once a front end can
-/// connect. Removes the socket at the end. With `coherent` the guest's CPUs can address device
-/// memory.
+/// Serves until one of the signals comes, or the only front end has gone. Calls `entered` at the
+/// start of each stage.
 ///
 /// # Errors
 ///
 /// [`Error`] when it cannot start. A front end that misbehaves is not an error.
 pub fn serve(
-    path: &Path,
+    sockets: Sockets,
     device: &DeviceConfig,
     options: Options,
-    steering: &Steering<'_>,
+    lateness: &Arc<Lateness>,
     signals: &Signals,
-    listening: impl FnOnce(),
+    entered: impl Fn(Stage),
 ) -> Result<(), Error> {
-    let socket = Socket::listen(path)?;
-    let console = Console::new(Arc::clone(&steering.lateness));
-    let control = steering.control.map(Socket::listen_privately).transpose()?;
-    if let Some(control) = &control {
+    let mut front_ends = sockets.front_ends;
+    let console = Console::new(Arc::clone(lateness));
+    if let Some(control) = &sockets.control {
         let listener = control.listener().map_err(Error::Wait)?;
         console.serve(listener).map_err(Error::Thread)?;
     }
-    let mut listening = Some(listening);
     let mut late: Vec<Receiver<()>> = Vec::new();
     loop {
         // Each front end finds a device as it is after power-on.
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let lateness = Arc::clone(&steering.lateness);
-        let accelerator = Accelerator::with_lateness(device.clone(), lateness)?;
+        let accelerator = Accelerator::with_lateness(device.clone(), Arc::clone(lateness))?;
         let backend = Backend::new(accelerator, options.clone(), memory.clone());
         console.attach(&backend);
         let daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&backend), memory)
             .map_err(Error::Serve)?;
-        if let Some(listening) = listening.take() {
-            listening();
-        }
-        let stream = loop {
-            if wait(signals, &[&socket])? == Event::Signal {
-                backend.shut_down();
-                log::info!("ending, as asked by a signal");
-                return Ok(());
-            }
-            if let Some(stream) = socket.accept().map_err(Error::Wait)? {
-                break stream;
-            }
+        entered(Stage::Waiting);
+        let Some(stream) = front_ends.next(signals)? else {
+            entered(Stage::Ending);
+            backend.shut_down();
+            return Ok(());
         };
-        let connection = Connection::start(stream, daemon, &backend)?;
+        let passage = match &sockets.helper {
+            Some(helper) => helper.passage(),
+            None => Passage::new(),
+        };
+        let passage = passage.map_err(Error::Passage)?;
+        let connection = Connection::start(stream, passage, daemon, &backend)?;
         drop(backend);
         log::info!("a front end has connected");
-        let signalled = connection.wait(&socket, signals)? == Event::Signal;
+        entered(Stage::Serving);
+        let signalled = connection.wait(front_ends.listening(), signals)? == Event::Signal;
+        if signalled {
+            log::info!("ending, as asked by a signal");
+        }
+        let last = signalled || front_ends.listening().is_none();
+        if last {
+            entered(Stage::Ending);
+        }
         let ended = connection.end()?;
         let in_time = ended.recv_timeout(PATIENCE) != Err(TIMEOUT);
-        if signalled {
+        if last {
             if !in_time {
                 log::error!("what serves the front end does not end; it is ended by force");
             }
-            log::info!("ending, as asked by a signal");
             return Ok(());
         }
         if !in_time {
@@ -136,6 +146,34 @@ pub fn serve(
             return Err(Error::Stuck(late.len()));
         }
         log::info!("the front end has gone; waiting for the next one");
+    }
+}
+
+impl FrontEnds {
+    /// The socket to which more front ends connect, if any can.
+    fn listening(&self) -> Option<&Socket> {
+        match self {
+            Self::Listening(socket) => Some(socket),
+            Self::Connected(_) => None,
+        }
+    }
+
+    /// Waits for the next front end. There is none if a signal comes first, or if the only one was
+    /// served.
+    fn next(&mut self, signals: &Signals) -> Result<Option<UnixStream>, Error> {
+        let socket = match self {
+            Self::Connected(stream) => return Ok(stream.take()),
+            Self::Listening(socket) => socket,
+        };
+        loop {
+            if wait(signals, &[socket])? == Event::Signal {
+                log::info!("ending, as asked by a signal");
+                return Ok(None);
+            }
+            if let Some(stream) = socket.accept().map_err(Error::Wait)? {
+                return Ok(Some(stream));
+            }
+        }
     }
 }
 
@@ -155,6 +193,7 @@ struct Connection {
 impl Connection {
     fn start(
         stream: UnixStream,
+        passage: Passage,
         mut daemon: VhostUserDaemon<Arc<Backend>>,
         backend: &Arc<Backend>,
     ) -> Result<Self, Error> {
@@ -162,7 +201,7 @@ impl Connection {
             features: backend.features(),
             protocol: backend.protocol_features().bits(),
         };
-        let (door, mut listener) = Door::new(stream, offer).map_err(Error::Wait)?;
+        let (door, mut listener) = Door::new(stream, offer, passage);
         daemon.start(&mut listener).map_err(Error::Serve)?;
         if !door::is_alone(&listener).map_err(Error::Wait)? {
             log::warn!("another process has connected instead; the front end is cut off");
@@ -212,10 +251,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits until the connection has to end, or a signal comes.
-    fn wait(&self, socket: &Socket, signals: &Signals) -> Result<Event, Error> {
+    /// Waits until the connection has to end, or a signal comes. `socket` is where other front ends
+    /// connect meanwhile.
+    fn wait(&self, socket: Option<&Socket>, signals: &Signals) -> Result<Event, Error> {
         // SAFETY: the descriptor is open as long as its owner lives, which is borrowed here.
         let over = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&*self.over)) };
+        let Some(socket) = socket else {
+            return wait(signals, &[&over]);
+        };
         match wait(signals, &[&over, socket])? {
             Event::Ready(1) => {
                 log::warn!("another front end has connected; it waits until this one has gone");

@@ -6,12 +6,12 @@
 //! dump if these are enabled.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use nix::libc::{self, c_int, c_void, siginfo_t};
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::libc::{c_int, c_void, siginfo_t};
 use nix::sys::signal::{sigaction, SaFlags, SigAction, SigHandler, SigSet, Signal};
+
+use crate::last_words;
 
 /// The most pieces of a guest's memory.
 const PIECES: usize = 32;
@@ -45,9 +45,6 @@ impl Piece {
 static GUEST: [Piece; PIECES] = [const { Piece::nowhere() }; PIECES];
 static DEVICE: Piece = Piece::nowhere();
 
-/// A second descriptor for the message, beside standard error.
-static LOG: AtomicI32 = AtomicI32::new(-1);
-
 /// Sets where the guest's memory is now: the start of each piece, and its bytes.
 pub fn guest_memory_is_at(pieces: impl Iterator<Item = (usize, usize)>) {
     let none = std::iter::repeat((0, 0));
@@ -61,16 +58,12 @@ pub fn device_memory_is_at(start: usize, bytes: usize) {
     DEVICE.set(start, bytes);
 }
 
-/// From now on, reports what has happened before the process is killed. Also writes to a log, which
-/// must stay open.
+/// From now on, reports what has happened before the process is killed.
 ///
 /// # Errors
 ///
 /// The system's error.
-pub fn have_last_words(log: Option<&impl AsRawFd>) -> io::Result<()> {
-    if let Some(log) = log {
-        LOG.store(log.as_raw_fd(), Ordering::Relaxed);
-    }
+pub fn report() -> io::Result<()> {
     let handler = SigHandler::SigAction(speak);
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_RESETHAND;
     let action = SigAction::new(handler, flags, SigSet::empty());
@@ -97,18 +90,5 @@ extern "C" fn speak(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void)
     } else {
         b"vhost-device-hmm: killed by SIGBUS: memory that is mapped is not there\n"
     };
-    for descriptor in [libc::STDERR_FILENO, LOG.load(Ordering::Relaxed)] {
-        if descriptor < 0 {
-            continue;
-        }
-        // SAFETY: both stay open until the process ends. If one was closed from outside, the calls
-        // fail.
-        let file = unsafe { BorrowedFd::borrow_raw(descriptor) };
-        let mut events = [PollFd::new(file, PollFlags::POLLOUT)];
-        // The reader may have stopped reading.
-        if poll(&mut events, PollTimeout::ZERO) == Ok(1) {
-            // If this write fails, the message is lost.
-            let _ = nix::unistd::write(file, words);
-        }
-    }
+    last_words::say(words);
 }

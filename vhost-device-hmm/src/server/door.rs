@@ -5,13 +5,11 @@
 //! front end was offered, and does not release a channel that it waits at. Messages are therefore
 //! read here first. Of the protocol this module knows the header of a message and three requests.
 
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,6 +20,8 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use vhost::vhost_user::Listener;
+
+use super::passage::Passage;
 
 /// How long a front end may take to finish a message.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -86,20 +86,15 @@ pub(super) struct Door {
 impl Door {
     /// A door for a front end that has connected, and the listener where the framework takes its
     /// connection. Another process may connect there too, unless [`is_alone`] returns true.
-    pub(super) fn new(outside: UnixStream, offer: Offer) -> io::Result<(Self, Listener)> {
-        // An abstract name, without a file. No other process knows it before it is used.
-        let random = RandomState::new().hash_one(std::process::id());
-        let name = format!("vhost-device-hmm-{}-{random:x}", std::process::id());
-        let address = SocketAddr::from_abstract_name(name)?;
-        let listener = UnixListener::bind_addr(&address)?;
-        let inside = UnixStream::connect_addr(&address)?;
+    pub(super) fn new(outside: UnixStream, offer: Offer, passage: Passage) -> (Self, Listener) {
+        let Passage { listener, inside } = passage;
         let door = Self {
             outside,
             inside,
             offer,
             channel: Mutex::default(),
         };
-        Ok((door, Listener::from(listener)))
+        (door, Listener::from(listener))
     }
 
     /// Closes the door: nothing passes afterwards, and no thread waits here or at the front end's

@@ -69,13 +69,16 @@ impl Daemon {
         reason = "the harness shows it if the test fails"
     )]
     pub(crate) fn start_at(socket: &Path, options: &[&str]) -> Self {
-        let mut child = command(socket, options).spawn().unwrap();
+        let child = command(socket, options).spawn().unwrap();
+        Self::watch(child, socket, "listening on ")
+    }
+
+    /// Takes a daemon over that was just started, once it says that it does `what`.
+    pub(crate) fn watch(mut child: Child, socket: &Path, what: &str) -> Self {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = lines.next().unwrap().unwrap();
-        assert!(
-            line.starts_with("vhost-device-hmm: listening on "),
-            "{line}"
-        );
+        let expected = format!("vhost-device-hmm: {what}");
+        assert!(line.starts_with(&expected), "{line}");
         let (all, said) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Condvar>::default());
         let (kept, told) = (Arc::clone(&all), Arc::clone(&said));
         std::thread::spawn(move || {
@@ -214,7 +217,12 @@ impl Guest {
 
     /// Connects to a socket.
     pub(crate) fn prepare_at(socket: &Path, event_idx: bool) -> Self {
-        let mut front_end = Frontend::connect(socket, QUEUE_COUNT as u64).unwrap();
+        let front_end = Frontend::connect(socket, QUEUE_COUNT as u64).unwrap();
+        Self::prepare_on(front_end, event_idx)
+    }
+
+    /// Prepares a front end that has connected.
+    pub(crate) fn prepare_on(mut front_end: Frontend, event_idx: bool) -> Self {
         front_end.set_owner().unwrap();
         let mut features = front_end.get_features().unwrap();
         if !event_idx {

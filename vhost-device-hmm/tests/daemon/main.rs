@@ -1,8 +1,13 @@
 //! The daemon as a process, with a front end that acts as the guest.
 
 mod guest;
+#[cfg(target_arch = "x86_64")]
+mod inject;
 mod late;
 mod region;
+#[cfg(target_arch = "x86_64")]
+mod sandbox;
+mod sockets;
 mod unkind;
 
 use std::collections::BTreeSet;
@@ -14,7 +19,7 @@ use nix::unistd::Pid;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::VhostBackend;
 use virtio_hmm_spec::wire::command::{
     AnswerEntry, FetchEntry, InitEntry, MapEntry, RangeEntry, Request, Status,
@@ -25,7 +30,7 @@ use virtio_hmm_spec::wire::fault::{Action, FaultHeader, FaultRecord, Reason};
 use virtio_hmm_spec::wire::job::{JobReply, JobRequest};
 use virtio_hmm_spec::wire::operation::{AtomicAdd, Element, Fill, Operation};
 use virtio_hmm_spec::wire::statistics::Statistics;
-use virtio_hmm_spec::wire::{rights, Queue, PAGE_BYTES};
+use virtio_hmm_spec::wire::{rights, Queue, PAGE_BYTES, QUEUE_COUNT};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
