@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use hmm_cli::remark;
 use vhost_device_hmm::args::Args;
 
 /// The shells for which packages install completions.
@@ -16,13 +17,13 @@ const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Fish, Shell::Zsh];
 
 fn main() -> ExitCode {
     let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("manual: name the folder to write to");
+        remark!("manual: name the folder to write to");
         return ExitCode::from(2);
     };
     match write(&folder) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("manual: cannot write to {}: {error}", folder.display());
+            remark!("manual: cannot write to {}: {error}", folder.display());
             ExitCode::FAILURE
         }
     }

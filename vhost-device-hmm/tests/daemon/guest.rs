@@ -64,16 +64,16 @@ impl Daemon {
         daemon
     }
 
-    #[expect(
-        clippy::print_stderr,
-        reason = "the harness shows it if the test fails"
-    )]
     pub(crate) fn start_at(socket: &Path, options: &[&str]) -> Self {
         let child = command(socket, options).spawn().unwrap();
         Self::watch(child, socket, "listening on ")
     }
 
     /// Takes a daemon over that was just started, once it says that it does `what`.
+    #[expect(
+        clippy::print_stderr,
+        reason = "the harness shows it if the test fails"
+    )]
     pub(crate) fn watch(mut child: Child, socket: &Path, what: &str) -> Self {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let line = lines.next().unwrap().unwrap();
