@@ -72,7 +72,8 @@
  *
  * %EIO
  *     the device broke the protocol or stopped answering, and what it held is
- *     lost: see &virtio_hmm_info.state
+ *     lost: see &virtio_hmm_info.state; or it answered the request of this call
+ *     alone with an error of its own, and nothing is lost
  */
 
 /* The version of this interface. */
