@@ -2,8 +2,8 @@
 //!
 //! A guest or a front end that took the daemon over would find a process that can open no file,
 //! make no connection, start no program and see no other process. The layers are independent of
-//! each other: a list of system calls ([`mod@calls`]), Landlock, namespaces of its own
-//! ([`mod@namespaces`]), no privileges, and limits. What this system does not provide is reported,
+//! each other: a list of system calls (`calls`), Landlock, namespaces of its own
+//! (`namespaces`), no privileges, and limits. What this system does not provide is reported,
 //! except the list of system calls, without which there is no sandbox.
 //!
 //! It must be entered while the process has one thread. All later ones are then inside, too.
