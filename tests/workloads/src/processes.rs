@@ -97,7 +97,8 @@ pub(crate) fn run(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     // The kernel may free the last of a dead process's memory a little after its death, without an
     // event. If the CPU uses device memory in place, pages are also left that this process has
     // freed, but not returned to the kernel.
-    let own = PageRange::around(page_size()..1 << 47);
+    // With page tables of four levels, no process has the last page below 2^47.
+    let own = PageRange::around(page_size()..(1 << 47) - page_size());
     while held(&now) != held(&before) && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(10));
         ctx.space.migrate(own, Destination::System)?;
