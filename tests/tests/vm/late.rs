@@ -62,14 +62,6 @@ impl Told {
     }
 }
 
-/// Asks again and again; nothing in the guest tells of the driver's state.
-fn until(mut is_so: impl FnMut() -> bool, what: &str) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < hmm_vm::pace::COMMAND, "not yet: {what}");
-    }
-}
-
 #[test]
 fn the_driver_is_late_where_it_is_told_to_be_and_no_longer() {
     let artifacts = Artifacts::required();
@@ -154,41 +146,6 @@ fn the_driver_is_late_where_it_is_told_to_be_and_no_longer() {
     assert!(before.rules.is_empty());
     vm.run(MOVES).unwrap().succeeded().unwrap();
     assert_eq!(Told::by(&vm), before);
-    vm.finish().unwrap();
-}
-
-// {drv-stale-records}
-#[test]
-fn faults_of_a_device_that_was_given_up_are_not_answered_to_the_one_that_starts_anew() {
-    let artifacts = Artifacts::required();
-    let vm = support::builder(&artifacts).start().unwrap();
-    // As long as the rules of one file can make it.
-    set(&vm, &"delay=1s@install\n".repeat(16));
-    let faulting = vm
-        .spawn(support::hmm(0, &["run", "list", "--size", "64"]).unlimited())
-        .unwrap();
-    let is_late = || Told::by(&vm).rules.iter().any(|(struck, _, _)| *struck > 0);
-    until(is_late, "a worker has a fault");
-
-    let rule = "short-reply@control,operation=statistics,count=1";
-    let rule = vm.device(0).rule(rule).unwrap();
-    let stats = || vm.run(support::hmm(0, &["stats"])).unwrap();
-    stats();
-    assert_eq!(rule.happened().unwrap(), 1);
-    rule.clear().unwrap();
-    until(|| stats().success(), "the device has started anew");
-    assert_eq!(support::told(&vm, "the device is given up"), 1);
-
-    let faulting = faulting.wait().unwrap();
-    assert!(!faulting.success(), "the job ended with its device");
-    set(&vm, "\n");
-    support::assert_nothing_left(&vm, 0);
-    let device = &support::counters(&vm, 0)["device"];
-    assert_eq!(device["answers_late"], 0, "{device:#}");
-    assert_eq!(device["requests_refused"], 0, "{device:#}");
-    // A job of the new life is served.
-    let list = support::run(&vm, 0, &["list", "--size", "64"]);
-    assert_eq!(list["right"], true);
     vm.finish().unwrap();
 }
 
