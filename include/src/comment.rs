@@ -91,7 +91,12 @@ impl Comment {
     /// Adds a text that begins with `first`; its further lines begin with `rest`.
     pub(crate) fn add(&mut self, first: &str, rest: &str, text: &str) -> &mut Self {
         let start = format!("{} * ", self.indent);
-        let lines = wrap(text, &format!("{start}{first}"), &format!("{start}{rest}"));
+        let lines = wrap(
+            text,
+            &format!("{start}{first}"),
+            &format!("{start}{rest}"),
+            WIDTH,
+        );
         self.text.push_str(&lines);
         self
     }
@@ -124,16 +129,17 @@ pub(crate) fn plain(text: &str) -> String {
     if width(line.trim_end()) <= WIDTH {
         return line;
     }
-    format!("/*\n{} */\n", wrap(&text, " * ", " * "))
+    format!("/*\n{} */\n", wrap(&text, " * ", " * ", WIDTH))
 }
 
-/// Breaks a text into lines.
-fn wrap(text: &str, first: &str, rest: &str) -> String {
+/// Breaks a text into lines of at most `limit` columns, each with its end. A longer word has a line of
+/// its own.
+pub(crate) fn wrap(text: &str, first: &str, rest: &str, limit: usize) -> String {
     let mut lines = String::new();
     let mut line = first.to_owned();
     let mut is_empty = true;
     for word in text.split_whitespace() {
-        if !is_empty && width(&line) + 1 + word.len() > WIDTH {
+        if !is_empty && width(&line) + 1 + width(word) > limit {
             lines.push_str(line.trim_end());
             lines.push('\n');
             line = rest.to_owned();

@@ -11,9 +11,6 @@ use cbindgen::{Builder, Config, DocumentationStyle, Language, Style};
 use crate::names::tag;
 use crate::REFRESH;
 
-/// The sources, in the order of the header.
-const SOURCES: [&str; 5] = ["lib.rs", "device.rs", "jobs.rs", "pages.rs", "text.rs"];
-
 /// The structures of `virtio_hmm.h` that functions take.
 const OF_UAPI: [&str; 4] = ["Info", "Counters", "JobDescriptor", "JobReply"];
 
@@ -79,11 +76,10 @@ pub fn write(crate_source: &Path) -> Result<String> {
             .rename
             .insert(name.to_owned(), name_in_c.to_owned());
     }
-    let mut builder = Builder::new().with_config(config);
-    for source in SOURCES {
-        builder = builder.with_src(crate_source.join(source));
-    }
-    let bindings = builder
+    // From there, cbindgen finds the modules by itself.
+    let bindings = Builder::new()
+        .with_config(config)
+        .with_src(crate_source.join("lib.rs"))
         .generate()
         .with_context(|| format!("reading the functions in {}", crate_source.display()))?;
     let mut text = Vec::new();

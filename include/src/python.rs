@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use syn::Type;
 
-use crate::comment::paragraphs;
+use crate::comment::{paragraphs, wrap};
 use crate::expression::expression;
 use crate::names::{snake, Names};
 use crate::selection::{
@@ -219,21 +219,7 @@ impl Writer<'_> {
     fn wrapped_after(&mut self, first: &str, rest: &str, text: &str) -> Result<()> {
         // The marks of C's documentation mean nothing here.
         let text = text.replace("``", "\"").replace('%', "");
-        let mut line = first.to_owned();
-        let mut is_empty = true;
-        for word in text.split_whitespace() {
-            if !is_empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
-                writeln!(self.text, "{line}")?;
-                line = rest.to_owned();
-                is_empty = true;
-            }
-            if !is_empty {
-                line.push(' ');
-            }
-            line.push_str(word);
-            is_empty = false;
-        }
-        writeln!(self.text, "{line}")?;
+        self.text.push_str(&wrap(&text, first, rest, WIDTH));
         Ok(())
     }
 }

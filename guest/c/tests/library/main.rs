@@ -42,7 +42,12 @@ fn declared() -> BTreeSet<String> {
         let name = before.rsplit([' ', '*']).next()?;
         name.starts_with("hmm_").then(|| name.to_owned())
     });
-    names.collect()
+    let mut declared = BTreeSet::new();
+    for name in names {
+        assert!(!declared.contains(&name), "{name} is declared twice");
+        declared.insert(name);
+    }
+    declared
 }
 
 #[test]
