@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Result};
+use anyhow::Result;
 use hmm::{page_size, Destination, Device, Migration};
-use hmm_cli::{figure, remark, say, size};
-use hmm_tool::argument::WrongArgument;
+use hmm_cli::{remark, say};
+use hmm_tool::argument::must_fit;
 use hmm_tool::memory::{first_difference, write_pattern, Mapping};
 
 /// The seed of the memory's contents; any would do.
@@ -53,20 +53,7 @@ pub(crate) fn measure(path: &Path, bytes: usize, json: bool) -> Result<bool> {
     let space = Device::open(path)?.bind()?;
     let bytes = bytes.next_multiple_of(page_size());
     let info = space.device().info()?;
-    if bytes as u64 > info.device_memory {
-        let text = format!(
-            "migrate {}: it is more than the device has, which is {}",
-            size::write(bytes as u64),
-            size::write(info.device_memory)
-        );
-        return Err(WrongArgument(text).into());
-    }
-    ensure!(
-        bytes as u64 <= info.free_memory,
-        "{} do not fit: the device has {} free",
-        figure::bytes(bytes as u64),
-        figure::bytes(info.free_memory)
-    );
+    must_fit("migrate", bytes, &info)?;
     let mut memory = Mapping::anonymous(bytes)?;
     write_pattern(SEED, memory.numbers_mut());
     let range = memory.pages();

@@ -4,7 +4,7 @@ use anyhow::{ensure, Result};
 use hmm::spec::wire::config::capability;
 use hmm::{page_size, work, Destination, Place};
 use hmm_cli::{figure, size};
-use hmm_tool::argument::WrongArgument;
+use hmm_tool::argument::{must_fit, WrongArgument};
 use hmm_tool::memory::{available, first_difference, write_pattern, Mapping};
 use hmm_tool::places::{at, sum};
 use hmm_tool::runner::WorkloadCtx;
@@ -15,20 +15,7 @@ use super::in_place;
 pub(super) fn migrate(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     let bytes = ctx.size().next_multiple_of(page_size());
     let info = ctx.space.device().info()?;
-    if bytes as u64 > info.device_memory {
-        let text = format!(
-            "migrate --size {}: it is more than the device has, which is {}",
-            size::write(bytes as u64),
-            size::write(info.device_memory)
-        );
-        return Err(WrongArgument(text).into());
-    }
-    ensure!(
-        bytes as u64 <= info.free_memory,
-        "{} do not fit: the device has {} free",
-        figure::bytes(bytes as u64),
-        figure::bytes(info.free_memory)
-    );
+    must_fit("migrate --size", bytes, &info)?;
     let seed = ctx.random.u64(..);
     let mut memory = Mapping::anonymous(bytes)?;
     write_pattern(seed, memory.numbers_mut());
