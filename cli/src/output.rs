@@ -19,7 +19,7 @@ macro_rules! say {
     };
 }
 
-/// Prints a line to standard error, as `eprintln!` does. It is no error if nobody can read it.
+/// Prints a line to standard error, as `eprintln!` does. It is no error if it cannot be written.
 #[macro_export]
 macro_rules! remark {
     ($($argument:tt)*) => {
@@ -48,7 +48,7 @@ pub fn remark(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Passes on bytes to standard error. It is no error if nobody can read them.
+/// Passes on bytes to standard error. It is no error if they cannot be written.
 pub fn errors(bytes: &[u8]) {
     let mut output = io::stderr().lock();
     let _ = output.write_all(bytes).and_then(|()| output.flush());

@@ -127,7 +127,7 @@ impl Drop for Cases {
             .map_err(anyhow::Error::from)
             .and_then(|text| Ok(fs::write(&self.path, text)?));
         if let Err(error) = written {
-            // The test itself says what failed; this is only for the one who reads the results.
+            // The test itself says what failed; this says why its results are missing.
             hmm_cli::remark!("writing {}: {error:#}", self.path.display());
         }
     }

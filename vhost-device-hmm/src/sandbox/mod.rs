@@ -92,7 +92,7 @@ pub fn enter(mode: Mode, start_helper: impl FnOnce() -> io::Result<()>) -> Resul
     );
     limit(&mut gaps, Resource::RLIMIT_CORE, 0);
     limit(&mut gaps, Resource::RLIMIT_NOFILE, DESCRIPTORS);
-    // Root can do this, and nobody cannot.
+    // Root can do this; the user `nobody` cannot.
     let bounds = privileges::drop_bounds();
     note(&mut gaps, "it could have capabilities", bounds);
     if root {

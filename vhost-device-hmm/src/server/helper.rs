@@ -112,7 +112,7 @@ fn gone() -> io::Error {
 /// The helper itself, until the daemon has ended.
 fn work(channel: UnixStream, files: &[SocketFile]) -> io::Result<()> {
     let mut channel = leave_descriptors(channel)?;
-    // Only for people who look at processes.
+    // Without it, only lists of processes show another name.
     let _ = prctl::set_name(c"hmm-helper");
     sandbox::confine_helper().map_err(io::Error::other)?;
     let mut request = [0];

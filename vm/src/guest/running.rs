@@ -128,7 +128,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// As [`stream`](Self::stream), until `print` breaks off because nobody reads the output any
+    /// As [`stream`](Self::stream), until `print` breaks off because the output is not read any
     /// more. The program is killed then, and there is no status.
     ///
     /// # Errors

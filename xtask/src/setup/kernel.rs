@@ -70,7 +70,7 @@ pub(crate) struct Build {
 }
 
 impl Build {
-    /// That of a tree in the toolbox, which nobody changes.
+    /// That of a tree in the toolbox, which does not change.
     fn in_toolbox(tree: &Path, arguments: Vec<String>) -> Result<Self> {
         let name = tree.file_name().context("the tree has a name")?;
         Ok(Self {
