@@ -37,6 +37,7 @@ const PACKAGES: &[&str] = &[
     "libssl-dev",
     "lld",
     "llvm",
+    "lz4",
     "make",
     "python3",
     "rust-clippy",
