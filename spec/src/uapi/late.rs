@@ -7,8 +7,8 @@
 
 use core::fmt;
 
-/// The longest delay of a rule, in microseconds.
-pub const MAX_DELAY: u32 = 1_000_000;
+/// The longest delay of a rule, in microseconds: longer than it takes to start a device anew.
+pub const MAX_DELAY: u32 = 10_000_000;
 
 /// How long all rules together may delay before they are set anew, in microseconds. A forgotten
 /// rule slows a machine down for that long, and not for ever.

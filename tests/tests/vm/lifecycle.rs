@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use hmm_vm::artifacts::Artifacts;
 use hmm_vm::control::Point;
-use hmm_vm::guest::Running;
+use hmm_vm::guest::{Recipient, Running};
 use hmm_vm::vm::{Builder, Vm, GIB, MIB};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::support::{
@@ -358,6 +359,55 @@ fn a_device_that_is_silent_is_given_up_in_time() {
     assert_eq!(told(&vm, "the device is given up"), 1);
     assert_nothing_left(&vm, 0);
     assert_serving(&vm, 0);
+    vm.finish().unwrap();
+}
+
+/// How long a worker is held up: longer than it takes to start the device anew, and a process.
+const HELD_UP: &str = "delay=10s@install,count=1";
+
+/// Waits until a counter of the driver has a value.
+fn wait_for_counter(vm: &Vm, counter: &str, value: u64) {
+    let deadline = Instant::now() + vm.pace().scale(RECOVERY);
+    loop {
+        let counters = counters(vm, 0);
+        if counters["driver"][counter] == value {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{counter}: {counters:#}");
+    }
+}
+
+// {drv-stale-records}
+#[test]
+fn a_fault_is_not_answered_in_the_next_life_of_the_device() {
+    let artifacts = Artifacts::required();
+    let vm = builder(&artifacts).start().unwrap();
+    let work = || hmm(0, &["run", "list", "--size", "1000"]);
+    vm.guest().write_file(support::LATE, HELD_UP).unwrap();
+    let early = vm.spawn(work()).unwrap();
+    wait_for_counter(&vm, "faults", 1);
+    let stop = Signal::STOP.as_raw();
+    early.signal(stop, Recipient::Process).unwrap();
+    let rule = "short-reply@control,operation=statistics,count=1";
+    let mishap = vm.device(0).rule(rule).unwrap();
+    assert!(!vm.run(hmm(0, &["stats"])).unwrap().success());
+    wait_for(&vm, 0, "Running");
+    drop(mishap);
+    // The worker finds no process, and refuses the fault.
+    early.kill().unwrap();
+    // The first fault of another process has the same number, and may already be answered.
+    let hold = vm.device(0).hold(Point::FaultReported).unwrap();
+    let next = vm.spawn(work()).unwrap();
+    hold.wait().unwrap();
+    let terminated = || counters(&vm, 0)["driver"]["faults_terminated"].clone();
+    assert_eq!(terminated(), 0, "the worker is not held up any more");
+    wait_for_counter(&vm, "faults_terminated", 1);
+    // An answer would be before the request for these.
+    counters(&vm, 0);
+    hold.release().unwrap();
+    next.wait().unwrap().succeeded().unwrap();
+    early.wait().unwrap();
+    assert_nothing_left(&vm, 0);
     vm.finish().unwrap();
 }
 

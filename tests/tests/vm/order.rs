@@ -14,8 +14,7 @@ use hmm_vm::vm::{Vm, GIB, MIB};
 use rustix::process::Signal;
 use serde_json::json;
 
-/// The file of the driver's lateness rules.
-const RULES: &str = "/sys/kernel/debug/virtio_hmm/late";
+use super::support;
 
 /// Half of the slots of the control queue.
 const HALF: u32 = 64;
@@ -64,7 +63,7 @@ fn assert_kept(output: &Output, rows: &[&str]) {
 /// Runs rows while the driver is late by these rules. Each must be kept.
 fn keep(vm: &Vm, rules: &str, rows: &[&str]) {
     println!("{rules}");
-    vm.guest().write_file(RULES, rules).unwrap();
+    vm.guest().write_file(support::LATE, rules).unwrap();
     assert_kept(&vm.run(run(vm, rows)).unwrap(), rows);
 }
 
@@ -222,7 +221,7 @@ fn a_fault_takes_both_of_its_places_or_none() {
     // device up: the queue's slots were each held by a different worker, and no worker had two. The
     // model in `tests/order` always shows it.
     vm.guest()
-        .write_file(RULES, format!("delay=700ms@lock,count={HALF}"))
+        .write_file(support::LATE, format!("delay=700ms@lock,count={HALF}"))
         .unwrap();
     let first = "operation=map,count=1";
     let hold = vm.device(0).hold_only(Point::ControlTaken, first).unwrap();

@@ -10,6 +10,9 @@ use serde_json::Value;
 /// The kernel lists the devices bound to our driver here.
 pub(crate) const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_hmm";
 
+/// The driver's lateness rules are set here.
+pub(crate) const LATE: &str = "/sys/kernel/debug/virtio_hmm/late";
+
 /// The tests' own program with workloads and processes. A machine has it if its test adds it.
 pub(crate) const WORKLOADS: &str = "hmm-workloads";
 

@@ -27,11 +27,4 @@ pub(crate) const EXCEPTIONS: &[Exception] = &[
         reason: "what a CPU loads from the region before that is undefined and looks right, and a \
                  front end maps the region, so that nothing outside of the guest sees an access",
     },
-    Exception {
-        label: "drv-stale-records",
-        lacks: Lacks::Test,
-        reason:
-            "no test yet: one holds up a fault's worker until the device has been given up and \
-                 started anew, and then needs an event that tells that the worker has gone on",
-    },
 ];
