@@ -29,6 +29,8 @@ pub struct Artifacts {
     pub hmm: PathBuf,
     /// A statically linked busybox, for the interactive shell.
     pub busybox: PathBuf,
+    /// The root of a Debian system with programs for guests, if it was prepared.
+    pub userland: Option<PathBuf>,
     /// The directory with the QEMU configuration files of the checkout.
     pub qemu_configs: PathBuf,
     /// Where each VM keeps its logs, one directory for each run.

@@ -146,6 +146,17 @@ impl Agent {
     }
 }
 
+/// A directory of the host that the guest can mount.
+#[derive(Clone, Copy, Debug)]
+pub struct Share<'a> {
+    /// What the guest calls it.
+    pub name: &'a str,
+    /// The directory.
+    pub directory: &'a Path,
+    /// Whether the guest can write to it, too.
+    pub is_writable: bool,
+}
+
 /// The machine to start.
 #[derive(Debug)]
 pub struct Settings<'a> {
@@ -165,8 +176,8 @@ pub struct Settings<'a> {
     pub devices: usize,
     /// How the guest's first process is reached.
     pub agent: Agent,
-    /// The directory of the host that the guest can mount, if there is one.
-    pub share: Option<&'a Path>,
+    /// The directories of the host that the guest can mount.
+    pub shares: &'a [Share<'a>],
     /// Whether the machine does not begin before a debugger lets it.
     pub debugger: bool,
     /// The file of the guest's disk, if it has one. A disk needs PCI.
@@ -188,9 +199,6 @@ pub struct Settings<'a> {
 pub fn device_socket(device: usize) -> String {
     format!("hmm{device}.sock")
 }
-
-/// What the guest calls the directory of the host that it can mount.
-pub const SHARE: &str = "share";
 
 /// The name of the socket for a debugger, in the machine's directory.
 pub const DEBUGGER_SOCKET: &str = "gdb.sock";
@@ -421,17 +429,15 @@ fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<V
         add(&["-drive", &format!("file={disk},if=none,id=disk,format=raw")]);
         add(&["-device", "virtio-blk-pci,drive=disk"]);
     }
-    if let Some(share) = settings.share {
+    for share in settings.shares {
+        let (name, directory) = (share.name, escaped(share.directory)?);
+        let readonly = if share.is_writable { "off" } else { "on" };
         // Files belong to the user that runs QEMU, whatever the guest's root asks for.
-        let share = escaped(share)?;
         add(&[
             "-fsdev",
-            &format!("local,id={SHARE},path={share},security_model=none"),
+            &format!("local,id={name},path={directory},security_model=none,readonly={readonly}"),
             "-device",
-            &format!(
-                "{},fsdev={SHARE},mount_tag={SHARE}",
-                settings.machine.share()
-            ),
+            &format!("{},fsdev={name},mount_tag={name}", settings.machine.share()),
         ]);
     }
     if settings.debugger {
@@ -537,7 +543,7 @@ mod tests {
             memory: 0,
             devices: 3,
             agent: Agent::Port,
-            share: None,
+            shares: &[],
             debugger: false,
             disk: None,
             kernel: Path::new(""),

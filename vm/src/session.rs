@@ -52,6 +52,8 @@ pub struct Settings {
     pub show_control: bool,
     /// A directory of the host that the guest can read and write.
     pub share: Option<PathBuf>,
+    /// Whether the guest has the Debian programs of the artifacts.
+    pub userland: bool,
     /// Whether the machine waits for a debugger.
     pub debugger: bool,
 }
@@ -76,6 +78,7 @@ impl Default for Settings {
             kernel_arguments: Vec::new(),
             show_control: false,
             share: None,
+            userland: false,
             debugger: false,
         }
     }
@@ -105,6 +108,9 @@ impl Settings {
         }
         if let Some(share) = &self.share {
             machine = machine.share(share);
+        }
+        if self.userland {
+            machine = machine.userland();
         }
         if self.debugger {
             machine = machine.debugger();

@@ -4,6 +4,7 @@
 //! must hold at the end. The details are left to the parts.
 
 mod builder;
+mod mounts;
 mod problems;
 mod slot;
 
@@ -13,7 +14,8 @@ use anyhow::{bail, Context, Result};
 use hmm_cli::remark;
 use tempfile::TempDir;
 
-pub use self::builder::{Builder, SHARED};
+pub use self::builder::Builder;
+pub use self::mounts::{SHARED, USERLAND};
 use self::problems::Problems;
 use self::slot::Slot;
 use crate::artifacts::Artifacts;

@@ -81,7 +81,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetupArgs {
-    /// Prepare the debug kernel too (about 8 minutes on 2 cores)
+    /// Prepare what only the tests need, too: the debug kernel (about 8 minutes on 2 cores), and
+    /// Debian's programs for guests
     #[arg(long)]
     pub(crate) debug_kernel: bool,
 
@@ -211,6 +212,10 @@ pub(crate) struct VmArgs {
     /// Mount this directory of the host at /share in the guest, for reading and writing
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) share: Option<PathBuf>,
+
+    /// Have strace, gdb, perf, trace-cmd, bpftrace, bpftool and python3 in the guest, from Debian
+    #[arg(long)]
+    pub(crate) tools: bool,
 
     /// Wait for a debugger before the first instruction, and print how to start it; nothing then
     /// has a limit of time

@@ -20,5 +20,6 @@ mod sample;
 mod smoke;
 mod support;
 mod teardown;
+mod userland;
 mod workloads;
 mod wrong_device;

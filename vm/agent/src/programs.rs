@@ -31,8 +31,8 @@ use crate::wake::Wake;
 /// Where programs start, and where the host puts its files.
 const HOME: &str = "/root";
 
-/// Where programs are looked up.
-const PATH: &str = "/bin:/root";
+/// Where programs are looked up. Some guests have a `/usr`.
+const PATH: &str = "/bin:/root:/usr/bin:/usr/sbin";
 
 /// The guest's console, which a person may be using.
 const CONSOLE: &str = "/dev/console";

@@ -14,7 +14,7 @@ pub struct Command {
 }
 
 impl Command {
-    /// A program, looked up in `/bin` and `/root`.
+    /// A program, looked up in `/bin`, `/root`, `/usr/bin` and `/usr/sbin`.
     #[must_use]
     pub fn new(program: impl Into<String>) -> Self {
         Self {

@@ -7,6 +7,7 @@ use std::thread;
 use anyhow::{ensure, Context, Result};
 use hmm_cli::{remark, size};
 
+use super::mounts::Mounts;
 use super::slot::Slot;
 use super::{default_kernel, Vm, GIB, LEAST_MEMORY};
 use crate::artifacts::{Artifacts, Kernel};
@@ -16,17 +17,11 @@ use crate::initramfs::{Contents, DRIVER};
 use crate::logs::Logs;
 use crate::pace::{self, Pace};
 use crate::qemu::{
-    device_socket, Accelerator, Agent, Console, Machine, Qemu, Settings, DEBUGGER_SOCKET, SHARE,
+    device_socket, Accelerator, Agent, Console, Machine, Qemu, Settings, DEBUGGER_SOCKET,
 };
 
 /// Kernels with one of these options check themselves, so that all takes longer in them.
 const CHECKS: [&str; 2] = ["KASAN", "PROVE_LOCKING"];
-
-/// Where the guest has the directory of the host.
-pub const SHARED: &str = "/share";
-
-/// What a kernel needs for that.
-const SHARE_NEEDS: [&str; 2] = ["NET_9P_VIRTIO", "9P_FS"];
 
 /// With this option a kernel looks for leaks.
 const LEAKS: &str = "DEBUG_KMEMLEAK";
@@ -46,6 +41,7 @@ pub struct Builder<'a> {
     agent: Agent,
     disk: u64,
     share: Option<PathBuf>,
+    userland: bool,
     debugger: bool,
     daemon: daemon::Settings,
     rules: Vec<(Option<usize>, String)>,
@@ -73,6 +69,7 @@ impl<'a> Builder<'a> {
             agent: Agent::Port,
             disk: 0,
             share: None,
+            userland: false,
             debugger: false,
             daemon: daemon::Settings::default(),
             rules: Vec::new(),
@@ -162,10 +159,20 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Mounts this directory of the host at [`SHARED`] in the guest, for reading and writing.
+    /// Mounts this directory of the host at [`SHARED`](super::SHARED) in the guest, for reading and
+    /// writing.
     #[must_use]
     pub fn share(mut self, directory: impl Into<PathBuf>) -> Self {
         self.share = Some(directory.into());
+        self
+    }
+
+    /// Gives the guest the Debian programs of the artifacts, which it cannot change: `python3`,
+    /// `sqlite3` and others are in its search path, and find their libraries. All else that belongs
+    /// to them is below [`USERLAND`](super::USERLAND).
+    #[must_use]
+    pub fn userland(mut self) -> Self {
+        self.userland = true;
         self
     }
 
@@ -315,17 +322,9 @@ impl<'a> Builder<'a> {
             true => Pace::for_a_debugger(),
             false => Pace::new(self.accelerator() == Accelerator::Kvm, is_checking),
         };
-        let lacks: Vec<_> = SHARE_NEEDS.iter().filter(|one| !options.has(one)).collect();
-        ensure!(
-            self.share.is_none() || lacks.is_empty(),
-            "a directory of the host needs options that the {} kernel lacks: {}",
-            self.kernel,
-            lacks
-                .iter()
-                .map(|one| format!("CONFIG_{one}=y"))
-                .collect::<Vec<_>>()
-                .join(" ")
-        );
+        self.mounts()?
+            .check(&options)
+            .with_context(|| format!("the {} kernel", self.kernel))?;
         let looks_for_leaks = options.has(LEAKS);
         let start = || {
             let logs = Logs::create(&self.artifacts.logs, &self.name)?;
@@ -363,7 +362,8 @@ impl<'a> Builder<'a> {
             .context("creating a directory for the machine")?;
         let initramfs = directory.path().join("initramfs");
         let mut modules = kernel.modules.clone();
-        if self.share.is_some() {
+        let mounts = self.mounts()?;
+        if !mounts.is_empty() {
             modules.extend(kernel.share_modules.iter().cloned());
         }
         Contents {
@@ -402,7 +402,7 @@ impl<'a> Builder<'a> {
             memory: self.memory,
             devices,
             agent: self.agent,
-            share: self.share.as_deref(),
+            shares: &mounts.shares(),
             debugger: self.debugger,
             disk: disk.as_deref(),
             kernel: &kernel.image,
@@ -438,20 +438,24 @@ impl<'a> Builder<'a> {
             vm.guest.release(),
             kernel.release
         );
-        if self.share.is_some() {
-            let mount = format!(
-                "mkdir -p {SHARED} && mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 \
-                 {SHARE} {SHARED}"
-            );
-            vm.run(["sh", "-c", &mount])?
-                .succeeded()
-                .context("mounting the directory of the host")?;
-        }
+        mounts.mount(&vm)?;
         if driver {
             vm.guest
                 .load_module(DRIVER, &self.parameters, pace::DRIVER)?;
         }
         Ok(vm)
+    }
+
+    fn mounts(&self) -> Result<Mounts<'_>> {
+        let userland = self.artifacts.userland.as_deref();
+        ensure!(
+            !self.userland || userland.is_some(),
+            "there are no Debian programs among the artifacts"
+        );
+        Ok(Mounts {
+            share: self.share.as_deref(),
+            userland: userland.filter(|_| self.userland),
+        })
     }
 
     fn daemon_settings(&self, device: usize) -> daemon::Settings {

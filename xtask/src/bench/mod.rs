@@ -51,7 +51,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
         on_host(&checkout, &mut lines)?;
     }
     if args.has(BenchPart::Guest) || args.has(BenchPart::Kernel) {
-        let (prepared, kernel) = Prepared::for_kernel(&checkout, &args.kernel, Purpose::Tests)?;
+        let (prepared, kernel) =
+            Prepared::for_kernel(&checkout, &args.kernel, Purpose::Measurements)?;
         let artifacts = &prepared.artifacts;
         record.versions.guest = Some(Guest::of(artifacts, &kernel, args.icount)?);
         if args.has(BenchPart::Guest) {

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &ExploreArgs) -> Result<ExitCode> {
         return again(&checkout, args.kernel.as_ref(), path, args.times);
     }
     let choice = args.kernel.clone().unwrap_or(KernelChoice::Stock);
-    let (prepared, kernel) = Prepared::for_kernel(&checkout, &choice, Purpose::Tests)?;
+    let (prepared, kernel) = Prepared::for_kernel(&checkout, &choice, Purpose::Measurements)?;
     let search = Search {
         kernel,
         seed: args.seed.map_or_else(seed, Ok)?,
@@ -180,7 +180,7 @@ fn again(
             finding.kernel
         )
     })?;
-    let (prepared, kernel) = Prepared::for_kernel(checkout, choice, Purpose::Tests)?;
+    let (prepared, kernel) = Prepared::for_kernel(checkout, choice, Purpose::Measurements)?;
     say!("{finding}");
     let mut lab = Lab::new(&prepared.artifacts, &kernel, finding.seed);
     let (came_back, _) = replay(&mut lab, &finding, times, &mut |line| say!("{line}"))?;

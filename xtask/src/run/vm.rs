@@ -14,8 +14,11 @@ use crate::setup::prepare::Prepared;
 
 /// Gives a shell in the guest, or runs one command there and returns its exit status.
 pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
-    let (prepared, kernel) =
-        Prepared::for_kernel(&Checkout::locate()?, &args.kernel, Purpose::Machine)?;
+    let purpose = match args.tools {
+        true => Purpose::Tools,
+        false => Purpose::Machine,
+    };
+    let (prepared, kernel) = Prepared::for_kernel(&Checkout::locate()?, &args.kernel, purpose)?;
     let share = match &args.share {
         Some(share) => {
             let path = share.canonicalize();
@@ -50,6 +53,7 @@ pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
         kernel_arguments: args.append.clone(),
         show_control: args.control,
         share,
+        userland: args.tools,
         debugger: args.gdb,
     };
     if args.command.is_empty() {

@@ -10,6 +10,8 @@ use anyhow::{bail, Context, Result};
 use cargo_metadata::{Message, MetadataCommand};
 use hmm_cli::remark;
 
+use crate::setup::userland::Userland;
+
 /// The target of the guest's programs. It is named even if it is the host's, so that its flags do
 /// not reach build scripts and macros.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -39,7 +41,11 @@ pub(crate) struct Programs {
 pub(crate) enum Purpose {
     /// A person's machine.
     Machine,
-    /// Tests and measurements, which have programs of their own in the guest.
+    /// The same, with what looks into it.
+    Tools,
+    /// Measurements and searches, which have programs of their own in the guest.
+    Measurements,
+    /// Tests, which have Debian's programs, too.
     Tests,
 }
 
@@ -53,8 +59,17 @@ impl Purpose {
     /// The packages that it needs in the guest.
     fn packages(self) -> Vec<&'static str> {
         match self {
-            Self::Machine => OF_EVERY_GUEST.to_vec(),
-            Self::Tests => [&OF_EVERY_GUEST[..], &OF_TESTS].concat(),
+            Self::Machine | Self::Tools => OF_EVERY_GUEST.to_vec(),
+            Self::Measurements | Self::Tests => [&OF_EVERY_GUEST[..], &OF_TESTS].concat(),
+        }
+    }
+
+    /// What it needs of Debian in the guest.
+    pub(crate) fn userland(self) -> Option<Userland> {
+        match self {
+            Self::Machine | Self::Measurements => None,
+            Self::Tools => Some(Userland::Tools),
+            Self::Tests => Some(Userland::Programs),
         }
     }
 }

@@ -47,12 +47,13 @@ pub(crate) const MODULES: &[(&str, &str)] = &[
     ("EXT4_FS", "ext4"),
 ];
 
-/// The same for a directory of the host in the guest; only a machine that has one loads them.
+/// The same for directories of the host in the guest; only a machine that has one loads them.
 pub(crate) const SHARE_MODULES: &[(&str, &str)] =
     &[("NET_9P_VIRTIO", "9pnet_virtio"), ("9P_FS", "9p")];
 
-/// Options of tests that a module may provide that the tests themselves do without.
-const MAY_BE_MODULES: [&str; 1] = ["HWPOISON_INJECT"];
+/// Options of tests that a module may provide that the tests themselves do without, or that another
+/// module loads.
+const MAY_BE_MODULES: [&str; 2] = ["HWPOISON_INJECT", "NET_9P"];
 
 /// What a kernel lacks.
 #[derive(Debug, Default, PartialEq)]
@@ -152,7 +153,8 @@ fn missing_of(options: &Options, line: &str) -> Option<Option<String>> {
         .iter()
         .find(|(stand_in, _)| *stand_in == name)
         .map_or(name, |(_, counts)| counts);
-    let loads = MODULES.iter().any(|(option, _)| *option == name) || MAY_BE_MODULES.contains(&name);
+    let mut modules = MODULES.iter().chain(SHARE_MODULES);
+    let loads = modules.any(|(option, _)| *option == name) || MAY_BE_MODULES.contains(&name);
     let satisfied = BUILT_HERE.contains(&name)
         || counts != name && options.has(counts)
         || options.value(name) == Some(wanted)

@@ -14,6 +14,7 @@ use crate::setup::cache::Cache;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::kernel::{self, Kernel};
 use crate::setup::toolbox::{Mount, Toolbox};
+use crate::setup::userland::Userland;
 use crate::setup::{driver, kvm, library, out, space};
 
 /// Everything that a virtual machine needs.
@@ -39,7 +40,7 @@ impl Foundation {
         if !Toolbox::is_prepared(&cache) {
             // All of it, so that a full disk is found before the first of many minutes.
             let debug = if kernels.contains(&KernelChoice::Debug) {
-                space::DEBUG_KERNEL
+                space::DEBUG_KERNEL + space::PROGRAMS
             } else {
                 0
             };
@@ -104,6 +105,7 @@ impl Prepared {
     ) -> Result<Self> {
         let toolbox = &foundation.toolbox;
         let programs = checkout.build_programs(purpose)?;
+        let userland = purpose.userland().map(|userland| userland.prepare(toolbox));
         let mut kernels = BTreeMap::new();
         for kernel in &foundation.kernels {
             let entry = artifacts::Kernel {
@@ -131,6 +133,7 @@ impl Prepared {
             agent: programs.agent,
             hmm: programs.hmm,
             busybox: toolbox.path("/usr/bin/busybox"),
+            userland: userland.transpose()?,
             qemu_configs: checkout.root.join("qemu-configs"),
             logs: checkout.output.join("logs"),
             reports: checkout.output.join("reports"),
@@ -177,6 +180,10 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
     for kernel in &foundation.kernels {
         say!("{} kernel {} is ready", kernel.name, kernel.release);
     }
+    if args.debug_kernel {
+        Userland::Programs.prepare(&foundation.toolbox)?;
+        say!("Debian's programs for guests are ready");
+    }
     let guests = match kvm::works(&foundation.toolbox)? {
         true => "run with KVM",
         false => "are emulated: KVM does not work here",
@@ -191,13 +198,13 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
 }
 
 /// What tells a store of caches whether this checkout can use one.
-fn cache_key(debug: bool, checkout: &Path) -> Result<String> {
-    let kernels = kernel::recipe(debug, checkout)?;
-    Ok(format!(
-        "{}-{}",
-        Toolbox::recipe().entry_name(),
-        kernels.entry_name()
-    ))
+fn cache_key(for_tests: bool, checkout: &Path) -> Result<String> {
+    let kernels = kernel::recipe(for_tests, checkout)?;
+    let mut names = vec![Toolbox::recipe().entry_name(), kernels.entry_name()];
+    if for_tests {
+        names.push(Userland::Programs.recipe().entry_name());
+    }
+    Ok(names.join("-"))
 }
 
 /// `cargo xtask build`.

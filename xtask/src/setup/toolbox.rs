@@ -11,13 +11,11 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::setup::cache::{Cache, Recipe};
+use crate::setup::debian::{self, Contents, SUITE};
 use crate::setup::{archive, host, progress, space};
 
 /// The kernel series; the newest available release of it is used.
 pub(crate) const KERNEL_SERIES: &str = "7.3";
-
-/// The Debian release of the toolbox and of the guest's kernel.
-const SUITE: &str = "trixie";
 
 /// The directory of builds, seen from inside.
 pub(crate) const BUILD: &str = "/build";
@@ -305,24 +303,13 @@ pub(crate) fn builds_in(entry: &Path) -> PathBuf {
 /// Makes the directory `root` in `entry` and returns the files that prove that it is complete.
 fn bootstrap(entry: &Path, log: &Path) -> Result<Vec<PathBuf>> {
     let root = entry.join("root");
-    let mut command = host::as_installer("mmdebstrap");
-    command
-        .args([
-            "--mode=root",
-            "--variant=minbase",
-            "--format=directory",
-            "--architectures=amd64",
-        ])
-        .arg(format!("--include={}", PACKAGES.join(",")))
-        .arg(format!(
-            "--customize-hook=series={KERNEL_SERIES}\n{CUSTOMIZE}"
-        ));
-    for proxy in host::apt_proxies() {
-        command.arg(format!("--aptopt={proxy}"));
-    }
-    command.arg(SUITE).arg(&root).args(host::debian_mirror());
-    progress::run("making the toolbox", &mut command, log)?.check()?;
-
+    let contents = Contents {
+        variant: "minbase",
+        packages: PACKAGES,
+        without: &[],
+        script: Some(&format!("series={KERNEL_SERIES}\n{CUSTOMIZE}")),
+    };
+    debian::make(&root, contents, "making the toolbox", log)?;
     key_files(&root)
 }
 
