@@ -26,6 +26,88 @@ impl Command for DeviceDel {
     const ALLOW_OOB: bool = false;
 }
 
+/// Plugs a device in.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct DeviceAdd {
+    /// Its settings and its name.
+    pub arguments: Dictionary,
+}
+
+impl Command for DeviceAdd {
+    type Ok = Empty;
+    const NAME: &'static str = "device_add";
+    const ALLOW_OOB: bool = false;
+}
+
+/// Stops the machine.
+#[derive(Debug, Serialize)]
+pub struct Stop {}
+
+impl Command for Stop {
+    type Ok = Empty;
+    const NAME: &'static str = "stop";
+    const ALLOW_OOB: bool = false;
+}
+
+/// Lets the machine go on.
+#[derive(Debug, Serialize)]
+pub struct Continue {}
+
+impl Command for Continue {
+    type Ok = Empty;
+    const NAME: &'static str = "cont";
+    const ALLOW_OOB: bool = false;
+}
+
+/// Writes the machine's state.
+#[derive(Debug, Serialize)]
+pub struct Migrate {
+    /// Where to.
+    pub uri: String,
+}
+
+impl Command for Migrate {
+    type Ok = Empty;
+    const NAME: &'static str = "migrate";
+    const ALLOW_OOB: bool = false;
+}
+
+/// Reads a machine's state.
+#[derive(Debug, Serialize)]
+pub struct MigrateIncoming {
+    /// Where from.
+    pub uri: String,
+}
+
+impl Command for MigrateIncoming {
+    type Ok = Empty;
+    const NAME: &'static str = "migrate-incoming";
+    const ALLOW_OOB: bool = false;
+}
+
+/// Says how a state is written and read.
+#[derive(Debug, Serialize)]
+pub struct MigrateSetCapabilities {
+    /// What is turned on or off.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Something that a monitor does about states, or not.
+#[derive(Debug, Serialize)]
+pub struct Capability {
+    /// Its name.
+    pub capability: &'static str,
+    /// Whether it is on.
+    pub state: bool,
+}
+
+impl Command for MigrateSetCapabilities {
+    type Ok = Empty;
+    const NAME: &'static str = "migrate-set-capabilities";
+    const ALLOW_OOB: bool = false;
+}
+
 /// Ends the greeting.
 #[derive(Serialize)]
 struct Capabilities {}

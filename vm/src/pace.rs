@@ -9,6 +9,9 @@ use std::time::Duration;
 /// From starting QEMU to the agent's greeting: normally 1 to 4 s.
 pub const BOOT: Duration = Duration::from_secs(40);
 
+/// Writing or reading the state of a machine, some hundred megabytes.
+pub const STATE: Duration = Duration::from_secs(20);
+
 /// A command, unless the test says otherwise. Most take well under a second.
 pub const COMMAND: Duration = Duration::from_secs(60);
 

@@ -1,8 +1,11 @@
 //! QEMU: its command line and its monitor.
 //!
-//! The configuration files of `qemu-configs/` describe the machine; settings that differ between
-//! machines are added here. It knows nothing of the guest.
+//! The configuration files of `qemu-configs/` describe the machine (`config` reads them); settings
+//! that differ between machines are added here. It knows nothing of the guest.
 
+mod config;
+
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -13,13 +16,18 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use hmm_agent::protocol::LINE_VARIABLE;
+use qapi_spec::Dictionary;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
+use self::config::Config;
 use crate::logs::{tail, Logs};
-use crate::monitor::{Command as MonitorCommand, DeviceDel, Monitor};
-use crate::pace::{Pace, ANSWER, BOOT, UNPLUG};
+use crate::monitor::{
+    Capability, Command as MonitorCommand, Continue, DeviceAdd, DeviceDel, Migrate,
+    MigrateIncoming, MigrateSetCapabilities, Monitor, Stop,
+};
+use crate::pace::{Pace, ANSWER, BOOT, STATE, UNPLUG};
 use crate::process::{Process, Terminal};
 
 /// The kinds of machine that have configuration files.
@@ -157,9 +165,23 @@ pub struct Share<'a> {
     pub is_writable: bool,
 }
 
+/// How a machine begins.
+#[derive(Clone, Copy, Debug)]
+pub enum Beginning<'a> {
+    /// Its kernel boots.
+    Boot,
+    /// Its kernel boots, without accelerators, and its agent finds nobody to greet.
+    Origin,
+    /// It continues from the state of such a machine, in this file, and its accelerators are plugged
+    /// in before it does.
+    From(&'a Path),
+}
+
 /// The machine to start.
 #[derive(Debug)]
 pub struct Settings<'a> {
+    /// How it begins.
+    pub beginning: Beginning<'a>,
     /// QEMU: a program and its leading arguments.
     pub program: &'a [String],
     /// The directory of the configuration files.
@@ -233,8 +255,58 @@ impl Qemu {
         pace: Pace,
     ) -> Result<(Self, UnixStream)> {
         let agent = listen(directory, "agent.sock")?;
+        let (qemu, devices) = Self::launch(settings, directory, logs, pace)?;
+        let begun = accept(&agent, &qemu.process, pace.scale(BOOT)).and_then(|agent| {
+            if let Beginning::From(state) = settings.beginning {
+                qemu.go_on(state, devices)?;
+            }
+            Ok(agent)
+        });
+        match begun {
+            Ok(agent) => Ok((qemu, agent)),
+            Err(error) => Err(qemu.failed_to_start(error, logs)),
+        }
+    }
+
+    /// Boots a machine until its agent opens its port, and writes its state to a file.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU cannot be started, refuses the machine or cannot write its state, and when the agent
+    /// does not open its port; the text has QEMU's output.
+    pub fn originate(
+        settings: &Settings<'_>,
+        directory: &Path,
+        logs: &Logs,
+        pace: Pace,
+        state: &Path,
+    ) -> Result<()> {
+        let (qemu, _) = Self::launch(settings, directory, logs, pace)?;
+        let opened = qemu
+            .monitor()
+            .wait_for("VSERPORT_CHANGE", pace.scale(BOOT), |data| {
+                data.get("id").is_some_and(|id| *id == "agent")
+                    && data.get("open").is_some_and(|open| *open == true)
+            })
+            .context("waiting for the guest's agent");
+        let written = opened.and_then(|()| {
+            qemu.execute(&Stop {})?;
+            let uri = state_uri(state)?;
+            qemu.transfer(|| qemu.execute(&Migrate { uri }).map(drop))
+                .context("writing the machine's state")
+        });
+        written.map_err(|error| qemu.failed_to_start(error, logs))
+    }
+
+    /// Starts it and greets its monitor. Returns the devices that are to be plugged in, too.
+    fn launch(
+        settings: &Settings<'_>,
+        directory: &Path,
+        logs: &Logs,
+        pace: Pace,
+    ) -> Result<(Self, Vec<DeviceAdd>)> {
         let monitor = listen(directory, "monitor.sock")?;
-        let arguments = arguments(settings, directory, logs)?;
+        let (arguments, devices) = arguments(settings, directory, logs)?;
         let (program, leading) = settings
             .program
             .split_first()
@@ -255,28 +327,56 @@ impl Qemu {
         let output = File::create(logs.qemu()).context("creating QEMU's log")?;
         command.stderr(output);
         let process = Process::start(command, terminal)?;
-        let limit = pace.scale(BOOT);
-        let accepted = accept(&agent, &process, limit)
-            .and_then(|agent| Ok((agent, accept(&monitor, &process, limit)?)))
-            .and_then(|(agent, monitor)| Ok((agent, Monitor::greet(monitor, pace.scale(ANSWER))?)));
-        match accepted {
-            Ok((agent, monitor)) => {
+        let greeted = accept(&monitor, &process, pace.scale(BOOT))
+            .and_then(|monitor| Monitor::greet(monitor, pace.scale(ANSWER)));
+        match greeted {
+            Ok(monitor) => {
                 let qemu = Self {
                     process,
                     monitor: Mutex::new(monitor),
                     pace,
                 };
-                Ok((qemu, agent))
+                Ok((qemu, devices))
             }
-            Err(error) => {
-                // Its last lines must be in the log before they are quoted.
-                process.kill();
-                Err(error.context(format!(
-                    "QEMU did not start; it printed\n{}",
-                    tail(&logs.qemu())
-                )))
-            }
+            Err(error) => Err(failed_to_start(&process, error, logs)),
         }
+    }
+
+    fn failed_to_start(&self, error: anyhow::Error, logs: &Logs) -> anyhow::Error {
+        failed_to_start(&self.process, error, logs)
+    }
+
+    /// Lets a machine go on from a state, with these devices.
+    fn go_on(&self, state: &Path, devices: Vec<DeviceAdd>) -> Result<()> {
+        let uri = state_uri(state)?;
+        self.transfer(|| self.execute(&MigrateIncoming { uri }).map(drop))
+            .context("reading the machine's state")?;
+        for device in devices {
+            self.execute(&device)?;
+        }
+        self.execute(&Continue {})?;
+        Ok(())
+    }
+
+    /// Begins to write or read a state, and waits for the end.
+    fn transfer(&self, begin: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.execute(&MigrateSetCapabilities {
+            capabilities: vec![Capability {
+                capability: "events",
+                state: true,
+            }],
+        })?;
+        begin()?;
+        let has_failed = Cell::new(false);
+        let is_over = |data: &Dictionary| {
+            let is = |status| data.get("status").is_some_and(|other| *other == status);
+            has_failed.set(is("failed"));
+            is("completed") || is("failed")
+        };
+        self.monitor()
+            .wait_for("MIGRATION", self.pace.scale(STATE), is_over)?;
+        ensure!(!has_failed.get(), "QEMU failed");
+        Ok(())
     }
 
     /// How it ended, if it has.
@@ -385,8 +485,14 @@ fn accept(listener: &UnixListener, process: &Process, limit: Duration) -> Result
     }
 }
 
-fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<Vec<OsString>> {
+/// The arguments, and the devices that are to be plugged in when the machine has its state.
+fn arguments(
+    settings: &Settings<'_>,
+    directory: &Path,
+    logs: &Logs,
+) -> Result<(Vec<OsString>, Vec<DeviceAdd>)> {
     let mut arguments: Vec<OsString> = Vec::new();
+    let mut devices = Vec::new();
     // The files come first: later arguments take precedence over them.
     let mut config = |path: PathBuf| {
         arguments.push("-readconfig".into());
@@ -398,12 +504,41 @@ fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<V
         Agent::Line => "agent-serial.cfg",
     }));
     for device in 0..settings.devices {
-        config(device_config(settings, directory, device)?);
+        let first = settings.configs.join(settings.machine.device());
+        let mut wanted = device_config(&first, device)?;
+        let name = device_name(device);
+        match settings.beginning {
+            Beginning::Boot if device == 0 => {
+                config(first);
+                continue;
+            }
+            Beginning::Boot => {}
+            Beginning::Origin => wanted.retain(|section| section.name != name),
+            Beginning::From(_) => {
+                let device = wanted.take_device(&name);
+                devices.extend(device.map(|device| DeviceAdd {
+                    arguments: device.arguments(),
+                }));
+            }
+        }
+        let path = directory.join(format!("{name}.cfg"));
+        fs::write(&path, wanted.to_string())
+            .with_context(|| format!("writing {}", path.display()))?;
+        config(path);
     }
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
     add(&["-nodefaults", "-no-user-config", "-display", "none"]);
     // A guest that panics asks for a reboot; with this option QEMU ends instead.
     add(&["-no-reboot"]);
+    match settings.beginning {
+        Beginning::Boot => {}
+        Beginning::Origin => {
+            // The agent's port has no other end.
+            add(&["-set", "chardev.agent.server=on"]);
+            add(&["-set", "chardev.agent.wait=off"]);
+        }
+        Beginning::From(_) => add(&["-S", "-incoming", "defer"]),
+    }
     match settings.accelerator {
         Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Tcg => add(&["-accel", "tcg,thread=multi,tb-size=512"]),
@@ -458,24 +593,34 @@ fn arguments(settings: &Settings<'_>, directory: &Path, logs: &Logs) -> Result<V
     arguments.extend(["-kernel".into(), settings.kernel.into()]);
     arguments.extend(["-initrd".into(), settings.initramfs.into()]);
     arguments.extend(settings.more.iter().map(OsString::from));
-    Ok(arguments)
+    Ok((arguments, devices))
 }
 
 /// The configuration of one device: that of the first one with the numbers counted up.
-fn device_config(settings: &Settings<'_>, directory: &Path, device: usize) -> Result<PathBuf> {
-    let first = settings.configs.join(settings.machine.device());
-    if device == 0 {
-        return Ok(first);
-    }
-    let text =
-        fs::read_to_string(&first).with_context(|| format!("reading {}", first.display()))?;
-    let path = directory.join(format!("hmm{device}.cfg"));
-    let text = text
-        .replace("hmm0", &device_name(device))
-        .replace("port0", &format!("port{device}"))
-        .replace("chassis = \"1\"", &format!("chassis = \"{}\"", device + 1));
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    Ok(path)
+fn device_config(first: &Path, device: usize) -> Result<Config> {
+    let port = format!("port{device}");
+    let config = Config::read(first)?.renamed(|text| {
+        text.replace("hmm0", &device_name(device))
+            .replace("port0", &port)
+    });
+    Ok(config.with(&port, "chassis", (device + 1).to_string()))
+}
+
+/// What the monitor calls the file of a state.
+fn state_uri(state: &Path) -> Result<String> {
+    let path = state.to_str();
+    let path = path.with_context(|| format!("QEMU cannot be told of {}", state.display()))?;
+    Ok(format!("file:{path}"))
+}
+
+/// Ends a QEMU that did not start, and adds what it printed to the reason.
+fn failed_to_start(process: &Process, error: anyhow::Error, logs: &Logs) -> anyhow::Error {
+    // Its last lines must be in the log before they are quoted.
+    process.kill();
+    error.context(format!(
+        "QEMU did not start; it printed\n{}",
+        tail(&logs.qemu())
+    ))
 }
 
 /// A path as a value in one of QEMU's option lists.
@@ -532,28 +677,9 @@ mod tests {
 
     #[test]
     fn every_device_has_names_of_its_own() {
-        let directory = tempfile::tempdir().unwrap();
         let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qemu-configs");
-        let settings = Settings {
-            program: &[],
-            configs: &configs,
-            machine: Machine::Q35,
-            accelerator: Accelerator::Tcg,
-            cpus: 1,
-            memory: 0,
-            devices: 3,
-            agent: Agent::Port,
-            shares: &[],
-            debugger: false,
-            disk: None,
-            kernel: Path::new(""),
-            initramfs: Path::new(""),
-            arguments: "",
-            console: Console::File,
-            more: &[],
-        };
-        let path = device_config(&settings, directory.path(), 2).unwrap();
-        let text = fs::read_to_string(path).unwrap();
+        let text = device_config(&configs.join("hmm-pci.cfg"), 2).unwrap();
+        let text = text.to_string();
         for part in [
             "[device \"hmm2\"]",
             "[device \"port2\"]",

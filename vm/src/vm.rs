@@ -5,6 +5,7 @@
 
 mod builder;
 mod mounts;
+mod origin;
 mod problems;
 mod slot;
 

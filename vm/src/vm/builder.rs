@@ -2,26 +2,34 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{ensure, Context, Result};
 use hmm_cli::{remark, size};
+use tempfile::TempDir;
 
 use super::mounts::Mounts;
+use super::origin::{self, Origin};
 use super::slot::Slot;
 use super::{default_kernel, Vm, GIB, LEAST_MEMORY};
 use crate::artifacts::{Artifacts, Kernel};
 use crate::daemon::{self, Daemon};
-use crate::guest::{self, Guest};
+use crate::guest::{self, Command, Guest};
 use crate::initramfs::{Contents, DRIVER};
 use crate::logs::Logs;
 use crate::pace::{self, Pace};
 use crate::qemu::{
-    device_socket, Accelerator, Agent, Console, Machine, Qemu, Settings, DEBUGGER_SOCKET,
+    device_socket, Accelerator, Agent, Beginning, Console, Machine, Qemu, Settings, Share,
+    DEBUGGER_SOCKET,
 };
 
 /// Kernels with one of these options check themselves, so that all takes longer in them.
 const CHECKS: [&str; 2] = ["KASAN", "PROVE_LOCKING"];
+
+/// Waits until the guest's kernel has found a virtio device with the number `$1`.
+const WAIT_FOR_DEVICE: &str = r#"until grep -qx "$1" /sys/bus/virtio/devices/*/device
+    do sleep 0.02; done"#;
 
 /// With this option a kernel looks for leaks.
 const LEAKS: &str = "DEBUG_KMEMLEAK";
@@ -52,6 +60,7 @@ pub struct Builder<'a> {
     parameters: String,
     console: Console,
     qemu_arguments: Vec<String>,
+    boots: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -80,6 +89,7 @@ impl<'a> Builder<'a> {
             parameters: String::new(),
             console: Console::File,
             qemu_arguments: Vec::new(),
+            boots: false,
         }
     }
 
@@ -289,6 +299,14 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Lets the machine boot, with its devices in it from the first instruction on. Others may go on
+    /// from where the first one of their kind had booted, and their devices are plugged in then.
+    #[must_use]
+    pub fn booted(mut self) -> Self {
+        self.boots = true;
+        self
+    }
+
     /// Connects the guest's console to the person's terminal.
     #[must_use]
     pub fn on_terminal(mut self) -> Self {
@@ -345,6 +363,98 @@ impl<'a> Builder<'a> {
         Accelerator::new(self.artifacts.kvm, self.icount)
     }
 
+    /// The state from which the machine goes on, unless it boots.
+    fn origin(&self, kernel: &Kernel, arguments: &str, pace: Pace) -> Result<Option<Arc<Origin>>> {
+        let can_go_on = self.accelerator() == Accelerator::Tcg
+            && self.machine == Machine::Q35
+            // Several that are plugged in at a time come in any order.
+            && self.devices <= 1
+            // QEMU cannot write the state of such a machine, or it differs from others.
+            && self.coherent_devices == 0
+            && self.disk == 0
+            && self.agent == Agent::Port
+            && self.console == Console::File
+            && self.qemu_arguments.is_empty()
+            && !self.debugger;
+        if self.boots || !can_go_on {
+            return Ok(None);
+        }
+        let modules = self.modules(kernel)?;
+        let contents = self.contents(kernel, &modules);
+        let shares = self.mounts()?.shares();
+        let kind = format!(
+            "{:?} {contents:?} {arguments} {} {} {shares:?}",
+            kernel.image, self.cpus, self.memory
+        );
+        let write = |state: &Path| {
+            let logs = Logs::create(&self.artifacts.logs, "origin")?;
+            let directory = directory()?;
+            let initramfs = directory.path().join("initramfs");
+            contents.write(&initramfs)?;
+            let settings = Settings {
+                beginning: Beginning::Origin,
+                ..self.settings(kernel, &initramfs, None, &shares, arguments)
+            };
+            let place = logs.directory().display().to_string();
+            Qemu::originate(&settings, directory.path(), &logs, pace, state)
+                .with_context(|| format!("booting a machine for others; logs: {place}"))
+        };
+        origin::of(kind, &self.artifacts.logs, write).map(Some)
+    }
+
+    /// What is in the guest.
+    fn contents<'c>(&'c self, kernel: &'c Kernel, modules: &'c [PathBuf]) -> Contents<'c> {
+        let devices = self.devices + self.coherent_devices;
+        Contents {
+            agent: &self.artifacts.agent,
+            busybox: &self.artifacts.busybox,
+            // A machine without devices does not need the tools for them.
+            hmm: Some(self.artifacts.hmm.as_path()).filter(|_| devices > 0),
+            modules,
+            driver: Some(kernel.driver.as_path()).filter(|_| devices > 0),
+            files: &self.files,
+        }
+    }
+
+    /// The modules of the kernel that the machine needs.
+    fn modules(&self, kernel: &Kernel) -> Result<Vec<PathBuf>> {
+        let mut modules = kernel.modules.clone();
+        if !self.mounts()?.is_empty() {
+            modules.extend(kernel.share_modules.iter().cloned());
+        }
+        Ok(modules)
+    }
+
+    /// The settings of a machine that boots.
+    fn settings<'s>(
+        &'s self,
+        kernel: &'s Kernel,
+        initramfs: &'s Path,
+        disk: Option<&'s Path>,
+        shares: &'s [Share<'s>],
+        arguments: &'s str,
+    ) -> Settings<'s> {
+        Settings {
+            beginning: Beginning::Boot,
+            program: &self.artifacts.qemu,
+            configs: &self.artifacts.qemu_configs,
+            machine: self.machine,
+            accelerator: self.accelerator(),
+            cpus: self.cpus,
+            memory: self.memory,
+            devices: self.devices + self.coherent_devices,
+            agent: self.agent,
+            shares,
+            debugger: self.debugger,
+            disk,
+            kernel: &kernel.image,
+            initramfs,
+            arguments,
+            console: self.console,
+            more: &self.qemu_arguments,
+        }
+    }
+
     fn assemble(
         &self,
         kernel: &Kernel,
@@ -355,27 +465,13 @@ impl<'a> Builder<'a> {
     ) -> Result<Vm> {
         let devices = self.devices + self.coherent_devices;
         let driver = self.driver && devices > 0;
-        // Short, because the path of a socket has at most 107 bytes.
-        let directory = tempfile::Builder::new()
-            .prefix("hmm-")
-            .tempdir()
-            .context("creating a directory for the machine")?;
+        let arguments = self.kernel_arguments(pace, looks_for_leaks)?;
+        let origin = self.origin(kernel, &arguments, pace)?;
+        let state = origin.as_ref().map(|origin| origin.path());
+        let directory = directory()?;
         let initramfs = directory.path().join("initramfs");
-        let mut modules = kernel.modules.clone();
-        let mounts = self.mounts()?;
-        if !mounts.is_empty() {
-            modules.extend(kernel.share_modules.iter().cloned());
-        }
-        Contents {
-            agent: &self.artifacts.agent,
-            busybox: &self.artifacts.busybox,
-            // A machine without devices does not need the tools for them.
-            hmm: Some(self.artifacts.hmm.as_path()).filter(|_| devices > 0),
-            modules: &modules,
-            driver: Some(kernel.driver.as_path()).filter(|_| devices > 0),
-            files: &self.files,
-        }
-        .write(&initramfs)?;
+        self.contents(kernel, &self.modules(kernel)?)
+            .write(&initramfs)?;
         let daemons = (0..devices)
             .map(|device| {
                 let settings = self.daemon_settings(device);
@@ -393,23 +489,11 @@ impl<'a> Builder<'a> {
             let file = fs::File::create_new(disk).context("creating the disk")?;
             file.set_len(self.disk).context("creating the disk")?;
         }
+        let mounts = self.mounts()?;
+        let shares = mounts.shares();
         let settings = Settings {
-            program: &self.artifacts.qemu,
-            configs: &self.artifacts.qemu_configs,
-            machine: self.machine,
-            accelerator: self.accelerator(),
-            cpus: self.cpus,
-            memory: self.memory,
-            devices,
-            agent: self.agent,
-            shares: &mounts.shares(),
-            debugger: self.debugger,
-            disk: disk.as_deref(),
-            kernel: &kernel.image,
-            initramfs: &initramfs,
-            arguments: &self.kernel_arguments(pace, looks_for_leaks)?,
-            console: self.console,
-            more: &self.qemu_arguments,
+            beginning: state.as_deref().map_or(Beginning::Boot, Beginning::From),
+            ..self.settings(kernel, &initramfs, disk.as_deref(), &shares, &arguments)
         };
         let (qemu, agent) = Qemu::start(&settings, directory.path(), logs, pace)?;
         if self.debugger {
@@ -439,6 +523,13 @@ impl<'a> Builder<'a> {
             kernel.release
         );
         mounts.mount(&vm)?;
+        if origin.is_some() && devices > 0 {
+            let number = format!("{:#06x}", virtio_hmm_spec::wire::DEVICE_ID);
+            let wait = Command::new("sh").arguments(["-c", WAIT_FOR_DEVICE, "sh", &number]);
+            vm.run(wait)?
+                .succeeded()
+                .context("waiting for the device")?;
+        }
         if driver {
             vm.guest
                 .load_module(DRIVER, &self.parameters, pace::DRIVER)?;
@@ -494,6 +585,15 @@ impl<'a> Builder<'a> {
             self.arguments
         ))
     }
+}
+
+/// A directory for a machine.
+fn directory() -> Result<TempDir> {
+    // Short, because the path of a socket has at most 107 bytes.
+    tempfile::Builder::new()
+        .prefix("hmm-")
+        .tempdir()
+        .context("creating a directory for the machine")
 }
 
 /// How to start the debugger that a machine waits for.
