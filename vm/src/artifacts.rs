@@ -41,6 +41,9 @@ pub struct Artifacts {
     pub kvm: bool,
 }
 
+/// Kernels with one of these options check themselves.
+const CHECKS: [&str; 2] = ["KASAN", "PROVE_LOCKING"];
+
 /// One guest kernel and what has to be loaded into it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Kernel {
@@ -143,5 +146,15 @@ impl Kernel {
     /// When its configuration cannot be read.
     pub fn options(&self) -> Result<Options> {
         Options::read(&self.config)
+    }
+
+    /// Whether it checks itself, so that all takes longer in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`options`](Self::options).
+    pub fn checks_itself(&self) -> Result<bool> {
+        let options = self.options()?;
+        Ok(CHECKS.iter().any(|check| options.has(check)))
     }
 }

@@ -17,6 +17,7 @@ mod kernel;
 mod machine;
 mod model;
 mod peers;
+mod rounds;
 mod row;
 mod rows;
 mod runner;

@@ -24,9 +24,6 @@ use crate::qemu::{
     DEBUGGER_SOCKET,
 };
 
-/// Kernels with one of these options check themselves, so that all takes longer in them.
-const CHECKS: [&str; 2] = ["KASAN", "PROVE_LOCKING"];
-
 /// Waits until the guest's kernel has found a virtio device with the number `$1`.
 const WAIT_FOR_DEVICE: &str = r#"until grep -qx "$1" /sys/bus/virtio/devices/*/device
     do sleep 0.02; done"#;
@@ -335,7 +332,7 @@ impl<'a> Builder<'a> {
             )
         })?;
         let options = kernel.options()?;
-        let is_checking = CHECKS.iter().any(|check| options.has(check));
+        let is_checking = kernel.checks_itself()?;
         let pace = match self.debugger {
             true => Pace::for_a_debugger(),
             false => Pace::new(self.accelerator() == Accelerator::Kvm, is_checking),

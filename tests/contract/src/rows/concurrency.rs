@@ -13,6 +13,7 @@ use crate::area::{Area, LARGE_PAGES, PAGE, ZERO};
 use crate::bound::{ended, fill, Bound};
 use crate::child::Child;
 use crate::kernel;
+use crate::rounds::rounds;
 use crate::row::{cannot_run, Chapter, Row};
 
 pub(crate) const CHAPTER: Chapter = Chapter {
@@ -270,7 +271,6 @@ fn forks_race_with_moves() -> Result<()> {
 }
 
 fn huge_moves_both_ways_race_with_forks() -> Result<()> {
-    const ROUNDS: usize = 30;
     let bound = Bound::new()?;
     let area = Area::large(6)?;
     area.write(area.all(), 1);
@@ -288,7 +288,7 @@ fn huge_moves_both_ways_race_with_forks() -> Result<()> {
     thread::scope(|scope| {
         let movers = [Destination::Device, Destination::System]
             .map(|to| scope.spawn(move || -> Result<()> { mover(to) }));
-        let forked = (0..ROUNDS).try_for_each(|round| {
+        let forked = rounds(30).try_for_each(|round| {
             Child::fork(|_| area.expect(area.all(), 1))?.end()?;
             let count = hurried()? - before;
             ensure!(

@@ -16,6 +16,7 @@ use crate::bound::Bound;
 use crate::child::Child;
 use crate::kernel;
 use crate::machine::{faulty, Fault};
+use crate::rounds::rounds;
 use crate::row::{Chapter, Row};
 use crate::sys::{self, End};
 
@@ -390,11 +391,10 @@ fn a_huge_touch_that_cannot_be_served() -> Result<()> {
 }
 
 fn a_sharer_ends_while_a_huge_touch_fails() -> Result<()> {
-    const ROUNDS: u32 = 96;
     let number = faulty(Fault::ToSystem)?;
     let bound = Bound::number(number)?;
     let mut refused = 0;
-    for round in 0..ROUNDS {
+    for round in rounds(96) {
         let area = Area::large(1)?;
         area.write(area.all(), 1);
         bound.move_to_device(&area, area.all())?;

@@ -15,6 +15,7 @@ use crate::area::{Area, Tag, ZERO};
 use crate::bound::Bound;
 use crate::child::{Child, Turns};
 use crate::kernel::Late;
+use crate::rounds::rounds;
 use crate::row::{Chapter, Row};
 use crate::sys::{self, End};
 
@@ -322,11 +323,10 @@ fn fork_and_a_parent_that_ends() -> Result<()> {
 }
 
 fn fork_and_a_sharer_that_ends_in_a_touch() -> Result<()> {
-    const ROUNDS: u32 = 160;
     let bound = Bound::new()?;
     let used = || -> Result<u64> { Ok(bound.counters()?.driver.used_frames) };
     let before = used()?;
-    for round in 0..ROUNDS {
+    for round in rounds(160) {
         let area = area(&bound, Pages::LargeMoved)?;
         let mut child = Child::fork(|turns| turns.wait())?;
         child.pass()?;
