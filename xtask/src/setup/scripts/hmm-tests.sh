@@ -19,7 +19,7 @@ fi
 # A test's limit is made for real processors. An emulated one that shares the machine with others
 # gets ten times as long; a test that hangs is still ended. The benchmark keeps its own limit.
 harness="$source/tools/testing/selftests/kselftest_harness.h"
-sed -i 's/^#define TEST_TIMEOUT_DEFAULT 30 .*/#define TEST_TIMEOUT_DEFAULT 300/' "$harness"
+sed -i 's/^#define TEST_TIMEOUT_DEFAULT 30\b.*/#define TEST_TIMEOUT_DEFAULT 300/' "$harness"
 grep -qx '#define TEST_TIMEOUT_DEFAULT 300' "$harness"
 make -C "$source" "-j$3" headers
 (
