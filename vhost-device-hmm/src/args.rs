@@ -4,11 +4,13 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use hmm_cli::size;
 use log::LevelFilter;
 use nix::unistd::Group;
 
-use crate::backend::Options;
+use crate::backend::{Options, LONGEST_POLL};
 use crate::control_socket::client::Ctl;
 use crate::device::DeviceConfig;
 use crate::lateness::Rule;
@@ -19,6 +21,9 @@ use crate::server::{Access, Place};
 /// The unit of the size of device memory, which must hold whole large leaves.
 const MEMORY_UNIT: u64 = 2 << 20;
 
+/// The largest size. Any host can map less than this, and reports its own limit.
+const MAX_SIZE: u64 = 64 << 40;
+
 /// The most spaces that can be configured: each takes some ten kilobytes.
 const MAX_SPACES: i64 = 65_536;
 
@@ -28,13 +33,16 @@ const MAX_JOBS: i64 = 1024;
 /// The most engines that can be configured.
 const MAX_ENGINES: i64 = 256;
 
+/// The log levels, from nothing to everything.
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// The heading of the options for sockets.
 const SOCKETS: &str = "Sockets";
 
 /// What is worth knowing beside the options.
 const AFTER_HELP: &str = "\
 Sizes:
-  A number of bytes, or one with a suffix K, M, G or T, which are powers of 1024.
+  A number of bytes, or one with a suffix K, M, G or T, which are powers of 1024, such as 1.5G.
 
 Signals:
   SIGTERM and SIGINT end the daemon; the sockets that it has made are then removed.
@@ -130,8 +138,8 @@ pub struct Args {
     /// How long at most to look for the next control request before sleeping, in
     /// microseconds, up to 128 [default: 128, or 0 on fewer than four
     /// processors]
-    #[arg(long, value_name = "MICROSECONDS")]
-    pub poll: Option<u32>,
+    #[arg(long, value_name = "MICROSECONDS", value_parser = parse_poll)]
+    pub poll: Option<Duration>,
 
     /// Check every use of a translation and of a frame, and report those that are wrong
     #[arg(long)]
@@ -173,8 +181,9 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
     pub table_memory: u64,
 
-    /// What to log: off, error, warn, info, debug or trace [default: RUST_LOG, or warn]
-    #[arg(short, long, value_name = "LEVEL")]
+    /// What to log [default: RUST_LOG, or warn]
+    #[arg(short, long, value_name = "LEVEL",
+        value_parser = PossibleValuesParser::new(LOG_LEVELS).try_map(|level| level.parse::<LevelFilter>()))]
     pub log_level: Option<LevelFilter>,
 
     /// File to log to, instead of standard error
@@ -219,9 +228,9 @@ impl Args {
         }
         Err(format!(
             "--coherent needs device memory of a size that is a power of two: say \
-             --memory {}M, for example, and not {}M",
-            self.memory.next_power_of_two() >> 20,
-            self.memory >> 20
+             --memory {}, for example, and not {}",
+            size::write(self.memory.next_power_of_two()),
+            size::write(self.memory)
         ))
     }
 
@@ -230,9 +239,7 @@ impl Args {
         let default = Options::default();
         Options {
             coherent: self.coherent,
-            poll: self.poll.map_or(default.poll, |microseconds| {
-                Duration::from_micros(microseconds.into())
-            }),
+            poll: self.poll.unwrap_or(default.poll),
             misreports: self.misreport.clone(),
         }
     }
@@ -268,37 +275,35 @@ fn parse_mode(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "must be an octal number up to 777, such as 660".into())
 }
 
+fn parse_poll(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().map(Duration::from_micros);
+    time.filter(|time| *time <= LONGEST_POLL)
+        .ok_or_else(|| format!("must be a number up to {}", LONGEST_POLL.as_micros()))
+}
+
 fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
-    if bytes == 0 || bytes % MEMORY_UNIT != 0 {
-        return Err("must be a multiple of 2M, and not zero".into());
+    if bytes % MEMORY_UNIT != 0 {
+        return Err(format!(
+            "must be a multiple of 2M, such as {}",
+            size::write(bytes.next_multiple_of(MEMORY_UNIT))
+        ));
     }
     Ok(bytes)
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let suffix = text.strip_prefix(digits).unwrap_or_default();
-    let shift = match suffix.to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
-        _ => return Err(format!("unknown suffix {suffix:?}; use K, M, G or T")),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "expected a number such as 256M".to_string())?;
-    // Any host can map less than this, and reports its own limit.
-    number
-        .checked_mul(1 << shift)
-        .filter(|bytes| *bytes <= 1 << 46)
-        .ok_or_else(|| "is more than 64T".to_string())
+    let bytes = size::parse(text)?;
+    if bytes > MAX_SIZE {
+        return Err(format!("is more than {}", size::write(MAX_SIZE)));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     fn parse(line: &[&str]) -> Result<Args, clap::Error> {
@@ -357,23 +362,41 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_suffixes() {
+    fn sizes_are_those_of_all_programs_up_to_what_a_host_can_map() {
         assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("256M"), Ok(256 << 20));
-        assert_eq!(parse_size("1g"), Ok(1 << 30));
-        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
-        for wrong in [
-            "",
-            "M",
-            "1X",
-            "-1M",
-            "1.5G",
-            "99999999999999999999",
-            "65T",
-            "4 M",
-        ] {
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert_eq!(parse(&["-m", "4T"]).unwrap().memory, 4 << 40);
+        assert_eq!(parse_size("64T"), Ok(64 << 40));
+        for wrong in ["", "M", "1X", "-1M", "99999999999999999999", "65T"] {
             assert!(parse_size(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_time_to_poll_is_at_most_what_the_help_says() {
+        for (text, time) in [("128", LONGEST_POLL), ("0", Duration::ZERO)] {
+            assert_eq!(parse(&["--poll", text]).unwrap().poll, Some(time));
+        }
+        for wrong in ["129", "500", "-1", "many"] {
+            let error = parse(&[&format!("--poll={wrong}")]).unwrap_err();
+            assert!(error.to_string().contains("up to 128"), "{error}");
+        }
+        let command = Args::command();
+        let option = command
+            .get_arguments()
+            .find(|option| option.get_id() == "poll");
+        let help = option.unwrap().get_help().unwrap().to_string();
+        assert!(help.contains("up to 128 "), "{help}");
+    }
+
+    #[test]
+    fn a_wrong_log_level_lists_the_levels() {
+        let level = |level| parse(&["--log-level", level]).map(|args| args.log_level);
+        for name in LOG_LEVELS {
+            assert_eq!(level(name).unwrap(), name.parse().ok());
+        }
+        let error = level("loud").unwrap_err().to_string();
+        assert!(error.contains(&LOG_LEVELS.join(", ")), "{error}");
     }
 
     #[test]

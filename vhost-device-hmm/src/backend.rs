@@ -39,6 +39,7 @@ use vmm_sys_util::event::{
 use zerocopy::little_endian::U64;
 use zerocopy::IntoBytes;
 
+pub use self::window::MOST as LONGEST_POLL;
 use crate::command::{self, Raw};
 use crate::device::job::{Ended, Ticket};
 use crate::device::memory::SystemMemory;

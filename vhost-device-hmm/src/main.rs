@@ -15,6 +15,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use env_logger::{Builder, Env, Target, WriteStyle};
+use hmm_cli::figure;
 use log::LevelFilter;
 use sd_notify::NotifyState;
 use vhost_device_hmm::args::{Args, Command};
@@ -244,8 +245,8 @@ fn describe(device: &DeviceConfig, coherent: bool) -> String {
     let kind = if coherent { "coherent " } else { "" };
     let check = if device.check { ", checking" } else { "" };
     format!(
-        "{kind}device memory {} MiB, {engines}{check}",
-        device.memory >> 20
+        "{kind}device memory {}, {engines}{check}",
+        figure::bytes(device.memory)
     )
 }
 

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 const LEAST: Duration = Duration::from_micros(16);
 
 /// The largest size: the time of a kick and a wake-up on an idle host.
-pub(super) const MOST: Duration = Duration::from_micros(128);
+pub const MOST: Duration = Duration::from_micros(128);
 
 /// A polling thread yields its processor at this interval, for example to another device's thread
 /// for which the guest also waits.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
@@ -48,6 +49,7 @@ pub(crate) struct Daemon {
     pub(crate) socket: PathBuf,
     lines: Arc<Mutex<Vec<String>>>,
     said: Arc<Condvar>,
+    reader: Option<JoinHandle<()>>,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -81,7 +83,7 @@ impl Daemon {
         assert!(line.starts_with(&expected), "{line}");
         let (all, said) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Condvar>::default());
         let (kept, told) = (Arc::clone(&all), Arc::clone(&said));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 eprintln!("{line}");
                 kept.lock().push(line);
@@ -93,6 +95,7 @@ impl Daemon {
             socket: socket.to_owned(),
             lines: all,
             said,
+            reader: Some(reader),
             _folder: None,
         }
     }
@@ -104,6 +107,14 @@ impl Daemon {
     /// The lines that it has printed so far.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().clone()
+    }
+
+    /// All lines that it has printed, after its end.
+    pub(crate) fn all_lines(&mut self) -> Vec<String> {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        self.lines()
     }
 
     /// Waits until it has printed a line with this text.

@@ -4,6 +4,7 @@ mod guest;
 #[cfg(target_arch = "x86_64")]
 mod inject;
 mod late;
+mod log;
 mod region;
 #[cfg(target_arch = "x86_64")]
 mod sandbox;
