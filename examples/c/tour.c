@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /*
  * A tour of the device in C: an array and a list on it, and a job that is
- * cancelled. examples/README.md says how to build and run it.
+ * cancelled. docs/languages.md says how to build and run it.
  */
 #define _DEFAULT_SOURCE
 #include <endian.h>

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """A tour of the device in Python: an array and a list on it, and a job that is cancelled.
 
-examples/README.md says how to run it. A numpy array does as well as one of the module array.
+docs/languages.md says how to run it. A numpy array does as well as one of the module array.
 """
 
 import array

@@ -31,6 +31,8 @@ pub struct Artifacts {
     pub busybox: PathBuf,
     /// The root of a Debian system with programs for guests, if it was prepared.
     pub userland: Option<PathBuf>,
+    /// libhmm with its headers and the package for Python, like `/usr/local`, if it was built.
+    pub libhmm: Option<PathBuf>,
     /// The directory with the QEMU configuration files of the checkout.
     pub qemu_configs: PathBuf,
     /// Where each VM keeps its logs, one directory for each run.

@@ -213,7 +213,8 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) share: Option<PathBuf>,
 
-    /// Have strace, gdb, perf, trace-cmd, bpftrace, bpftool and python3 in the guest, from Debian
+    /// Have strace, gdb, perf, trace-cmd, bpftrace, bpftool, and python3 with numpy in the guest, from
+    /// Debian
     #[arg(long)]
     pub(crate) tools: bool,
 

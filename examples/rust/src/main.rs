@@ -1,6 +1,6 @@
 //! A tour of the device in Rust: an array and a list on it, and a job that is cancelled.
 //!
-//! `examples/README.md` says how to build and run it.
+//! `docs/languages.md` says how to build and run it.
 
 // The plainest way to print, as the programs in C and Python do.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

@@ -11,6 +11,7 @@ mod contract;
 mod harness;
 mod hostile;
 mod kernel_suite;
+mod languages;
 mod late;
 mod late_device;
 mod lifecycle;

@@ -23,9 +23,10 @@ pub(crate) const PACKAGE: &str = "hmm-tests";
 /// The modules of its tests that only the stock kernel can pass.
 const STOCK_ONLY: &str = "stock_only::";
 
-/// The modules that do not test the driver, but the fixture and the device alone. The guest's kernel
-/// makes no difference to them, so that they run on the first of the kernels only.
-const ONE_KERNEL: [&str; 2] = ["harness::", "hostile::"];
+/// The modules that do not test the driver, but the fixture, the device alone, or what is the same on
+/// top of any driver. The guest's kernel makes no difference to them, so that they run on the first
+/// of the kernels only.
+const ONE_KERNEL: [&str; 4] = ["harness::", "hostile::", "languages::", "userland::"];
 
 /// The tests that try many things, and of what kind these are.
 const COLLECTIONS: [(&str, Kind); 2] = [

@@ -55,13 +55,22 @@ const OF_EVERY_GUEST: [&str; 2] = ["hmm-agent", "hmm-tool"];
 /// The packages whose programs only tests and measurements use.
 const OF_TESTS: [&str; 3] = ["hmm-hostile", "hmm-contract", "hmm-workloads"];
 
+/// The example that tests run.
+const EXAMPLE: &str = "hmm-tour";
+
 impl Purpose {
     /// The packages that it needs in the guest.
     fn packages(self) -> Vec<&'static str> {
         match self {
             Self::Machine | Self::Tools => OF_EVERY_GUEST.to_vec(),
-            Self::Measurements | Self::Tests => [&OF_EVERY_GUEST[..], &OF_TESTS].concat(),
+            Self::Measurements => [&OF_EVERY_GUEST[..], &OF_TESTS].concat(),
+            Self::Tests => [&OF_EVERY_GUEST[..], &OF_TESTS, &[EXAMPLE]].concat(),
         }
+    }
+
+    /// Whether it needs libhmm.
+    pub(crate) fn needs_library(self) -> bool {
+        self == Self::Tests
     }
 
     /// What it needs of Debian in the guest.

@@ -105,6 +105,10 @@ impl Prepared {
     ) -> Result<Self> {
         let toolbox = &foundation.toolbox;
         let programs = checkout.build_programs(purpose)?;
+        let libhmm = match purpose.needs_library() {
+            true => Some(library::Tree::make(checkout)?.root().to_owned()),
+            false => None,
+        };
         let userland = purpose.userland().map(|userland| userland.prepare(toolbox));
         let mut kernels = BTreeMap::new();
         for kernel in &foundation.kernels {
@@ -134,6 +138,7 @@ impl Prepared {
             hmm: programs.hmm,
             busybox: toolbox.path("/usr/bin/busybox"),
             userland: userland.transpose()?,
+            libhmm,
             qemu_configs: checkout.root.join("qemu-configs"),
             logs: checkout.output.join("logs"),
             reports: checkout.output.join("reports"),

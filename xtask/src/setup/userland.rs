@@ -51,6 +51,7 @@ impl Userland {
                 "gdb",
                 "linux-perf",
                 "python3",
+                "python3-numpy",
                 "strace",
                 "trace-cmd",
             ],
