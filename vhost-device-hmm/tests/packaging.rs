@@ -73,3 +73,50 @@ fn the_manual_and_the_completions_have_every_option() {
         "what is worth knowing beside the options"
     );
 }
+
+/// Where the Debian package puts each file: its source, from this folder, and its directory.
+fn assets() -> Vec<(String, String)> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = cargo
+        .args([
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        ])
+        .output()
+        .unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut packages = metadata["packages"].as_array().unwrap().iter();
+    let package = packages.find(|package| package["name"] == env!("CARGO_PKG_NAME"));
+    let assets = package.unwrap()["metadata"]["deb"]["assets"].as_array();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let assets = assets.unwrap().iter();
+    assets
+        .map(|asset| (text(&asset[0]), text(&asset[1])))
+        .collect()
+}
+
+#[test]
+fn the_debian_package_puts_each_file_where_the_table_says() {
+    let assets = assets();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = packaged("README.md");
+    let mut files: Vec<_> = std::fs::read_dir(folder.join("packaging"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.retain(|file| file != "README.md");
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let source = format!("packaging/{file}");
+        let asset = assets.iter().find(|(from, _)| *from == source);
+        let (_, to) = asset.unwrap_or_else(|| panic!("{source} is not in the package"));
+        let row = format!("| `{file}` | `/{}` |", to.trim_end_matches('/'));
+        assert!(table.contains(&row), "{row}");
+    }
+    // All others are built.
+    for (source, _) in &assets {
+        let is_built = source.starts_with("target/") || source.starts_with("../target/manual/");
+        assert!(is_built || folder.join(source).is_file(), "{source}");
+    }
+}

@@ -175,7 +175,7 @@ fn sleep(vm: &Vm, how: &str) {
 /// either may be lost.
 fn goes_on(vm: &Vm, mib: u32, sleep: impl FnOnce(&Vm)) {
     let before = counters(vm, 0);
-    let sleeper = worker_with(vm, 0, "sleeper", &["--mib", &mib.to_string()]);
+    let sleeper = worker_with(vm, 0, "sleeper", &["--memory", &format!("{mib}M")]);
     assert_sizes(vm);
     sleep(vm);
     assert_well(sleeper);

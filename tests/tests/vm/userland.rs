@@ -28,12 +28,18 @@ fn a_guest_runs_debians_programs_and_cannot_change_them() {
         (&["sqlite3", ":memory:", "select 6 * 7"], "42\n"),
         (&["sh", "-c", "echo text | zstd | zstd -d"], "text\n"),
         (&["bash", "-c", "echo ${BASH##*/}"], "bash\n"),
+        (&["gdb", "-batch", "-ex", "print 6 * 7"], "$1 = 42\n"),
     ] {
         let output = run(command).succeeded();
         assert_eq!(output.unwrap(), answer, "{command:?}");
     }
-    for program in ["redis-server", "stress-ng"] {
+    let traced = run(&["strace", "-e", "write", "echo", "traced"]);
+    assert_eq!(traced.text(), "traced\n");
+    let calls = String::from_utf8_lossy(&traced.stderr);
+    assert!(calls.contains(r#"write(1, "traced\n""#), "{calls}");
+    for program in ["bpftrace", "perf", "redis-server", "stress-ng"] {
         let output = run(&[program, "--version"]);
+        // Each finds its libraries.
         assert!(output.success(), "{program}: {output:?}");
     }
     assert!(!run(&["touch", "/usr/bin/new"]).success());

@@ -66,9 +66,9 @@ pub(crate) struct Worker {
     /// The seed of its input.
     #[arg(long)]
     pub(crate) seed: u64,
-    /// How much memory a sleeper has on the device, and elsewhere, in MiB.
-    #[arg(long, default_value_t = 4)]
-    pub(crate) mib: usize,
+    /// How much memory a sleeper has on the device, and elsewhere.
+    #[arg(long, value_name = "SIZE", default_value = "4M", value_parser = size::parse::<usize>)]
+    pub(crate) memory: usize,
 }
 
 /// The part that a process plays.

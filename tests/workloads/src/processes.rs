@@ -40,7 +40,7 @@ pub(crate) fn run(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     let mut victim = Worker {
         part: Part::Victim,
         seed: ctx.random.u64(..),
-        mib: 0,
+        memory: 0,
     }
     .spawn(ctx.path)?;
     // The victim is one of them.
@@ -49,7 +49,7 @@ pub(crate) fn run(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
             Worker {
                 part: Part::Peer,
                 seed: ctx.random.u64(..),
-                mib: 0,
+                memory: 0,
             }
             .spawn(ctx.path)
         })
@@ -154,7 +154,7 @@ pub(crate) fn work(device: &Path, worker: Worker) -> Result<bool> {
         Part::Peer => Ok(rounds(&space, worker.seed)? == 0),
         Part::Victim => run_until_killed(&space, worker.seed),
         Part::Survivor => survivors::survive(&space, worker.seed),
-        Part::Sleeper => survivors::sleep(&space, worker.seed, worker.mib << 20),
+        Part::Sleeper => survivors::sleep(&space, worker.seed, worker.memory),
         Part::Changer => survivors::change(&space, worker.seed),
         Part::Waiter => survivors::wait(&space, worker.seed),
         Part::Caller => survivors::call(&space),

@@ -10,8 +10,6 @@ use anyhow::{bail, Context, Result};
 use cargo_metadata::{Message, MetadataCommand};
 use hmm_cli::remark;
 
-use crate::setup::userland::Userland;
-
 /// The target of the guest's programs. It is named even if it is the host's, so that its flags do
 /// not reach build scripts and macros.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -73,13 +71,9 @@ impl Purpose {
         self == Self::Tests
     }
 
-    /// What it needs of Debian in the guest.
-    pub(crate) fn userland(self) -> Option<Userland> {
-        match self {
-            Self::Machine | Self::Measurements => None,
-            Self::Tools => Some(Userland::Tools),
-            Self::Tests => Some(Userland::Programs),
-        }
+    /// Whether it needs Debian's programs in the guest.
+    pub(crate) fn needs_userland(self) -> bool {
+        matches!(self, Self::Tools | Self::Tests)
     }
 }
 

@@ -14,8 +14,7 @@ use crate::setup::cache::Cache;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::kernel::{self, Kernel};
 use crate::setup::toolbox::{Mount, Toolbox};
-use crate::setup::userland::Userland;
-use crate::setup::{driver, kvm, library, out, space};
+use crate::setup::{driver, kvm, library, out, space, userland};
 
 /// Everything that a virtual machine needs.
 #[derive(Debug)]
@@ -40,7 +39,7 @@ impl Foundation {
         if !Toolbox::is_prepared(&cache) {
             // All of it, so that a full disk is found before the first of many minutes.
             let debug = if kernels.contains(&KernelChoice::Debug) {
-                space::DEBUG_KERNEL + space::PROGRAMS
+                space::DEBUG_KERNEL + space::USERLAND
             } else {
                 0
             };
@@ -109,7 +108,10 @@ impl Prepared {
             true => Some(library::Tree::make(checkout)?.root().to_owned()),
             false => None,
         };
-        let userland = purpose.userland().map(|userland| userland.prepare(toolbox));
+        let userland = match purpose.needs_userland() {
+            true => Some(userland::prepare(toolbox)?),
+            false => None,
+        };
         let mut kernels = BTreeMap::new();
         for kernel in &foundation.kernels {
             let entry = artifacts::Kernel {
@@ -137,7 +139,7 @@ impl Prepared {
             agent: programs.agent,
             hmm: programs.hmm,
             busybox: toolbox.path("/usr/bin/busybox"),
-            userland: userland.transpose()?,
+            userland,
             libhmm,
             qemu_configs: checkout.root.join("qemu-configs"),
             logs: checkout.output.join("logs"),
@@ -186,7 +188,7 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
         say!("{} kernel {} is ready", kernel.name, kernel.release);
     }
     if args.debug_kernel {
-        Userland::Programs.prepare(&foundation.toolbox)?;
+        userland::prepare(&foundation.toolbox)?;
         say!("Debian's programs for guests are ready");
     }
     let guests = match kvm::works(&foundation.toolbox)? {
@@ -207,7 +209,7 @@ fn cache_key(for_tests: bool, checkout: &Path) -> Result<String> {
     let kernels = kernel::recipe(for_tests, checkout)?;
     let mut names = vec![Toolbox::recipe().entry_name(), kernels.entry_name()];
     if for_tests {
-        names.push(Userland::Programs.recipe().entry_name());
+        names.push(userland::recipe().entry_name());
     }
     Ok(names.join("-"))
 }

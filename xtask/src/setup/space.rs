@@ -19,11 +19,8 @@ pub(crate) const STOCK_TREE: u64 = 2_300_000_000;
 /// What the debug kernel takes.
 pub(crate) const DEBUG_KERNEL: u64 = 2_700_000_000;
 
-/// What the programs that tests run in a guest take.
-pub(crate) const PROGRAMS: u64 = 500_000_000;
-
-/// What the tools for a person in a guest take.
-pub(crate) const TOOLS: u64 = 600_000_000;
+/// What the guest's Debian programs take.
+pub(crate) const USERLAND: u64 = 700_000_000;
 
 /// Checks that there is room for `bytes` more in a directory, which need not exist yet. `what` needs
 /// it.
