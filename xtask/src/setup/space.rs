@@ -19,8 +19,8 @@ pub(crate) const STOCK_TREE: u64 = 2_300_000_000;
 /// What the debug kernel takes.
 pub(crate) const DEBUG_KERNEL: u64 = 2_700_000_000;
 
-/// What the guest's Debian programs take.
-pub(crate) const USERLAND: u64 = 700_000_000;
+/// What the guest's Debian programs take while they are made. A fifth of it is gone when they are complete.
+pub(crate) const USERLAND: u64 = 950_000_000;
 
 /// Checks that there is room for `bytes` more in a directory, which need not exist yet. `what` needs
 /// it.
