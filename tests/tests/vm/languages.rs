@@ -140,7 +140,6 @@ fn the_examples_are_built_as_the_page_says_and_run_in_a_guest() {
 /// What a piece of C of the page needs around it, to be a program: `/*piece*/` and `/*include*/` are
 /// replaced.
 const JOB: &str = "
-#define _DEFAULT_SOURCE
 #include <endian.h>
 #include <hmm.h>
 #include <stdint.h>
@@ -195,7 +194,7 @@ fn the_pieces_of_programs_on_the_page_do_what_it_says() {
         shell(
             scratch.path(),
             &format!(
-                "cc -std=c11 -Wall -Werror -static -o {name} {name}.c -I {LIBRARY}/include/hmm \
+                "cc -Wall -Werror -Wno-misleading-indentation -static -o {name} {name}.c -I {LIBRARY}/include/hmm \
                  {LIBRARY}/lib/libhmm.a"
             ),
         );
