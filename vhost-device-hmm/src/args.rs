@@ -311,6 +311,19 @@ mod tests {
     }
 
     #[test]
+    fn every_command_that_a_page_shows_is_understood() {
+        let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let shown = hmm_book::commands::shown(&checkout, "vhost-device-hmm").unwrap();
+        assert!(shown.len() > 15, "{}", shown.len());
+        let parse = |words: &[String]| {
+            let words = std::iter::once("vhost-device-hmm").chain(words.iter().map(String::as_str));
+            Args::try_parse_from(words).map(drop)
+        };
+        let told = hmm_book::commands::misunderstood(&shown, |_| None, parse);
+        assert!(told.is_empty(), "{}", told.join("\n"));
+    }
+
+    #[test]
     fn the_socket_is_all_that_must_be_said() {
         let args = parse(&["--socket-path", "/tmp/s"]).unwrap();
         assert_eq!(args.device(), DeviceConfig::default());

@@ -70,6 +70,10 @@ pub(crate) enum Command {
     /// They are a fragment for the kernel's scripts/kconfig/merge_config.sh, and lines for
     /// virtme-ng's --configitem.
     Kconfig(KconfigArgs),
+    /// Make the book: all pages of this repository for people, with a search
+    ///
+    /// Prints where its first page is.
+    Book(BookArgs),
     /// Run a command in the toolbox: with its compilers, and the sources of its kernel
     ///
     /// They are those that built the stock kernel, so that what they build takes our driver on any
@@ -384,6 +388,18 @@ pub(crate) struct KconfigArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct BookArgs {
+    /// The directory for the pages, which must be empty or missing; by default one among Cargo's
+    /// output
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Show the first page in a browser
+    #[arg(long)]
+    pub(crate) open: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct ToolboxArgs {
     /// A directory of this machine, which the command finds at the same place, may write, and
     /// starts in
@@ -660,6 +676,27 @@ mod tests {
         assert_eq!(rule("1:hold@dma.taken"), Ok(one));
         assert_eq!(rule("hold@dma.taken"), Ok((None, "hold@dma.taken".into())));
         assert!(rule("first:hold@dma.taken").is_err());
+    }
+
+    #[test]
+    fn every_command_that_a_page_shows_is_understood() {
+        let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let shown = hmm_book::commands::shown(&checkout, "cargo xtask").unwrap();
+        assert!(shown.len() > 80, "{}", shown.len());
+        // A kernel of the reader's is a directory that must be there.
+        let tree = tempfile::tempdir().unwrap();
+        let replace = |word: &str| {
+            let is_tree = matches!(word, "../linux" | "../before" | "../after" | "TREE");
+            is_tree.then(|| tree.path().display().to_string())
+        };
+        let parse = |words: &[String]| {
+            let words = std::iter::once("xtask").chain(words.iter().map(String::as_str));
+            let args = Args::try_parse_from(words)?;
+            let wrong = |text| Args::command().error(ErrorKind::ValueValidation, text);
+            args.check().map_err(wrong)
+        };
+        let told = hmm_book::commands::misunderstood(&shown, replace, parse);
+        assert!(told.is_empty(), "{}", told.join("\n"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod setup;
 
 use args::{Args, Command};
 use hmm_cli::remark;
-use run::{demo, explore, suite, vm};
+use run::{book, demo, explore, suite, vm};
 use setup::{clean, needs, prepare};
 
 fn main() -> ExitCode {
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Test(args) => suite::test(&args),
         Command::Explore(args) => explore::run(&args),
         Command::Patches(args) => patches::patches(&args),
+        Command::Book(args) => book::book(&args),
         Command::Kconfig(args) => Ok(needs::print(&args)),
         Command::Toolbox(args) => prepare::toolbox(&args),
         Command::Clean(args) => clean::clean(&args),

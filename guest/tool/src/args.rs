@@ -179,6 +179,19 @@ mod tests {
     }
 
     #[test]
+    fn every_command_that_a_page_shows_is_understood() {
+        let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let shown = hmm_book::commands::shown(&checkout, "hmm").unwrap();
+        assert!(shown.len() > 15, "{}", shown.len());
+        let parse = |words: &[String]| {
+            let words = std::iter::once("hmm").chain(words.iter().map(String::as_str));
+            Arguments::try_parse_from(words).map(drop)
+        };
+        let told = hmm_book::commands::misunderstood(&shown, |_| None, parse);
+        assert!(told.is_empty(), "{}", told.join("\n"));
+    }
+
+    #[test]
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Arguments::command().debug_assert();

@@ -1,6 +1,7 @@
 //! Uses what has been built: a session, the demonstration, the search, the tests. It does not know
 //! how anything is built.
 
+pub(crate) mod book;
 pub(crate) mod demo;
 pub(crate) mod explore;
 mod harness;

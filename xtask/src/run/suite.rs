@@ -17,6 +17,7 @@ use hmm_vm::kconfig::Options;
 use crate::args::{KernelChoice, LintArgs, TestArgs};
 use crate::layers;
 use crate::patches;
+use crate::run::book::Reading;
 use crate::run::explore::{self, Search};
 use crate::run::harness::Harness;
 use crate::run::junit;
@@ -65,6 +66,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let about_checkout = !args.kernels.iter().all(is_users);
     let mut suite = Suite::new(Names::new(&args.names), about_checkout)?;
     suite.host_parts()?;
+    suite.book()?;
     // Names that are those of parts without a machine need none of what follows.
     if suite.names.is_empty() || !suite.names.are_all_used() {
         suite.machine_parts(args)?;
@@ -101,6 +103,7 @@ fn list(args: &TestArgs) -> Result<ExitCode> {
     for part in HOST_PARTS {
         say!("{part}");
     }
+    say!("{BOOK}");
     for part in MACHINE_PARTS {
         say!("{part}");
     }
@@ -126,6 +129,9 @@ const HOST_PARTS: [&str; 8] = [
     "host tests",
     "benchmark",
 ];
+
+/// The part that needs a browser.
+const BOOK: &str = "book";
 
 /// What comes before all parts that need the toolbox.
 const SET_UP: &str = "set-up and build";
@@ -274,6 +280,20 @@ impl Suite {
             self.check(benchmark, &mut command)?;
         }
         Ok(())
+    }
+
+    /// The pages of the book, as a browser shows them.
+    fn book(&mut self) -> Result<()> {
+        if !self.wants(BOOK, true) {
+            return Ok(());
+        }
+        match Reading::prepare(&self.checkout) {
+            Ok(mut reading) => self.harness(BOOK, &mut reading.command),
+            Err(error) => {
+                self.fail(BOOK, &error);
+                Ok(())
+            }
+        }
     }
 
     /// The tests in virtual machines. Some are left out if the kernel is not the first one.

@@ -153,6 +153,17 @@ pub(crate) fn as_root_of_own_namespace() -> Command {
     command
 }
 
+/// The same in a process namespace of its own, too: all that it starts ends with it.
+pub(crate) fn as_root_of_own_processes() -> Command {
+    let mut command = Command::new("unshare");
+    if !is_root() {
+        command.args(["--map-root-user", "--map-auto"]);
+    }
+    command.args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child"]);
+    command.arg("--");
+    command
+}
+
 /// Starts `program` as a user that may install a Debian system: root. A normal user becomes root
 /// over the subordinate ids, in its own process namespace, because otherwise procfs cannot be
 /// mounted.

@@ -13,7 +13,8 @@ use crate::args::{BuildArgs, KernelChoice, LibhmmArgs, SetupArgs, ToolboxArgs};
 use crate::setup::cache::Cache;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::kernel::{self, Kernel};
-use crate::setup::toolbox::{Mount, Toolbox};
+use crate::setup::root::Mount;
+use crate::setup::toolbox::Toolbox;
 use crate::setup::{driver, kvm, library, out, space, userland};
 
 /// Everything that a virtual machine needs.

@@ -9,7 +9,8 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::setup::host;
-use crate::setup::toolbox::{Mount, Toolbox};
+use crate::setup::root::Mount;
+use crate::setup::toolbox::Toolbox;
 
 /// A place with compilers, and what it sees of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]

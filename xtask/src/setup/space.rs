@@ -22,6 +22,9 @@ pub(crate) const DEBUG_KERNEL: u64 = 2_700_000_000;
 /// What the guest's Debian programs take while they are made. A fifth of it is gone when they are complete.
 pub(crate) const USERLAND: u64 = 950_000_000;
 
+/// What the root with a browser takes.
+pub(crate) const BROWSER: u64 = 1_200_000_000;
+
 /// Checks that there is room for `bytes` more in a directory, which need not exist yet. `what` needs
 /// it.
 ///

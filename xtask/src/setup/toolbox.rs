@@ -1,7 +1,7 @@
 //! The toolbox: a Debian root with every compiler, source and emulator we need.
 //!
 //! The host provides mmdebstrap alone, so that the compilers that build the driver are those that
-//! built the stock kernel. It does not know what is built inside.
+//! built the stock kernel. [`Root`] enters it. It does not know what is built inside.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::setup::cache::{Cache, Recipe};
 use crate::setup::debian::{self, Contents, SUITE};
+use crate::setup::root::{Mount, Root};
 use crate::setup::{archive, host, progress, space};
 
 /// The kernel series; the newest available release of it is used.
@@ -48,36 +49,10 @@ const PACKAGES: &[&str] = &[
 
 const CUSTOMIZE: &str = include_str!("scripts/toolbox.sh");
 
-/// A directory of the host that can be seen inside, at the same place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mount {
-    pub(crate) directory: PathBuf,
-    is_writable: bool,
-}
-
-impl Mount {
-    /// A directory that can be read. Only where the host locks its own mounts against a normal user
-    /// it could be written, too.
-    pub(crate) fn read_only(directory: &Path) -> Self {
-        Self {
-            directory: directory.to_owned(),
-            is_writable: false,
-        }
-    }
-
-    /// A directory that can be written, too.
-    pub(crate) fn writable(directory: &Path) -> Self {
-        Self {
-            directory: directory.to_owned(),
-            is_writable: true,
-        }
-    }
-}
-
 /// A complete toolbox.
 #[derive(Debug)]
 pub(crate) struct Toolbox {
-    root: PathBuf,
+    root: Root,
     release: String,
     logs: PathBuf,
 }
@@ -107,7 +82,7 @@ impl Toolbox {
             .trim()
             .to_owned();
         Ok(Self {
-            root,
+            root: Root::at(root),
             release,
             logs,
         })
@@ -186,20 +161,12 @@ impl Toolbox {
 
     /// A path of the toolbox, seen from outside.
     pub(crate) fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
-        let inside = inside.as_ref();
-        self.root.join(inside.strip_prefix("/").unwrap_or(inside))
+        self.root.path(inside)
     }
 
     /// The same path, seen from inside.
     pub(crate) fn inside(&self, outside: &Path) -> Result<PathBuf> {
-        let relative = outside.strip_prefix(&self.root).with_context(|| {
-            format!(
-                "{} is not in the toolbox {}",
-                outside.display(),
-                self.root.display()
-            )
-        })?;
-        Ok(Path::new("/").join(relative))
+        self.root.inside(outside)
     }
 
     /// The directory of builds inside, which is itself a cache.
@@ -220,46 +187,7 @@ impl Toolbox {
     where
         I: IntoIterator<Item: AsRef<OsStr>>,
     {
-        let mut command = self.enter(mounts);
-        command.args([
-            "/usr/bin/env",
-            "-i",
-            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME=/root",
-            "LC_ALL=C.UTF-8",
-            "sh",
-            "-eu",
-            "-c",
-            script,
-            "sh",
-        ]);
-        command.args(arguments);
-        command
-    }
-
-    /// Compilers need /dev and objtool /proc. They are the host's, and disappear with the command's
-    /// own mount namespace, as do other directories of the host, of which empty ones stay behind.
-    fn enter(&self, mounts: &[Mount]) -> Command {
-        // On Debian, a normal user's search path lacks the directory of chroot.
-        const BIND_AND_ENTER: &str = "PATH=$PATH:/usr/sbin:/sbin; root=$1; shift; \
-             for each in dev proc sys; do mount --rbind /$each \"$root/$each\"; done; \
-             while test \"$1\" != enter; do \
-                 mkdir -p \"$root$2\"; mount --rbind \"$2\" \"$root$2\"; \
-                 test \"$1\" = rw || mount -o remount,bind,ro \"$root$2\" || \
-                     echo \"note: $2 could be written\" >&2; \
-                 shift 2; \
-             done; shift; exec chroot \"$root\" \"$@\"";
-        let mut command = host::as_root_of_own_namespace();
-        command
-            .args(["sh", "-eu", "-c", BIND_AND_ENTER, "sh"])
-            .arg(&self.root);
-        for mount in mounts {
-            command
-                .arg(if mount.is_writable { "rw" } else { "ro" })
-                .arg(&mount.directory);
-        }
-        command.arg("enter");
-        command
+        self.root.script(mounts, script, arguments)
     }
 
     /// The command that starts QEMU outside the toolbox: QEMU needs no root directory of its own,
@@ -288,7 +216,7 @@ impl Toolbox {
     /// One of which only the place matters.
     pub(crate) fn at(root: PathBuf) -> Self {
         Self {
-            root,
+            root: Root::at(root),
             release: String::new(),
             logs: PathBuf::new(),
         }
