@@ -63,6 +63,13 @@ pub struct Kernel {
     pub share_modules: Vec<PathBuf>,
     /// Our driver, built for this kernel.
     pub driver: PathBuf,
+    /// What only tests load and run; a person's machine does without.
+    pub for_tests: Option<ForTests>,
+}
+
+/// What the tests of a kernel need besides.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ForTests {
     /// A driver without a device for the kernel's tests, on the same abstractions as ours.
     pub sample: PathBuf,
     /// The kernel's own driver for the same tests, `test_hmm`.
@@ -141,6 +148,17 @@ impl Artifacts {
 }
 
 impl Kernel {
+    /// What tests need besides.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel was prepared for a person's machine alone. No manifest has such a one.
+    #[must_use]
+    pub fn for_tests(&self) -> &ForTests {
+        let parts = self.for_tests.as_ref();
+        parts.expect("the kernel is prepared for tests")
+    }
+
     /// The options that it was built with.
     ///
     /// # Errors

@@ -104,13 +104,25 @@ impl Contents<'_> {
         Ok(())
     }
 
+    /// Whether a file is a program that was built together with the agent.
+    fn is_ours(&self, file: &Path) -> bool {
+        let is_program = fs::metadata(file)
+            .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0);
+        is_program && file.parent() == self.agent.parent()
+    }
+
     fn files(&self, archive: &mut Archive) -> Result<()> {
         let mut names: Vec<&str> = Vec::new();
         for file in self.files {
             let name = name_of(file)?;
             ensure!(!names.contains(&name), "two files are called {name}");
             names.push(name);
-            archive.file(&format!("{HOME}/{name}"), file)?;
+            let path = format!("{HOME}/{name}");
+            if self.is_ours(file) {
+                archive.program(&path, file)?;
+            } else {
+                archive.file(&path, file)?;
+            }
         }
         Ok(())
     }

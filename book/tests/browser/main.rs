@@ -113,7 +113,8 @@ fn the_search_finds_words_on_the_pages_where_they_are() {
     };
     for (word, page) in [
         ("migrate_vma", "docs/contract.html"),
-        ("virtio_hmm_bind", "spec/uapi.html"),
+        ("VIRTIO_HMM_IOC_BIND", "docs/languages.html"),
+        ("WaitAny", "spec/uapi.html"),
         ("promise of invalidation", "spec/virtio-hmm.html"),
         ("virtme-ng", "docs/virtme-ng.html"),
         ("lesson", "book/pages/readers/teaching.html"),

@@ -109,7 +109,7 @@ impl<'a> Lab<'a> {
     fn start(&self) -> Result<Vm> {
         let kernel = self.artifacts.kernels.get(&self.kernel);
         let kernel = kernel.with_context(|| format!("there is no {} kernel", self.kernel))?;
-        let helpers = &kernel.test_helpers;
+        let helpers = &kernel.for_tests().test_helpers;
         let builder = Vm::builder(self.artifacts)
             .name("explorer")
             .kernel(&self.kernel)
@@ -125,7 +125,7 @@ impl<'a> Lab<'a> {
             .kernel_argument("hugepages=2")
             .file(self.artifacts.guest_program("hmm-contract"))
             .file(self.artifacts.guest_program("hmm-workloads"))
-            .file(&kernel.kernel_tests.program);
+            .file(&kernel.for_tests().kernel_tests.program);
         let vm = helpers
             .iter()
             .fold(builder, |builder, helper| builder.file(helper))

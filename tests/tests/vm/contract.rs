@@ -118,7 +118,9 @@ fn machine(artifacts: &Artifacts) -> Vm {
 
 /// A machine with everything that rows need.
 fn complete_machine(artifacts: &Artifacts) -> Vm {
-    let helpers = &artifacts.kernels[&default_kernel()].test_helpers;
+    let helpers = &artifacts.kernels[&default_kernel()]
+        .for_tests()
+        .test_helpers;
     let builder = MISHAPS
         .into_iter()
         .fold(builder(artifacts).devices(5), |builder, (device, rule)| {

@@ -110,7 +110,7 @@ mod stock_only {
 
     /// The output of these cases in a machine of its own with this kernel.
     fn on_test_hmm(artifacts: &Artifacts, kernel: &str, cases: &[&str]) -> String {
-        let module = &artifacts.kernels[kernel].test_hmm;
+        let module = &artifacts.kernels[kernel].for_tests().test_hmm;
         let vm = builder(artifacts)
             .file(module)
             .without_driver()

@@ -38,17 +38,26 @@ const PEERS: Duration = Duration::from_secs(60);
 fn start(artifacts: &Artifacts) -> Vm {
     let kernel = &artifacts.kernels[&default_kernel()];
     let contract = artifacts.guest_program("hmm-contract");
-    let vm = [&kernel.kernel_tests.program, &kernel.sample, &contract]
-        .into_iter()
-        .chain(&kernel.test_helpers)
-        .fold(Vm::builder(artifacts), Builder::file)
-        .devices(0)
-        // The tests map up to 256 MiB of huge pages, twice.
-        .memory(3 * GIB)
-        .kernel_argument("hugepages=2")
-        .start()
-        .unwrap();
-    for module in kernel.test_helpers.iter().chain([&kernel.sample]) {
+    let vm = [
+        &kernel.for_tests().kernel_tests.program,
+        &kernel.for_tests().sample,
+        &contract,
+    ]
+    .into_iter()
+    .chain(&kernel.for_tests().test_helpers)
+    .fold(Vm::builder(artifacts), Builder::file)
+    .devices(0)
+    // The tests map up to 256 MiB of huge pages, twice.
+    .memory(3 * GIB)
+    .kernel_argument("hugepages=2")
+    .start()
+    .unwrap();
+    for module in kernel
+        .for_tests()
+        .test_helpers
+        .iter()
+        .chain([&kernel.for_tests().sample])
+    {
         let name = module.file_name().unwrap().to_string_lossy();
         vm.guest()
             .load_module(&format!("/root/{name}"), "", DRIVER)

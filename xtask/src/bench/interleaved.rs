@@ -85,15 +85,15 @@ pub(super) fn measure(
         .kernels
         .get(kernel)
         .context("there is no such kernel")?;
-    let helpers = &modules.test_helpers;
+    let helpers = &modules.for_tests().test_helpers;
     let programs = [
-        &modules.kernel_tests.program,
+        &modules.for_tests().kernel_tests.program,
         &artifacts.guest_program(WORKLOADS),
     ];
     let mut machine = programs
         .into_iter()
         .chain(helpers)
-        .chain([&modules.sample, &modules.test_hmm])
+        .chain([&modules.for_tests().sample, &modules.for_tests().test_hmm])
         .fold(Vm::builder(artifacts), Builder::file)
         .name("bench-kernel")
         .kernel(kernel)
@@ -162,8 +162,8 @@ fn one_round(vm: &mut Vm, modules: &Kernel, number: usize) -> Result<Round> {
                 vm.unload_driver()?;
                 values
             }
-            Driver::Sample => apart(vm, driver, &modules.sample, 1)?,
-            Driver::TestHmm => apart(vm, driver, &modules.test_hmm, TRIES)?,
+            Driver::Sample => apart(vm, driver, &modules.for_tests().sample, 1)?,
+            Driver::TestHmm => apart(vm, driver, &modules.for_tests().test_hmm, TRIES)?,
         };
         round[index] = values.with_context(|| format!("on {}", driver.module()))?;
     }

@@ -98,7 +98,7 @@ impl Catalogue {
             .lines()
             .filter_map(|line| Some(line.split_once(": ")?.0.to_owned()));
         // It lists its tests on its standard error, and ends as if it had skipped something.
-        let program = &kernel.kernel_tests.program;
+        let program = &kernel.for_tests().kernel_tests.program;
         let listed = Command::new(program)
             .arg("-l")
             .stdin(Stdio::null())

@@ -24,8 +24,8 @@ const WITHOUT: &[&str] = &[
     "/usr/share/locale/*",
 ];
 
-/// A place for the pages.
-const SCRIPT: &str = "mkdir \"$1/pages\"";
+/// A place for the pages, and the name by which the driver reaches its browsers.
+const SCRIPT: &str = "mkdir \"$1/pages\"; echo '127.0.0.1 localhost' >\"$1/etc/hosts\"";
 
 /// Where the pages are, seen from inside.
 pub(crate) const PAGES: &str = "/pages";

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use hmm_vm::kconfig::Options;
 use sha2::{Digest, Sha256};
 
 use crate::args::KernelChoice;
@@ -45,10 +46,6 @@ pub(crate) struct Kernel {
     pub(crate) vmlinux: Option<PathBuf>,
     /// What modules are built with.
     pub(crate) build: Build,
-    /// The kernel's own tests of HMM.
-    pub(crate) tests: Program,
-    /// What these need of the kernel.
-    pub(crate) test_modules: kernel_tests::Modules,
 }
 
 /// How modules are built for a kernel. All paths are those of the host.
@@ -103,6 +100,15 @@ impl Kernel {
         }
     }
 
+    /// The kernel's own tests of HMM, and what they need of the kernel, built if they are missing.
+    pub(crate) fn tests(&self, toolbox: &Toolbox) -> Result<(Program, kernel_tests::Modules)> {
+        let options = Options::read(&self.build.config())?;
+        Ok((
+            Program::prepare(toolbox, &self.build)?,
+            kernel_tests::Modules::of_tree(toolbox, &self.build, &options)?,
+        ))
+    }
+
     /// Whether it is Debian's own.
     pub(crate) fn is_stock(&self) -> bool {
         self.name == STOCK
@@ -130,17 +136,14 @@ fn of_user(toolbox: &Toolbox, location: &Location) -> Result<Kernel> {
         arguments,
         is_of_user: true,
     };
-    let test_modules = kernel_tests::Modules::of_tree(toolbox, &build, &tree.options)?;
     Ok(Kernel {
         name: tree.release.clone(),
-        tests: Program::prepare(toolbox, &build)?,
         release: tree.release,
         image: tree.image,
         vmlinux: symbols(&tree.directory),
         modules,
         share_modules,
         build,
-        test_modules,
     })
 }
 
@@ -194,8 +197,6 @@ fn stock(toolbox: &Toolbox) -> Result<Kernel> {
         vmlinux: None,
         modules,
         share_modules,
-        tests: Program::prepare(toolbox, &build)?,
-        test_modules: kernel_tests::Modules::prepare(toolbox, &build)?,
         build,
     })
 }
@@ -241,11 +242,6 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         modules: Vec::new(),
         share_modules: Vec::new(),
         vmlinux: symbols(&tree),
-        tests: Program::prepare(toolbox, &build)?,
-        test_modules: kernel_tests::Modules {
-            test_hmm: tree.join(TEST_HMM),
-            helpers: Vec::new(),
-        },
         build,
     })
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{bail, ensure, Context, Result};
 use hmm_cli::say;
-use hmm_vm::artifacts::{self, Artifacts};
+use hmm_vm::artifacts::{self, Artifacts, ForTests};
 
 use crate::args::{BuildArgs, KernelChoice, LibhmmArgs, SetupArgs, ToolboxArgs};
 use crate::setup::cache::Cache;
@@ -123,12 +123,11 @@ impl Prepared {
                 share_modules: kernel.share_modules.clone(),
                 modules: kernel.modules.clone(),
                 driver: driver::build(toolbox, kernel, checkout)?,
-                sample: driver::build_sample(toolbox, kernel, checkout)?,
-                test_hmm: kernel.test_modules.test_hmm.clone(),
-                test_helpers: kernel.test_modules.helpers.clone(),
-                kernel_tests: artifacts::KernelTests {
-                    program: kernel.tests.program.clone(),
-                    source_sha256: kernel.tests.source_sha256.clone(),
+                for_tests: match purpose {
+                    Purpose::Machine | Purpose::Tools => None,
+                    Purpose::Measurements | Purpose::Tests => {
+                        Some(for_tests(toolbox, kernel, checkout)?)
+                    }
                 },
             };
             kernels.insert(kernel.name.clone(), entry);
@@ -166,6 +165,20 @@ impl Prepared {
     }
 }
 
+/// What the tests of a kernel need besides, built if it is missing.
+fn for_tests(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout) -> Result<ForTests> {
+    let (program, modules) = kernel.tests(toolbox)?;
+    Ok(ForTests {
+        sample: driver::build_sample(toolbox, kernel, checkout)?,
+        test_hmm: modules.test_hmm,
+        test_helpers: modules.helpers,
+        kernel_tests: artifacts::KernelTests {
+            program: program.program,
+            source_sha256: program.source_sha256,
+        },
+    })
+}
+
 /// `cargo xtask setup`.
 pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
     let checkout = Checkout::locate()?;
@@ -186,6 +199,8 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
     }
     let foundation = Foundation::prepare(&checkout, &kernels)?;
     for kernel in &foundation.kernels {
+        // For machines that take all of it from here.
+        kernel.tests(&foundation.toolbox)?;
         say!("{} kernel {} is ready", kernel.name, kernel.release);
     }
     if args.debug_kernel {
@@ -226,7 +241,7 @@ pub(crate) fn build(args: &BuildArgs) -> Result<ExitCode> {
             kernel.driver.display(),
             kernel.release
         );
-        say!("sample  {}", kernel.sample.display());
+        say!("sample  {}", kernel.for_tests().sample.display());
     }
     say!("guest   {}", prepared.artifacts.hmm.display());
     say!("list    {}", prepared.write_manifest()?.display());

@@ -64,6 +64,34 @@ fn the_header_declares_exactly_what_the_shared_library_exports() {
 }
 
 #[test]
+fn every_example_compiles_and_is_linked_as_its_page_says() {
+    let examples = folder().join("../../examples/c");
+    let directory = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for entry in fs::read_dir(examples).unwrap() {
+        let source = entry.unwrap().path();
+        let program = directory.path().join(source.file_stem().unwrap());
+        let mut compiler = with_headers("cc");
+        compiler.args(["-std=c11", "-static", "-o"]);
+        compiler.arg(&program).arg(&source).arg(&libraries().fixed);
+        succeeded(&mut compiler);
+        count += 1;
+    }
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn the_first_hour_shows_an_example_as_it_is() {
+    let checkout = folder().join("../..");
+    let page = fs::read_to_string(checkout.join("book/pages/first-hour.md")).unwrap();
+    let source = fs::read_to_string(checkout.join("examples/c/first.c")).unwrap();
+    let (_, source) = source.split_once('\n').unwrap();
+    let (_, shown) = page.split_once("```c\n").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    assert_eq!(shown, source);
+}
+
+#[test]
 fn the_shared_library_is_known_by_the_first_number_of_its_version() {
     let bytes = fs::read(&libraries().shared).unwrap();
     let header = FileHeader64::<Endianness>::parse(&*bytes).unwrap();

@@ -107,7 +107,7 @@ fn every_test_of_the_kernel_passes_on_our_device() {
     let table = Table {
         kernel: &name,
         release: &kernel.release,
-        source_sha256: &kernel.kernel_tests.source_sha256,
+        source_sha256: &kernel.for_tests().kernel_tests.source_sha256,
         emulated: !artifacts.kvm,
         tests: &tests,
         ours: &ours,
@@ -139,10 +139,13 @@ fn exceptions(kvm: bool) -> Vec<Exception> {
 
 /// A machine with everything that the tests need.
 fn start(artifacts: &Artifacts, kernel: &Kernel) -> Vm {
-    let files = [&kernel.kernel_tests.program, &kernel.test_hmm];
+    let files = [
+        &kernel.for_tests().kernel_tests.program,
+        &kernel.for_tests().test_hmm,
+    ];
     let vm = files
         .into_iter()
-        .chain(&kernel.test_helpers)
+        .chain(&kernel.for_tests().test_helpers)
         .fold(Vm::builder(artifacts), |builder, file| builder.file(file))
         .devices(DEVICES)
         .coherent_devices(DEVICES)
@@ -154,13 +157,13 @@ fn start(artifacts: &Artifacts, kernel: &Kernel) -> Vm {
         .without_driver()
         .start()
         .unwrap();
-    if !kernel.test_helpers.is_empty() {
+    if !kernel.for_tests().test_helpers.is_empty() {
         // The helper module cannot ask the kernel about CMA and assumes that there is none.
         let memory = vm.run(["grep", "CmaTotal", "/proc/meminfo"]).unwrap();
         let words = memory.text();
         assert_eq!(words.split_whitespace().nth(1), Some("0"), "{words}");
     }
-    for helper in &kernel.test_helpers {
+    for helper in &kernel.for_tests().test_helpers {
         let name = helper.file_name().unwrap().to_string_lossy();
         vm.guest()
             .load_module(&format!("/root/{name}"), "", DRIVER)
@@ -238,7 +241,12 @@ fn half_of_test_hmm(
     guest
         .write_file("/dev/kmsg", "kernel_suite: test_hmm from here on\n")
         .unwrap();
-    let file = kernel.test_hmm.file_name().unwrap().to_string_lossy();
+    let file = kernel
+        .for_tests()
+        .test_hmm
+        .file_name()
+        .unwrap()
+        .to_string_lossy();
     guest
         .load_module(&format!("/root/{file}"), "", DRIVER)
         .unwrap();
