@@ -324,6 +324,25 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_that_a_page_gives_to_a_machine_is_one() {
+        let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let shown = hmm_book::commands::shown(&checkout, "cargo xtask").unwrap();
+        let mut count = 0;
+        for command in &shown {
+            for pair in command.arguments.windows(2) {
+                if let ([option, rule], true) = (pair, command.is_complete) {
+                    if option == "--rule" {
+                        let parsed = rule.parse::<Rule>();
+                        assert!(parsed.is_ok(), "{}: {rule}", command.page.display());
+                        count += 1;
+                    }
+                }
+            }
+        }
+        assert!(count > 3, "{count}");
+    }
+
+    #[test]
     fn the_socket_is_all_that_must_be_said() {
         let args = parse(&["--socket-path", "/tmp/s"]).unwrap();
         assert_eq!(args.device(), DeviceConfig::default());

@@ -49,7 +49,7 @@ pub(crate) struct Driver {
 impl Browser {
     /// The one of this cache, made if it is missing.
     pub(crate) fn prepare(cache: &Cache) -> Result<Self> {
-        let logs = cache.directory().join("logs");
+        let logs = cache.logs();
         let recipe = Recipe::new("browser")
             .with(SUITE)
             .with(PACKAGES.join(","))

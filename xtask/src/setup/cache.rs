@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use anyhow::{bail, Context, Result};
 use hmm_cli::remark;
 use rustix::fs::{flock, FlockOperation};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -130,12 +131,25 @@ impl Cache {
     /// `build` fills an empty directory and returns the files (relative to it) whose integrity
     /// stands for that of the entry. Two runs never build the same entry at the same time: the
     /// second one waits and reuses it.
+    ///
+    /// A cache that cannot be written has only complete entries, or the error says what it lacks.
     pub(crate) fn entry(
         &self,
         recipe: &Recipe,
         build: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
     ) -> Result<PathBuf> {
         let entry = self.directory.join(recipe.entry_name());
+        if !self.is_writable() {
+            Stamp::verify(&entry).with_context(|| {
+                format!(
+                    "the cache {} cannot be written, and its {} is not whole: complete it where it \
+                     can be written, with `cargo xtask setup` for example",
+                    self.directory.display(),
+                    recipe.entry_name()
+                )
+            })?;
+            return Ok(entry);
+        }
         let _lock = self.lock(&recipe.entry_name())?;
         match Stamp::verify(&entry) {
             Ok(()) => return Ok(entry),
@@ -158,6 +172,21 @@ impl Cache {
         Stamp::of(&partial, key_files)?.write(&partial)?;
         fs::rename(&partial, &entry).with_context(|| format!("completing {}", entry.display()))?;
         Ok(entry)
+    }
+
+    /// Whether we can write it, or make it. What we cannot write no other run of ours changes.
+    pub(crate) fn is_writable(&self) -> bool {
+        let writable = rustix::fs::access(&self.directory, rustix::fs::Access::WRITE_OK);
+        !matches!(writable, Err(Errno::ROFS | Errno::ACCESS | Errno::PERM))
+    }
+
+    /// Where long steps keep their output.
+    pub(crate) fn logs(&self) -> PathBuf {
+        if self.is_writable() {
+            return self.directory.join("logs");
+        }
+        let user = rustix::process::geteuid();
+        std::env::temp_dir().join(format!("virtio-hmm-logs-{}", user.as_raw()))
     }
 
     /// Whether there is a complete entry that `recipe` describes.
@@ -423,6 +452,49 @@ mod tests {
         assert!(!fixture.cache.directory().join(recipe.entry_name()).exists());
         fixture.entry("a").unwrap();
         assert_eq!(fixture.built.get(), 1);
+    }
+
+    /// Names the cache to the test below when it runs where that cannot be written.
+    const READ_ONLY: &str = "VIRTIO_HMM_TEST_OF_READ_ONLY_CACHE";
+
+    #[test]
+    fn a_cache_that_cannot_be_written_gives_what_it_has_and_names_what_it_lacks() {
+        let Some(directory) = std::env::var_os(READ_ONLY) else {
+            return run_again_where_the_cache_is_read_only();
+        };
+        let cache = Cache::at(directory.into());
+        assert!(!cache.is_writable());
+        assert!(!cache.logs().starts_with(cache.directory()));
+        let entry = |content: &str| {
+            cache.entry(&Recipe::new("thing").with(content), |_| {
+                panic!("nothing is built here")
+            })
+        };
+        let file = entry("a").unwrap().join("file");
+        assert_eq!(fs::read_to_string(file).unwrap(), "a");
+        let error = format!("{:#}", entry("b").unwrap_err());
+        assert!(error.contains("cannot be written"), "{error}");
+        assert!(error.contains("thing-"), "{error}");
+    }
+
+    fn run_again_where_the_cache_is_read_only() {
+        const MOUNT_AND_RUN: &str = "mount --bind \"$1\" \"$1\"; \
+             mount -o remount,bind,ro \"$1\"; \
+             exec \"$2\" --exact --nocapture \
+             setup::cache::tests::a_cache_that_cannot_be_written_gives_what_it_has_and_names_what_it_lacks";
+        let fixture = Fixture::new();
+        fixture.entry("a").unwrap();
+        let output = host::as_root_of_own_namespace()
+            .args(["sh", "-euc", MOUNT_AND_RUN, "sh"])
+            .arg(fixture.cache.directory())
+            .arg(std::env::current_exe().unwrap())
+            .env(READ_ONLY, fixture.cache.directory())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}{errors}");
+        assert!(text.contains("1 passed"), "{text}{errors}");
     }
 
     #[test]

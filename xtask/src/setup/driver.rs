@@ -14,6 +14,7 @@ use anyhow::{bail, Context, Result};
 use hmm_cli::remark;
 use sha2::{Digest, Sha256};
 
+use crate::setup::cache::Cache;
 use crate::setup::cargo::Checkout;
 use crate::setup::kernel::{Build, Kernel};
 use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
@@ -201,7 +202,8 @@ fn make(
         return Ok(built);
     }
 
-    let seen = |path: &Path| build.site.path(toolbox, path);
+    let site = build.site.with(toolbox, &workshop.directory);
+    let seen = |path: &Path| site.path(toolbox, path);
     let jobs = host::parallelism().to_string();
     let arguments = [
         seen(&build.tree)?.into_os_string(),
@@ -209,7 +211,7 @@ fn make(
         seen(&output)?.into_os_string(),
         jobs.into(),
     ];
-    let mut command = build.site.script(toolbox, MAKE, arguments);
+    let mut command = site.script(toolbox, MAKE, arguments);
     command.args(&build.arguments);
     match goal {
         Goal::Lints => {
@@ -268,7 +270,8 @@ fn explanation(kernel: &Kernel) -> String {
     )
 }
 
-/// A directory of the toolbox for the modules of one checkout, locked while in use.
+/// A directory for the modules of one checkout, locked while in use: in the toolbox or, if that
+/// cannot be written, among Cargo's output.
 #[derive(Debug)]
 struct Workshop {
     directory: PathBuf,
@@ -280,7 +283,8 @@ impl Workshop {
     fn open(toolbox: &Toolbox, checkout: &Checkout) -> Result<Self> {
         let digest = Sha256::digest(checkout.root.as_os_str().as_encoded_bytes());
         let name = format!("driver-{}", cache::hex(&digest[..4]));
-        let builds = toolbox.builds();
+        let builds = Some(toolbox.builds()).filter(Cache::is_writable);
+        let builds = builds.unwrap_or_else(|| Cache::at(checkout.output.join("modules")));
         let lock = builds.lock(&name)?;
         let directory = builds.directory().join(name);
         let sources = directory.join("sources");

@@ -53,8 +53,11 @@ pub(crate) fn works(toolbox: &Toolbox) -> Result<bool> {
         kvm: boots(toolbox, "kvm", "host")?,
         boot,
     };
-    fs::write(&memory, serde_json::to_vec(&finding)?)
-        .with_context(|| format!("writing {}", memory.display()))?;
+    // A toolbox that cannot be written forgets it.
+    if toolbox.builds().is_writable() {
+        fs::write(&memory, serde_json::to_vec(&finding)?)
+            .with_context(|| format!("writing {}", memory.display()))?;
+    }
     Ok(finding.kvm)
 }
 

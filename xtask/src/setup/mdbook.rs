@@ -24,11 +24,7 @@ pub(crate) fn prepare(cache: &Cache, checkout: &Checkout) -> Result<PathBuf> {
             &format!("building mdBook {VERSION}"),
             "it makes the pages of the book (about 3 minutes)",
         );
-        install(
-            checkout,
-            partial,
-            &cache.directory().join("logs/mdbook.log"),
-        )?;
+        install(checkout, partial, &cache.logs().join("mdbook.log"))?;
         Ok(vec![PROGRAM.into()])
     })?;
     Ok(entry.join(PROGRAM))

@@ -11,8 +11,16 @@ use anyhow::{Context, Result};
 use crate::setup::host;
 
 /// Binds what is asked for, and enters. On Debian, a normal user's search path lacks the directory
-/// of chroot.
+/// of chroot. Over a root that cannot be written lies memory, which disappears afterwards: mounts need
+/// directories, and programs a place for temporary files.
 const BIND_AND_ENTER: &str = "PATH=$PATH:/usr/sbin:/sbin; root=$1; shift; \
+     if ! test -w \"$root\"; then \
+         over=$root/mnt; mount -t tmpfs none \"$over\"; \
+         mkdir \"$over/upper\" \"$over/work\" \"$over/root\"; \
+         mount -t overlay overlay \"$over/root\" \
+             -o \"lowerdir=$root,upperdir=$over/upper,workdir=$over/work\"; \
+         root=$over/root; \
+     fi; \
      for each in dev proc sys; do mount --rbind /$each \"$root/$each\"; done; \
      while test \"$1\" != enter; do \
          test -d \"$root$3\" || mkdir -p \"$root$3\"; mount --rbind \"$2\" \"$root$3\"; \

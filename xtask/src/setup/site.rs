@@ -38,6 +38,17 @@ impl Site {
         Self::Toolbox(mounts)
     }
 
+    /// The same, where a directory of the host can also be written.
+    pub(crate) fn with(&self, toolbox: &Toolbox, directory: &Path) -> Self {
+        match self {
+            Self::Toolbox(mounts) if toolbox.inside(directory).is_err() => {
+                let more = [Mount::writable(directory)];
+                Self::Toolbox([mounts.as_slice(), &more].concat())
+            }
+            other => other.clone(),
+        }
+    }
+
     /// A path of the host, as it is called there.
     ///
     /// # Errors
@@ -102,6 +113,13 @@ mod tests {
         let toolbox = Toolbox::at("/cache/toolbox/root".into());
         let site = Site::toolbox(&toolbox, &[Path::new("/home/a/linux")]);
         assert!(site.path(&toolbox, Path::new("/home/b/linux")).is_err());
+        let more = site.with(&toolbox, Path::new("/home/b"));
+        let seen = more.path(&toolbox, Path::new("/home/b/linux"));
+        assert_eq!(seen.unwrap(), Path::new("/home/b/linux"));
+        assert_eq!(
+            more.with(&toolbox, Path::new("/cache/toolbox/root/x")),
+            more
+        );
         let host = Site::Host.path(&toolbox, Path::new("/home/b/linux"));
         assert_eq!(host.unwrap(), Path::new("/home/b/linux"));
     }

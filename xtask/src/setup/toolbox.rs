@@ -60,8 +60,10 @@ pub(crate) struct Toolbox {
 impl Toolbox {
     /// The toolbox of this cache, made if it is missing.
     pub(crate) fn prepare(cache: &Cache) -> Result<Self> {
-        let logs = cache.directory().join("logs");
-        host::install_missing_packages(&logs.join("host-packages.log"))?;
+        let logs = cache.logs();
+        if cache.is_writable() {
+            host::install_missing_packages(&logs.join("host-packages.log"))?;
+        }
         host::check_namespaces()?;
         let entry = cache.entry(&Self::recipe(), |partial| {
             space::require(cache.directory(), space::TOOLBOX, "the toolbox")?;
