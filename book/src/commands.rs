@@ -16,12 +16,13 @@ const HISTORY: &str = "CHANGELOG.md";
 const OF_SHELLS: [&str; 2] = ["sh", "console"];
 
 /// What stands for a value of the user's, and a value that is possible.
-const PLACEHOLDERS: [(&str, &str); 5] = [
+const PLACEHOLDERS: [(&str, &str); 6] = [
     ("N", "1"),
     ("PID", "1"),
     ("SECONDS", "60"),
     ("SIZE", "64M"),
     ("RULE", "delay=1ms@dma"),
+    ("NAME <ADDRESS>", "A Person <person@example.org>"),
 ];
 
 /// A command that a page shows.

@@ -22,7 +22,7 @@ fn record_page(record: &Record, page: &mut String) -> fmt::Result {
     writeln!(page, "# What things cost: a run of {}\n", record.date)?;
     writeln!(
         page,
-        "`cargo xtask bench --markdown` has written this. [benchmarks.md](benchmarks.md) says\n\
+        "`cargo xtask bench --markdown PATH` has written this. [benchmarks.md](benchmarks.md) says\n\
          what is measured and how: a value is a median, with its quartiles behind it; a ratio is\n\
          the value divided by that of its reference, which took turns with it.\n"
     )?;
