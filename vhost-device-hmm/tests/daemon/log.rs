@@ -5,7 +5,7 @@ use std::process::Command;
 use virtio_hmm_spec::wire::command::{Request, Status};
 use virtio_hmm_spec::wire::Queue;
 
-use crate::guest::{command, request, Daemon, Guest, DEADLINE};
+use crate::guest::{command, Daemon, Guest, DEADLINE};
 
 /// A line of each level that a clumsy driver causes, the least important first.
 const LINES: [&str; 3] = [
