@@ -78,6 +78,8 @@ fn python_sees_the_sizes_the_offsets_and_the_numbers_of_the_crate() {
     structure::<uapi::Wait>(it);
     structure::<uapi::Cancel>(it);
     structure::<uapi::WaitAny>(it);
+    structure::<uapi::BindProcess>(it);
+    structure::<uapi::SpaceCounters>(it);
     structure::<uapi::Migrate>(it);
     structure::<uapi::Residency>(it);
     structure::<uapi::Counters>(it);

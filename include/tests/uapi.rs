@@ -98,6 +98,8 @@ impl Claims {
         self.structure::<uapi::Wait>();
         self.structure::<uapi::Cancel>();
         self.structure::<uapi::WaitAny>();
+        self.structure::<uapi::BindProcess>();
+        self.structure::<uapi::SpaceCounters>();
         self.structure::<uapi::Migrate>();
         self.structure::<uapi::Residency>();
         self.structure::<uapi::Counters>();

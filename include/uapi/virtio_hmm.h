@@ -30,7 +30,8 @@
  *     no process has
  *
  * %EBADF
- *     &virtio_hmm_submit.eventfd is not open
+ *     &virtio_hmm_submit.eventfd, &virtio_hmm_bind_process.pidfd or
+ *     &virtio_hmm_bind_process.memory is not open, or not of that kind
  *
  * %EPROTO
  *     &virtio_hmm_bind.version is not %VIRTIO_HMM_VERSION
@@ -39,7 +40,7 @@
  *     the file is bound already
  *
  * %EPERM
- *     the file is not bound, or to another process than the caller
+ *     the file is not bound, or by another process than the caller
  *
  * %ENOSPC
  *     the device has no space left to bind to
@@ -59,10 +60,11 @@
  *     a signal arrived whose handler does not restart calls; call again
  *
  * %ESRCH
- *     no space on this device belongs to that process
+ *     no space on this device belongs to that process; or the process that the
+ *     file is bound to has ended or executed another program
  *
  * %EACCES
- *     the caller may not look at that process
+ *     the caller may not look at that process, or not write its memory
  *
  * %ENOMEM
  *     the guest is out of memory
@@ -752,6 +754,54 @@ struct virtio_hmm_bind {
 };
 
 /**
+ * struct virtio_hmm_bind_process - Binds the file to another process, whose
+ *     memory the caller may write: its addresses become the device's, and the
+ *     caller makes the calls
+ * @version: In: %VIRTIO_HMM_VERSION.
+ * @flags: In: zero.
+ * @pidfd: In: a pidfd of the process.
+ * @memory: In: a descriptor of the ``mem`` file of the same process in
+ *     ``/proc``, open for reading and writing.
+ *
+ * The space lives until the file is closed, or until the process ends or
+ * executes another program.
+ */
+struct virtio_hmm_bind_process {
+	__u32 version;
+	__u32 flags;
+	__s32 pidfd;
+	__s32 memory;
+};
+
+/**
+ * struct virtio_hmm_space_counters - Reads what has happened to the space that
+ *     the file is bound to
+ * @flags: In: zero.
+ * @reserved: In: zero.
+ * @jobs: Out: jobs submitted.
+ * @faults: Out: fault records received.
+ * @fault_pages: Out: pages mapped on behalf of faults.
+ * @invalidations: Out: notifier callbacks.
+ * @invalidations_sent: Out: notifier callbacks that concerned pages mapped on
+ *     the device.
+ * @pages_to_device: Out: pages moved to the device.
+ * @pages_to_system: Out: pages moved back by request.
+ * @cpu_fault_pages: Out: pages moved back because of CPU faults.
+ */
+struct virtio_hmm_space_counters {
+	__u32 flags;
+	__u32 reserved;
+	__u64 jobs;
+	__u64 faults;
+	__u64 fault_pages;
+	__u64 invalidations;
+	__u64 invalidations_sent;
+	__u64 pages_to_device;
+	__u64 pages_to_system;
+	__u64 cpu_fault_pages;
+};
+
+/**
  * struct virtio_hmm_submit - Submits jobs, which may run in any order and at
  *     the same time
  * @jobs: In: address of @count jobs, each a &struct virtio_hmm_job_descriptor.
@@ -962,5 +1012,7 @@ struct virtio_hmm_counters {
 #define VIRTIO_HMM_IOC_COUNTERS		_IOWR(VIRTIO_HMM_IOCTL_TYPE, 6, struct virtio_hmm_counters)
 #define VIRTIO_HMM_IOC_CANCEL		_IOWR(VIRTIO_HMM_IOCTL_TYPE, 7, struct virtio_hmm_cancel)
 #define VIRTIO_HMM_IOC_WAIT_ANY		_IOWR(VIRTIO_HMM_IOCTL_TYPE, 8, struct virtio_hmm_wait_any)
+#define VIRTIO_HMM_IOC_BIND_PROCESS	_IOWR(VIRTIO_HMM_IOCTL_TYPE, 9, struct virtio_hmm_bind_process)
+#define VIRTIO_HMM_IOC_SPACE_COUNTERS	_IOWR(VIRTIO_HMM_IOCTL_TYPE, 10, struct virtio_hmm_space_counters)
 
 #endif /* _UAPI_VIRTIO_HMM_H */

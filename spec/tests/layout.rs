@@ -7,7 +7,8 @@
 use proptest::prelude::*;
 use virtio_hmm_spec::uapi::dmirror::{DmirrorCall, DmirrorCommand};
 use virtio_hmm_spec::uapi::{
-    Bind, Call, Cancel, Counters, DriverStatistics, Info, Migrate, Residency, Submit, Wait, WaitAny,
+    Bind, BindProcess, Call, Cancel, Counters, DriverStatistics, Info, Migrate, Residency,
+    SpaceCounters, Submit, Wait, WaitAny,
 };
 use virtio_hmm_spec::wire::command::{
     AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry, QueryResult, RangeEntry,
@@ -65,6 +66,8 @@ fn every_structure_has_the_layout_that_is_written_down() {
     assert_layout::<DriverStatistics>(232, &eights::<29>());
     assert_layout::<Cancel>(16, &[0, 8, 12]);
     assert_layout::<WaitAny>(112, &[0, 8, 12, 16, 24, 32]);
+    assert_layout::<BindProcess>(16, &[0, 4, 8, 12]);
+    assert_layout::<SpaceCounters>(72, &[0, 4, 8, 16, 24, 32, 40, 48, 56, 64]);
     assert_layout::<DmirrorCommand>(40, &eights::<5>());
 }
 
@@ -85,6 +88,8 @@ fn request_codes_are_those_that_the_kernel_computes() {
     assert_eq!(Counters::CODE, 0xC208_D606);
     assert_eq!(Cancel::CODE, 0xC010_D607);
     assert_eq!(WaitAny::CODE, 0xC070_D608);
+    assert_eq!(BindProcess::CODE, 0xC010_D609);
+    assert_eq!(SpaceCounters::CODE, 0xC048_D60A);
     assert_eq!(DmirrorCall::Read.code(), 0xC028_4800);
     assert_eq!(DmirrorCall::ReadUnlocked.code(), 0xC028_4809);
 }
@@ -309,6 +314,15 @@ fn the_fields_of_the_ioctls_are_read_at_their_places() {
         pages: 0x1716_1514_1312_1110,
         states: 0x1f1e_1d1c_1b1a_1918,
     });
+    assert_fields!(BindProcess {
+        version: 0x0302_0100,
+        flags: 0x0706_0504,
+        pidfd: 0x0b0a_0908,
+        memory: 0x0f0e_0d0c,
+    });
+    let counters = from_counting::<SpaceCounters>();
+    assert_eq!(counters.jobs, 0x0f0e_0d0c_0b0a_0908);
+    assert_eq!(counters.cpu_fault_pages, 0x4746_4544_4342_4140);
     let counters = from_counting::<Counters>();
     assert_eq!(counters.driver.spaces, 0x0706_0504_0302_0100);
     assert_eq!(counters.driver.interrupts, 0xd7d6_d5d4_d3d2_d1d0);

@@ -593,6 +593,67 @@ class Bind(ctypes.Structure):
     ]
 
 
+class BindProcess(ctypes.Structure):
+    """Binds the file to another process, whose memory the caller may write: its addresses become
+    the device's, and the caller makes the calls.
+
+    The space lives until the file is closed, or until the process ends or executes another program.
+    """
+
+    #: In: VERSION.
+    version: int
+    #: In: zero.
+    flags: int
+    #: In: a pidfd of the process.
+    pidfd: int
+    #: In: a descriptor of the "mem" file of the same process in "/proc", open for reading and
+    #: writing.
+    memory: int
+    _fields_ = [
+        ("version", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("pidfd", ctypes.c_int32),
+        ("memory", ctypes.c_int32),
+    ]
+
+
+class SpaceCounters(ctypes.Structure):
+    """Reads what has happened to the space that the file is bound to."""
+
+    #: In: zero.
+    flags: int
+    #: In: zero.
+    reserved: int
+    #: Out: jobs submitted.
+    jobs: int
+    #: Out: fault records received.
+    faults: int
+    #: Out: pages mapped on behalf of faults.
+    fault_pages: int
+    #: Out: notifier callbacks.
+    invalidations: int
+    #: Out: notifier callbacks that concerned pages mapped on the device.
+    invalidations_sent: int
+    #: Out: pages moved to the device.
+    pages_to_device: int
+    #: Out: pages moved back by request.
+    pages_to_system: int
+    #: Out: pages moved back because of CPU faults.
+    cpu_fault_pages: int
+    _fields_ = [
+        ("flags", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("jobs", ctypes.c_uint64),
+        ("faults", ctypes.c_uint64),
+        ("fault_pages", ctypes.c_uint64),
+        ("invalidations", ctypes.c_uint64),
+        ("invalidations_sent", ctypes.c_uint64),
+        ("pages_to_device", ctypes.c_uint64),
+        ("pages_to_system", ctypes.c_uint64),
+        ("cpu_fault_pages", ctypes.c_uint64),
+    ]
+
+
 class Submit(ctypes.Structure):
     """Submits jobs, which may run in any order and at the same time."""
 

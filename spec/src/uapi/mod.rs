@@ -11,17 +11,17 @@
 //! | `ENOTTY` | no such ioctl, or a structure of another size |
 //! | `EFAULT` | an argument's own memory cannot be read or written |
 //! | `EINVAL` | a field is out of range, not aligned, or should be zero; addresses that no process has |
-//! | `EBADF` | [`Submit::eventfd`] is not open |
+//! | `EBADF` | [`Submit::eventfd`], [`BindProcess::pidfd`] or [`BindProcess::memory`] is not open, or not of that kind |
 //! | `EPROTO` | [`Bind::version`] is not [`VERSION`] |
 //! | `EBUSY` | the file is bound already |
-//! | `EPERM` | the file is not bound, or to another process than the caller |
+//! | `EPERM` | the file is not bound, or by another process than the caller |
 //! | `ENOSPC` | the device has no space left to bind to |
 //! | `EAGAIN` | as many jobs as the device or the file takes have been submitted; of [`Bind`]: the device is about to be started anew, call again |
 //! | `ENOENT` | no such fence, or its result has been fetched already |
 //! | `ETIME` | no such job has ended in time |
 //! | `EINTR` | a signal arrived whose handler does not restart calls; call again |
-//! | `ESRCH` | no space on this device belongs to that process |
-//! | `EACCES` | the caller may not look at that process |
+//! | `ESRCH` | no space on this device belongs to that process; or the process that the file is bound to has ended or executed another program |
+//! | `EACCES` | the caller may not look at that process, or not write its memory |
 //! | `ENOMEM` | the guest is out of memory |
 //! | `ENODEV` | the device has been removed |
 //! | `EIO` | the device broke the protocol or stopped answering, and what it held is lost: see [`Info::state`]; or it answered the request of this call alone with an error of its own, and nothing is lost |
@@ -93,6 +93,8 @@ calls! {
     6 Counters,
     7 Cancel,
     8 WaitAny,
+    9 BindProcess,
+    10 SpaceCounters,
 }
 
 layout! {
@@ -131,6 +133,47 @@ layout! {
         pub version: u32,
         /// In: zero.
         pub flags: u32,
+    }
+
+    /// Binds the file to another process, whose memory the caller may write: its addresses become
+    /// the device's, and the caller makes the calls.
+    ///
+    /// The space lives until the file is closed, or until the process ends or executes another
+    /// program.
+    pub struct BindProcess {
+        /// In: [`VERSION`].
+        pub version: u32,
+        /// In: zero.
+        pub flags: u32,
+        /// In: a pidfd of the process.
+        pub pidfd: i32,
+        /// In: a descriptor of the `mem` file of the same process in `/proc`, open for reading and
+        /// writing.
+        pub memory: i32,
+    }
+
+    /// Reads what has happened to the space that the file is bound to.
+    pub struct SpaceCounters {
+        /// In: zero.
+        pub flags: u32,
+        /// In: zero.
+        pub reserved: u32,
+        /// Out: jobs submitted.
+        pub jobs: u64,
+        /// Out: fault records received.
+        pub faults: u64,
+        /// Out: pages mapped on behalf of faults.
+        pub fault_pages: u64,
+        /// Out: notifier callbacks.
+        pub invalidations: u64,
+        /// Out: notifier callbacks that concerned pages mapped on the device.
+        pub invalidations_sent: u64,
+        /// Out: pages moved to the device.
+        pub pages_to_device: u64,
+        /// Out: pages moved back by request.
+        pub pages_to_system: u64,
+        /// Out: pages moved back because of CPU faults.
+        pub cpu_fault_pages: u64,
     }
 
     /// Submits jobs, which may run in any order and at the same time.

@@ -26,6 +26,7 @@ const OTHER_NAMES: &[&str] = &[
     "/dev/hmmN",
     "/dev/hmm_dmirror0",
     "/dev/hmm_dmirrorN",
+    "CAP_SYS_NICE",
     "CAP_SYS_PTRACE",
     "CAP_SYS_RESOURCE",
     "CLOCK_MONOTONIC",

@@ -121,6 +121,8 @@ impl Interface {
                 structure::<uapi::Wait>(),
                 structure::<uapi::Cancel>(),
                 structure::<uapi::WaitAny>(),
+                structure::<uapi::BindProcess>(),
+                structure::<uapi::SpaceCounters>(),
                 structure::<uapi::Migrate>(),
                 structure::<uapi::Residency>(),
                 structure::<uapi::Counters>(),
