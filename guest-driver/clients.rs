@@ -8,7 +8,8 @@
 use crate::{
     device::Device,
     migrate::{evict, to_system::all_to_system},
-    poll::{Ready, Waiters},
+    poll::Ready,
+    process::Owner,
     space::{Space, Spaces},
     uapi::{DeviceState, DriverStatistics},
     watchdog::Watchdog,
@@ -48,8 +49,6 @@ pub(crate) struct Clients {
     removed: Atomic<bool>,
     #[pin]
     users: Srcu,
-    /// Threads that poll a file, to be woken when the device changes.
-    pollers: Arc<Waiters>,
 }
 
 /// Keeps a device from being removed.
@@ -79,7 +78,6 @@ impl Clients {
                 state: Atomic::new(DeviceState::Resetting.raw()),
                 removed: Atomic::new(false),
                 users <- kernel::new_srcu!("Clients::users"),
-                pollers: Waiters::new()?,
             }),
             GFP_KERNEL,
         )
@@ -111,10 +109,10 @@ impl Clients {
         self.files.fetch_add(1, Relaxed);
     }
 
-    /// The space of the process with the address space `mm`; see [`Space::bind`]. Binds one more
-    /// file to it, which must leave it ([`Self::leave`]).
-    pub(crate) fn bind(self: &Arc<Self>, mm: &MmWithUser) -> Result<Arc<Space>> {
-        Space::bind(&self.spaces, &self.device, mm, |space| {
+    /// The space of the process with the address space `mm` and this owner; see [`Space::bind`].
+    /// Binds one more file to it, which must leave it ([`Self::leave`]).
+    pub(crate) fn bind(self: &Arc<Self>, mm: &MmWithUser, owner: Owner) -> Result<Arc<Space>> {
+        Space::bind(&self.spaces, &self.device, mm, owner, |space| {
             self.leave(space, || ())
         })
     }
@@ -154,9 +152,9 @@ impl Clients {
     }
 
     /// The poll state of a file as far as it depends on the device. The polling thread is woken by
-    /// changes.
+    /// changes, and when the process of any space has ended.
     pub(crate) fn watch(&self, file: &File, table: &PollTable<'_>) -> Ready {
-        self.pollers.register(file, table);
+        self.spaces.pollers.register(file, table);
         if self.is_removed() {
             Ready::ERROR | Ready::HUNG_UP
         } else {
@@ -176,14 +174,14 @@ impl Clients {
 
     pub(crate) fn set_state(&self, state: DeviceState) {
         self.state.store(state.raw(), Release);
-        self.pollers.wake();
+        self.spaces.pollers.wake();
     }
 
     /// Changes the state from `from` to `to`; returns whether it was `from`.
     pub(crate) fn change_state(&self, from: DeviceState, to: DeviceState) -> bool {
         let is_changed = self.state.cmpxchg(from.raw(), to.raw(), Full).is_ok();
         if is_changed {
-            self.pollers.wake();
+            self.spaces.pollers.wake();
         }
         is_changed
     }
@@ -197,7 +195,7 @@ impl Clients {
     /// that cannot move back are lost in the end. {drv-region-before-reset}
     pub(crate) fn remove(&self) {
         self.removed.store(true, Release);
-        self.pollers.wake();
+        self.spaces.pollers.wake();
         self.all_to_system();
         self.spaces.end_all();
         self.users.synchronize();

@@ -194,6 +194,7 @@ impl Dispatcher {
                 // The space belongs to another life than the fault.
                 Some(space) if space.life() != life => Reason::Gone,
                 Some(space) => {
+                    space.events().faults.increment();
                     space.keep_fault(record, life);
                     core.work.with(|queue| {
                         // If the work is already queued, it will find the record.

@@ -124,6 +124,7 @@ impl Fences {
             count = count.saturating_add(1);
         }
         drop(table);
+        space.events().jobs.add(count.into());
         if count == 0 {
             return Err(error);
         }

@@ -1,11 +1,83 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the kernel crate does not provide yet about processes: the calling one, and others as far
-//! as the caller may inspect them.
+//! as the caller may inspect or change them.
 
 use crate::sys;
-use core::ffi::c_void;
-use kernel::{error::from_err_ptr, mm::MmWithUser, prelude::*, types::NotThreadSafe};
+use core::{ffi::c_void, ptr::NonNull};
+use kernel::{
+    error::from_err_ptr, mm::MmWithUser, prelude::*, sync::aref::ARef, task::Kuid,
+    types::NotThreadSafe,
+};
+
+/// Who the resources of a process are accounted to.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner {
+    user: u32,
+    effective: Kuid,
+    is_privileged: bool,
+}
+
+impl Owner {
+    /// The owner that `fill` describes.
+    fn described<T>(fill: impl FnOnce(&mut sys::virtio_hmm_owner) -> T) -> (Self, T) {
+        let mut raw = sys::virtio_hmm_owner {
+            user: 0,
+            effective: 0,
+            is_privileged: false,
+        };
+        let result = fill(&mut raw);
+        let owner = Self {
+            user: raw.user,
+            effective: Kuid::from_raw(sys::kuid_t { val: raw.effective }),
+            is_privileged: raw.is_privileged,
+        };
+        (owner, result)
+    }
+
+    /// The owner of the calling process.
+    pub(crate) fn caller() -> Self {
+        // SAFETY: `owner` is valid for writes; the function may be called by any process.
+        Self::described(|owner| unsafe { sys::virtio_hmm_caller(owner) }).0
+    }
+
+    /// The ID of the user that the process's resources count for. Users within the namespaces of an
+    /// unprivileged user count as that user.
+    pub(crate) fn user(self) -> u32 {
+        self.user
+    }
+
+    /// The effective user of the process.
+    pub(crate) fn effective(self) -> Kuid {
+        self.effective
+    }
+
+    /// Whether the process may exceed limits.
+    pub(crate) fn may_exceed_limits(self) -> bool {
+        self.is_privileged
+    }
+}
+
+/// The address space and the owner of the process behind the descriptor `pidfd`, whose memory the
+/// caller may write. `memory` is a descriptor of the process's `mem` file in `/proc`, which proves
+/// that.
+///
+/// The caller drops the reference where it may sleep for long: it may be the last one.
+///
+/// # Errors
+///
+/// - `EBADF` if a descriptor is not open or not of its kind.
+/// - `ESRCH` if the process has ended, or executes another program than when `memory` was opened.
+/// - `EACCES` if the caller may not write the process's memory, or not give advice about it.
+/// - `EINTR` if the caller is being killed.
+pub(crate) fn traced(pidfd: i32, memory: i32) -> Result<(ARef<MmWithUser>, Owner)> {
+    // SAFETY: `owner` is valid for writes; the function takes any numbers.
+    let traced = |owner: &mut _| unsafe { sys::virtio_hmm_traced_mm(pidfd, memory, owner) };
+    let (owner, mm) = Owner::described(traced);
+    let mm = NonNull::new(from_err_ptr(mm)?).ok_or(ESRCH)?;
+    // SAFETY: The reference that the function has taken is ours.
+    Ok((unsafe { ARef::from_raw(mm.cast()) }, owner))
+}
 
 /// Calls `look` with the address space of the process with this number, for comparison only.
 ///
@@ -51,19 +123,6 @@ impl Drop for Charging {
         // pointers come from there, and the reference to the group is ours.
         unsafe { sys::virtio_hmm_end_charging(self.before, self.group) };
     }
-}
-
-/// Whether the caller may exceed limits.
-pub(crate) fn may_exceed_limits() -> bool {
-    // SAFETY: The function may be called by any process; the capability exists.
-    unsafe { sys::capable(sys::CAP_SYS_RESOURCE as i32) }
-}
-
-/// The ID of the user that the caller's resources are accounted to. Users within the namespaces of
-/// an unprivileged user count as that user.
-pub(crate) fn user() -> u32 {
-    // SAFETY: The function may be called by any process.
-    unsafe { sys::virtio_hmm_user() }
 }
 
 /// The first address beyond the caller's address space.

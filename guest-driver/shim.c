@@ -2,11 +2,14 @@
 /* See shim.h. */
 #include <linux/completion.h>
 #include <linux/cred.h>
+#include <linux/file.h>
+#include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
 #include <linux/hugetlb.h>
 #include <linux/ioport.h>
+#include <linux/magic.h>
 #include <linux/memcontrol.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
@@ -34,10 +37,11 @@
 
 #include "shim.h"
 
-u32 virtio_hmm_user(void)
+/* The user that the resources of a process with these credentials count for. */
+static u32 user_of(const struct cred *cred)
 {
-	struct user_namespace *ns = current_user_ns();
-	kuid_t user = current_uid();
+	struct user_namespace *ns = cred->user_ns;
+	kuid_t user = cred->uid;
 
 	while (ns != &init_user_ns && ns->parent != &init_user_ns)
 		ns = ns->parent;
@@ -48,6 +52,14 @@ u32 virtio_hmm_user(void)
 	if (ns != &init_user_ns && !uid_eq(ns->owner, GLOBAL_ROOT_UID))
 		user = ns->owner;
 	return __kuid_val(user);
+}
+
+/* Who the resources of the calling process are accounted to. */
+void virtio_hmm_caller(struct virtio_hmm_owner *owner)
+{
+	owner->user = user_of(current_cred());
+	owner->effective = __kuid_val(current_euid());
+	owner->is_privileged = capable(CAP_SYS_RESOURCE);
 }
 
 /*
@@ -104,6 +116,127 @@ struct mm_struct *virtio_hmm_mm_of(pid_t number)
 	}
 	put_task_struct(task);
 	return mm;
+}
+
+/*
+ * Whether the caller may write the data of a process, like
+ * ptrace_may_access(PTRACE_MODE_ATTACH_REALCREDS), which is not exported to modules. Does not ask the
+ * security modules: see is_memory_of().
+ */
+static bool may_trace(struct task_struct *task)
+{
+	const struct cred *mine = current_cred(), *theirs;
+	const struct task_exec_state *state;
+	bool may;
+
+	guard(rcu)();
+	theirs = __task_cred(task);
+	if (ns_capable(theirs->user_ns, CAP_SYS_PTRACE)) {
+		may = true;
+	} else {
+		may = uid_eq(mine->uid, theirs->euid) && uid_eq(mine->uid, theirs->suid) &&
+		      uid_eq(mine->uid, theirs->uid) && gid_eq(mine->gid, theirs->egid) &&
+		      gid_eq(mine->gid, theirs->sgid) && gid_eq(mine->gid, theirs->gid);
+		/* As cap_ptrace_access_check(). */
+		may = may && mine->user_ns == theirs->user_ns &&
+		      cap_issubset(theirs->cap_permitted, mine->cap_permitted);
+	}
+	if (!may)
+		return false;
+	/* A process that drops privileges changes dumpable first: commit_creds(). */
+	smp_rmb();
+	state = rcu_dereference(task->exec_state);
+	return READ_ONCE(state->dumpable) == TASK_DUMPABLE_OWNER ||
+	       ns_capable(state->user_ns, CAP_SYS_PTRACE);
+}
+
+/* What a pidfd refers to, with a reference; an error if the descriptor is none. */
+static struct pid *pid_of(int descriptor)
+{
+	CLASS(fd, file)(descriptor);
+
+	if (fd_empty(file))
+		return ERR_PTR(-EBADF);
+	/* As pidfd_pid(), which is not exported to modules. */
+	if (file_inode(fd_file(file))->i_sb->s_magic != PID_FS_MAGIC)
+		return ERR_PTR(-EBADF);
+	return get_pid(file_inode(fd_file(file))->i_private);
+}
+
+/*
+ * Whether a descriptor is that of /proc/PID/mem of an address space, open for reading and writing.
+ *
+ * The kernel lets a process open this file only if the process may trace the other one, and asks the
+ * security modules, which a module cannot ask. Whoever has the file can write the address space.
+ * The data of other files in /proc may be an address space, too, but none of them has this name.
+ */
+static int is_memory_of(int descriptor, struct mm_struct *mm)
+{
+	const fmode_t both = FMODE_CAN_READ | FMODE_CAN_WRITE;
+	CLASS(fd, memory)(descriptor);
+	struct file *file;
+
+	if (fd_empty(memory))
+		return -EBADF;
+	file = fd_file(memory);
+	if (file_inode(file)->i_sb->s_magic != PROC_SUPER_MAGIC ||
+	    strcmp(file_dentry(file)->d_name.name, "mem"))
+		return -EBADF;
+	if ((file->f_mode & both) != both)
+		return -EACCES;
+	/* The process may have executed another program since the file was opened. */
+	return file->private_data == mm ? 0 : -ESRCH;
+}
+
+/*
+ * The address space, with a reference, of the process behind a pidfd, if the caller may write to it
+ * and give advice about it; else an error. `memory` is a descriptor of its /proc/PID/mem. Also
+ * returns who the resources of the process are accounted to.
+ */
+struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
+				       struct virtio_hmm_owner *owner)
+{
+	struct task_struct *task;
+	const struct cred *cred;
+	struct mm_struct *mm;
+	struct pid *pid;
+	int error;
+
+	pid = pid_of(pidfd);
+	if (IS_ERR(pid))
+		return ERR_CAST(pid);
+	task = get_pid_task(pid, PIDTYPE_TGID);
+	put_pid(pid);
+	if (!task)
+		return ERR_PTR(-ESRCH);
+	/* As mm_access(): an exec between the check and the use would change the process. */
+	error = down_read_killable(&task->signal->exec_update_lock);
+	if (error)
+		goto out;
+	mm = get_task_mm(task);
+	if (!mm)
+		error = -ESRCH;
+	else if (mm == current->mm)
+		error = 0;
+	/* As process_vm_writev() and process_madvise(). */
+	else if (!may_trace(task) || !may_look_into(task) || !capable(CAP_SYS_NICE))
+		error = -EACCES;
+	else
+		error = is_memory_of(memory, mm);
+	if (!error) {
+		cred = get_task_cred(task);
+		owner->user = user_of(cred);
+		owner->effective = __kuid_val(cred->euid);
+		owner->is_privileged = cred->user_ns == &init_user_ns &&
+				       cap_raised(cred->cap_effective, CAP_SYS_RESOURCE);
+		put_cred(cred);
+	}
+	up_read(&task->signal->exec_update_lock);
+	if (error && mm)
+		mmput(mm);
+out:
+	put_task_struct(task);
+	return error ? ERR_PTR(error) : mm;
 }
 
 /* From now on, what the calling thread allocates is charged to the process's control group. */

@@ -55,8 +55,19 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 		   size_t in_len, void *token);
 
 /* process.rs */
-u32 virtio_hmm_user(void);
+/* Who the resources of a process are accounted to. */
+struct virtio_hmm_owner {
+	/* The user that they count for; see virtio_hmm_caller(). */
+	u32 user;
+	/* The effective user. */
+	u32 effective;
+	/* Whether the process has CAP_SYS_RESOURCE. */
+	bool is_privileged;
+};
+void virtio_hmm_caller(struct virtio_hmm_owner *owner);
 struct mm_struct *virtio_hmm_mm_of(pid_t number);
+struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
+				       struct virtio_hmm_owner *owner);
 void *virtio_hmm_begin_charging(struct mm_struct *mm, void **group);
 void virtio_hmm_end_charging(void *before, void *group);
 bool virtio_hmm_is_being_killed(void);

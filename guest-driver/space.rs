@@ -12,9 +12,11 @@
 //!
 //! Lock order: `Spaces::table`; the notifier's locks (see `mm::mmu_notifier`); the ring's.
 
+pub(crate) mod counters;
 pub(crate) mod fault_around;
 pub(crate) mod ids;
 pub(crate) mod inbox;
+pub(crate) mod life;
 pub(crate) mod mapped;
 pub(crate) mod mirror;
 pub(crate) mod refusals;
@@ -28,7 +30,10 @@ use crate::{
         Device,
     },
     mm::mmu_notifier::MmuIntervalNotifier,
+    poll::Waiters,
+    process::{Charging, Owner},
     space::{
+        counters::Events,
         fault_around::FaultAround,
         ids::{Ids, Jobs},
         inbox::Inbox,
@@ -43,7 +48,7 @@ use crate::{
 use core::ops::Range;
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
-    current, impl_has_work,
+    impl_has_work,
     mm::{Mm, MmWithUser},
     new_mutex, new_work,
     prelude::*,
@@ -59,6 +64,8 @@ use kernel::{
 pub(crate) struct Spaces {
     inner: Pin<KBox<Inner>>,
     ids: Arc<Ids>,
+    /// Threads that poll a file of the device; woken when the process of a space has ended.
+    pub(crate) pollers: Arc<Waiters>,
 }
 
 #[pin_data]
@@ -76,6 +83,7 @@ impl Spaces {
         let spaces = Self {
             inner: KBox::pin_init(inner, GFP_KERNEL)?,
             ids: Ids::new(core.limits.spaces(), core.shares.clone())?,
+            pollers: Waiters::new()?,
         };
         Ok(Arc::new(spaces, GFP_KERNEL)?)
     }
@@ -219,9 +227,9 @@ impl Drop for Elsewhere<'_> {
 }
 
 impl Space {
-    /// The space of the process with the address space `mm`; created unless other files are already
-    /// bound to it. Binds one more file, which must leave it ([`Spaces::leave`]). Calls `leave` if
-    /// binding fails after that.
+    /// The space of the process with the address space `mm`; created for its owner unless other
+    /// files are already bound to it. Binds one more file, which must leave it ([`Spaces::leave`]).
+    /// Calls `leave` if binding fails after that.
     ///
     /// # Errors
     ///
@@ -231,13 +239,14 @@ impl Space {
         spaces: &Arc<Spaces>,
         device: &Arc<Device>,
         mm: &MmWithUser,
+        owner: Owner,
         leave: impl FnOnce(&Self),
     ) -> Result<Arc<Self>> {
         let join = || spaces.join(mm.as_raw());
         if let Some(space) = join() {
             return Ok(space);
         }
-        match Self::new(spaces.clone(), device.clone(), mm, leave) {
+        match Self::new(spaces.clone(), device.clone(), mm, owner, leave) {
             // Another thread of the process may have got the last one meanwhile.
             Err(error) if error == ENOSPC => join().ok_or(error),
             other => other,
@@ -248,13 +257,22 @@ impl Space {
         spaces: Arc<Spaces>,
         device: Arc<Device>,
         mm: &MmWithUser,
+        owner: Owner,
         leave: impl FnOnce(&Self),
     ) -> Result<Arc<Self>> {
-        let id = spaces.ids.take()?;
+        // The caller may be another process.
+        let _charging = Charging::to(mm);
+        let id = spaces.ids.take(owner)?;
         let life = device.core.link.life();
         let jobs = Jobs::new(id)?;
         let number = jobs.space();
-        let mirror = SpaceMirror::new(device.core.clone(), number, device.pagemap.owner());
+        let mirror = SpaceMirror::new(
+            device.core.clone(),
+            number,
+            device.pagemap.owner(),
+            owner.effective(),
+            spaces.pollers.clone(),
+        );
         let notifier = MmuIntervalNotifier::new(mm, mirror, Mirrored::new())?;
         let refusals = Refusals::new(device.core.watch.clone())?;
         let inbox = Inbox::new(device.core.limits.max_jobs as usize)?;
@@ -381,11 +399,14 @@ impl Space {
         self.jobs.space()
     }
 
-    /// Whether this is the space of the calling process.
-    pub(crate) fn is_callers(&self) -> bool {
-        let task = current!();
-        let mm = task.mm();
-        mm.is_some_and(|mm| core::ptr::eq(mm.as_raw(), self.mm.as_raw()))
+    /// Whether no process has the address space any more.
+    pub(crate) fn has_no_process(&self) -> bool {
+        self.notifier.mirror().life.is_over()
+    }
+
+    /// What has happened to it.
+    pub(crate) fn events(&self) -> &Events {
+        &self.notifier.mirror().events
     }
 
     /// The address space; it may be empty by now.

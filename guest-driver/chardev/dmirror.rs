@@ -27,6 +27,7 @@ use crate::{
     },
     mm::{hmm::HmmRequest, hpage_range, LockedMm, HPAGE_PMD_SIZE},
     poll::{Poll, Waiters},
+    process::Owner,
     space::Space,
     uapi::dmirror::{DmirrorCall, DmirrorCommand, FAIL_ALLOC},
     wire::{
@@ -148,7 +149,7 @@ impl Dmirror {
         if let Some(space) = &*bound {
             return Ok(space.clone());
         }
-        let space = self.clients.bind(mm)?;
+        let space = self.clients.bind(mm, Owner::caller())?;
         *bound = Some(space.clone());
         Ok(space)
     }

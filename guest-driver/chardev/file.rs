@@ -22,12 +22,12 @@ use crate::{
     job::Fences,
     migrate::{allocate::Holes, pipeline::Until, to_device::to_device, to_system::to_system},
     poll::{Poll, Ready, Waiters},
-    process,
+    process::{self, Owner},
     space::Space,
     uapi::{
-        migrate_flags, submit_flags, Bind, Call, Cancel, Counters, Destination, DeviceState, Info,
-        Migrate, Residency, Submit, Wait, WaitAny, MAX_RESIDENCY_PAGES, MAX_SUBMIT, MAX_WAIT,
-        VERSION,
+        migrate_flags, submit_flags, Bind, BindProcess, Call, Cancel, Counters, Destination,
+        DeviceState, Info, Migrate, Residency, SpaceCounters, Submit, Wait, WaitAny,
+        MAX_RESIDENCY_PAGES, MAX_SUBMIT, MAX_WAIT, VERSION,
     },
     wait::Deadline,
     wire::{config, job::JobDescriptor},
@@ -38,10 +38,11 @@ use kernel::{
     current,
     fs::File,
     miscdevice::{MiscDevice, MiscDeviceRegistration},
+    mm::{Mm, MmWithUser},
     new_mutex,
     page::PAGE_SHIFT,
     prelude::*,
-    sync::{poll::PollTable, Arc, Mutex, UniqueArc},
+    sync::{aref::ARef, poll::PollTable, Arc, Mutex, UniqueArc},
     uaccess::{UserPtr, UserSlice},
 };
 use zerocopy::{FromZeros, IntoBytes};
@@ -60,6 +61,8 @@ pub(crate) struct OpenFile {
 #[pin_data]
 struct Bound {
     space: Arc<Space>,
+    /// The address space of the process that has bound it, which alone may make calls.
+    user: ARef<Mm>,
     #[pin]
     fences: Fences,
 }
@@ -106,6 +109,8 @@ impl MiscDevice for OpenFile {
             Counters::CODE => call(arg, |counters| this.counters(counters)),
             Cancel::CODE => call(arg, |cancel| this.cancel(cancel)),
             WaitAny::CODE => call(arg, |wait| this.wait_any(wait)),
+            BindProcess::CODE => call(arg, |bind| this.bind_process(bind)),
+            SpaceCounters::CODE => call(arg, |counters| this.space_counters(counters)),
             _ => Err(ENOTTY),
         }
     }
@@ -121,6 +126,9 @@ impl Poll for OpenFile {
             if !bound.space.is_current() {
                 ready = ready | Ready::ERROR;
             }
+            if bound.space.has_no_process() {
+                ready = ready | Ready::HUNG_UP;
+            }
             if bound.fences.ends().is_any_left() {
                 ready = ready | Ready::FETCH;
             }
@@ -130,10 +138,12 @@ impl Poll for OpenFile {
 }
 
 impl OpenFile {
-    /// The binding of the file, if the file is bound to the caller's process.
+    /// The binding of the file, if the caller's process has made it.
     fn bound(&self) -> Result<Arc<Bound>> {
         let bound = self.bound.lock().clone().ok_or(EPERM)?;
-        if bound.space.is_callers() {
+        let task = current!();
+        let mm = task.mm();
+        if mm.is_some_and(|mm| core::ptr::eq(mm.as_raw(), bound.user.as_raw())) {
             Ok(bound)
         } else {
             Err(EPERM)
@@ -175,6 +185,24 @@ impl OpenFile {
             return Err(EPROTO);
         }
         zero(bind.flags)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EPERM)?;
+        self.bind_to(mm, Owner::caller())
+    }
+
+    fn bind_process(&self, bind: &BindProcess) -> Result {
+        if bind.version != VERSION {
+            return Err(EPROTO);
+        }
+        zero(bind.flags)?;
+        // Dropped last, with nothing held: if the process ends meanwhile, this thread frees its
+        // memory.
+        let (mm, owner) = process::traced(bind.pidfd, bind.memory)?;
+        self.bind_to(&mm, owner)
+    }
+
+    /// Binds the file to the process with the address space `mm` and this owner.
+    fn bind_to(&self, mm: &MmWithUser, owner: Owner) -> Result {
         let clients = self.clients.enter()?;
         let life = clients.device.core.link.queues().life();
         match clients.state() {
@@ -183,7 +211,7 @@ impl OpenFile {
             DeviceState::Gone => return Err(EIO),
         }
         let task = current!();
-        let mm = task.mm().ok_or(EPERM)?;
+        let user = task.mm().ok_or(EPERM)?;
         let mut bound = self.bound.lock();
         // A space of an earlier life of the device is no longer usable.
         if bound.as_ref().is_some_and(|bound| bound.space.is_current()) {
@@ -191,7 +219,7 @@ impl OpenFile {
         }
         let room = UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let ends = Ends::new(self.waiters.clone())?;
-        let space = self.clients.bind(mm).map_err(|error| {
+        let space = self.clients.bind(mm, owner).map_err(|error| {
             // If a life of the device ends during this call, the program can try the next one.
             let is_over = clients.device.core.link.queues().life() != life
                 || clients.state() == DeviceState::Resetting;
@@ -204,6 +232,7 @@ impl OpenFile {
         let fences = Fences::new(ends, bound.as_deref().map(|before| &before.fences));
         let Ok(made) = room.pin_init_with(pin_init!(Bound {
             space,
+            user: ARef::from(&**user),
             fences <- fences,
         }));
         let before = bound.replace(made.into());
@@ -234,6 +263,9 @@ impl OpenFile {
             .reader()
             .read_slice(jobs.as_mut_slice().as_mut_bytes())?;
         let clients = self.clients.enter()?;
+        if bound.space.has_no_process() {
+            return Err(ESRCH);
+        }
         let fences = &bound.fences;
         let submitted = fences.submit(&clients, &bound.space, &jobs, eventfd)?;
         submit.first_fence = submitted.first_fence;
@@ -285,7 +317,7 @@ impl OpenFile {
         let destination = Destination::from_raw(migrate.destination).ok_or(EINVAL)?;
         let _clients = self.clients.enter()?;
         let bound = self.served()?;
-        let mm = bound.space.mm().mmget_not_zero().ok_or(EPERM)?;
+        let mm = bound.space.mm().mmget_not_zero().ok_or(ESRCH)?;
         let pages = (range.len() >> PAGE_SHIFT) as u64;
         let space = &bound.space;
         let progress = match (destination, holes) {
@@ -328,6 +360,26 @@ impl OpenFile {
                 process::with_mm_of(pid, |mm| spaces.of(mm))?.ok_or(ESRCH)
             }
         }
+    }
+
+    fn space_counters(&self, counters: &mut SpaceCounters) -> Result {
+        zero(counters.flags)?;
+        zero(counters.reserved)?;
+        let bound = self.bound()?;
+        let events = bound.space.events();
+        *counters = SpaceCounters {
+            flags: 0,
+            reserved: 0,
+            jobs: events.jobs.get(),
+            faults: events.faults.get(),
+            fault_pages: events.fault_pages.get(),
+            invalidations: events.invalidations.get(),
+            invalidations_sent: events.invalidations_sent.get(),
+            pages_to_device: events.pages_to_device.get(),
+            pages_to_system: events.pages_to_system.get(),
+            cpu_fault_pages: events.cpu_fault_pages.get(),
+        };
+        Ok(())
     }
 
     fn counters(&self, counters: &mut Counters) -> Result {

@@ -378,6 +378,7 @@ impl<'a> PageMapper<'a> {
         drop(committed);
         drop(leftover);
         core.counters.fault_pages.add(pages);
+        self.space.events().fault_pages.add(pages);
         Ok(Attempt::Done(MapOutcome {
             in_device,
             end: wanted.window.end,
@@ -432,6 +433,7 @@ impl<'a> PageMapper<'a> {
         drop(leftover);
         self.kick();
         core.counters.fault_pages.increment();
+        self.space.events().fault_pages.increment();
         Ok(Some(MapOutcome {
             in_device: 0,
             end: page.end,

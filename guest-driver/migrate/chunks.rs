@@ -11,7 +11,7 @@ use crate::{
         transfer::Tally,
     },
     mm::{
-        hpage_range,
+        has_process, hpage_range,
         memremap::{Found, Sought},
         pages_in, LockedMm, LockedVma, HPAGE_PMD_SIZE,
     },
@@ -81,7 +81,9 @@ pub(crate) fn for_each_chunk(
             }
         }
         drop(locked);
-        if until.is_over() {
+        // Another process may have bound this one, which may end meanwhile: its memory should then
+        // be freed, and not moved.
+        if until.is_over() || !has_process(mm) {
             break;
         }
     }

@@ -200,6 +200,7 @@ fn handle_small(
         &fault_around.buffers,
         space.id(),
     )?;
+    space.events().cpu_fault_pages.add(fetched);
     fault_around.learn(pages, fetched as u32);
     Ok(())
 }
@@ -236,14 +237,14 @@ fn handle_huge(
         return visit.fetch(&Plain, None, &core.buffers, 0).map(drop);
     };
     let carrier = ToSystem::<LongFetch>::new(space, visit.range.clone());
-    visit
-        .fetch(
-            &carrier,
-            carrier.invalidation(),
-            &core.fault_buffers,
-            space.id(),
-        )
-        .map(drop)
+    let fetched = visit.fetch(
+        &carrier,
+        carrier.invalidation(),
+        &core.fault_buffers,
+        space.id(),
+    )?;
+    space.events().cpu_fault_pages.add(fetched);
+    Ok(())
 }
 
 /// A page that a CPU has accessed, and the range that is to move with it.

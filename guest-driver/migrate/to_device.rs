@@ -88,6 +88,7 @@ pub(crate) fn to_device(
     } = progress.tally;
     let counters = &core.counters;
     counters.pages_to_device.add(moved);
+    space.events().pages_to_device.add(moved);
     counters.huge_to_device.add(large);
     counters.pages_refused.add(offered.saturating_sub(moved));
     Ok(progress)

@@ -96,6 +96,7 @@ fn move_range(
     })?;
     let counters = &core.counters;
     counters.pages_to_system.add(progress.tally.moved);
+    space.events().pages_to_system.add(progress.tally.moved);
     counters.huge_to_system.add(progress.tally.large);
     Ok(progress)
 }

@@ -43,6 +43,7 @@ use kernel::{
         lock::{mutex::MutexBackend, Guard},
         Arc, Mutex, SpinLock,
     },
+    task::Kuid,
     time::Delta,
     types::Opaque,
 };
@@ -58,7 +59,7 @@ const BLOCK_TIMEOUT: Delta = Delta::from_secs(5);
 /// Mirrors an address space.
 ///
 /// For each change the notifier calls, in this order: [`on_event`](Self::on_event);
-/// [`ignores`](Self::ignores), [`affected_range`](Self::affected_range) and
+/// [`released`](Self::released) if it is the last one; [`ignores`](Self::ignores), [`affected_range`](Self::affected_range) and
 /// [`blocked_by`](Self::blocked_by), with the mirrored state locked and the sequence set;
 /// [`unblocked`](Self::unblocked). If a part of the mirror is affected,
 /// [`invalidate_start`](Self::invalidate_start), [`invalidate_wait`](Self::invalidate_wait) and
@@ -78,8 +79,18 @@ pub(crate) trait MirrorOps: Send + Sync + Sized + 'static {
     /// Allocates the resources for one invalidation.
     fn alloc_resources(&self) -> Result<Self::Resources>;
 
+    /// The user whose threads pause if the mirror cannot look at the address space; see
+    /// [`super::turn`]. By default the caller's.
+    fn user(&self) -> Kuid {
+        Kuid::current_euid()
+    }
+
     /// Called for every change, for example to count it.
     fn on_event(&self) {}
+
+    /// Called when no process has the address space any more, before all of it is unmapped. Must not
+    /// sleep.
+    fn released(&self) {}
 
     /// Whether the mirror learns of a change by other means, so that the notifier must not
     /// invalidate it. Called with the sequence set, by the thread that makes the change.
@@ -223,6 +234,7 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
             spares.push(KBox::new(finish, GFP_KERNEL_ACCOUNT)?, GFP_KERNEL_ACCOUNT)?;
         }
         let reserve = mirror.alloc_resources()?;
+        let user = mirror.user();
         // The notifier must cover a whole number of pages; the last page is not addressable.
         const WHOLE: usize = usize::MAX & !(PAGE_SIZE - 1);
         // INVARIANT: `raw` is inserted below, or initialisation fails.
@@ -238,7 +250,7 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
             spares <- new_spinlock!(spares, "MmuIntervalNotifier::spares"),
             reserve <- new_mutex!(Some(reserve), "MmuIntervalNotifier::reserve"),
             exclusive <- ExclusiveLock::new(),
-            turns: Turns::new()?,
+            turns: Turns::new(user)?,
             raw <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_interval_notifier| {
                 // SAFETY: `slot` is part of a pinned `MmuIntervalNotifier` whose other fields are
                 // initialised, which it stays until `drop` removes the notifier. `mm`
@@ -254,6 +266,12 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
     /// any more; [`super::hmm`] checks that.
     pub(crate) fn lock(&self) -> StateGuard<'_, T> {
         StateGuard(self.state.lock())
+    }
+
+    /// The mirror.
+    #[allow(dead_code)] // The sample does not need it.
+    pub(crate) fn mirror(&self) -> &T {
+        &self.mirror
     }
 
     pub(super) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
@@ -347,6 +365,9 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
         let event = unsafe { MmuNotifierEvent::of(&*range, this.mirror.owner()) };
 
         this.mirror.on_event();
+        if event == MmuNotifierEvent::Release {
+            this.mirror.released();
+        }
         let is_own = current!().mm().is_some_and(|mm| this.is_for(mm.as_raw()));
         this.turns.yield_later(is_own);
         let mut state = if blockable {
@@ -522,6 +543,8 @@ pub(crate) enum MmuNotifierEvent {
     Unmap,
     /// `MMU_NOTIFY_CLEAR`: entries of page tables are cleared.
     Clear,
+    /// `MMU_NOTIFY_RELEASE`: no process has the address space any more.
+    Release,
     /// `MMU_NOTIFY_SOFT_DIRTY`: the kernel begins to track which pages are written.
     SoftDirty,
     /// Any other event.
@@ -540,6 +563,7 @@ impl MmuNotifierEvent {
             bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE if is_own() => Self::OwnMigrate,
             bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP => Self::Unmap,
             bindings::mmu_notifier_event_MMU_NOTIFY_CLEAR => Self::Clear,
+            bindings::mmu_notifier_event_MMU_NOTIFY_RELEASE => Self::Release,
             bindings::mmu_notifier_event_MMU_NOTIFY_SOFT_DIRTY => Self::SoftDirty,
             _ => Self::Other,
         }

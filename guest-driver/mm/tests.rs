@@ -30,6 +30,7 @@ use kernel::{
         atomic::{Atomic, Relaxed},
         SpinLockIrq,
     },
+    task::Kuid,
     time::Delta,
     uaccess::{UserPtr, UserSlice},
 };
@@ -228,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_turn_is_late_only_while_it_is_wanted() -> Result {
-        let turns = Turns::new()?;
+        let turns = Turns::new(Kuid::current_euid())?;
         assert!(!turns.is_starved(Delta::from_nanos(-1)));
         let look = turns.look();
         assert!(look.is_some());

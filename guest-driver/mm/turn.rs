@@ -58,7 +58,7 @@ pub(super) struct Turns {
     wanted: [Atomic<i64>; MAX_TURNS],
     /// The same for looks that were requested from the kernel and not yet granted.
     looks: [Atomic<i64>; MAX_TURNS],
-    /// The user that has bound the process.
+    /// The user of the process.
     user: Kuid,
     /// The threads that pause or are about to, each once; 0 for a free entry.
     pausing: [Atomic<usize>; PAUSES],
@@ -70,13 +70,13 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// The turns for an address space of the caller's user.
-    pub(super) fn new() -> Result<Arc<Self>> {
+    /// The turns for an address space of a user.
+    pub(super) fn new(user: Kuid) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 wanted: [const { Atomic::new(0) }; MAX_TURNS],
                 looks: [const { Atomic::new(0) }; MAX_TURNS],
-                user: Kuid::current_euid(),
+                user,
                 pausing: [const { Atomic::new(0) }; PAUSES],
                 pause <- new_mutex!((), "Turns::pause"),
                 over <- new_condvar!("Turns::over"),

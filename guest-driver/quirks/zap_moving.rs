@@ -90,6 +90,7 @@ fn takes_away(change: &MmuNotifierRange<'_>, part: &Range<usize>) -> bool {
         MmuNotifierEvent::Clear => change.is_by_process(),
         MmuNotifierEvent::OwnExclusive
         | MmuNotifierEvent::OwnMigrate
+        | MmuNotifierEvent::Release
         | MmuNotifierEvent::SoftDirty
         | MmuNotifierEvent::Other => false,
     };

@@ -6,7 +6,7 @@
 
 use crate::{
     device::shares::{Holder, Resource, Shares},
-    process,
+    process::Owner,
     virtio::{Chain, Handler},
 };
 use kernel::{
@@ -55,10 +55,9 @@ impl Ids {
         )
     }
 
-    /// A number for a space of the caller's user.
-    pub(crate) fn take(self: &Arc<Self>) -> Result<Id> {
-        let user = process::user();
-        let holder = self.shares.enter(user, process::may_exceed_limits())?;
+    /// A number for a space of a process with this owner.
+    pub(crate) fn take(self: &Arc<Self>, owner: Owner) -> Result<Id> {
+        let holder = (self.shares).enter(owner.user(), owner.may_exceed_limits())?;
         let number = {
             let mut taken = self.taken.lock();
             let number = taken.iter().position(|taken| !*taken);

@@ -16,16 +16,17 @@ use crate::{
         self_invalidate::{HasSelfInvalidations, SelfInvalidations},
         PgmapOwner,
     },
+    poll::Waiters,
     quirks::{
         follow_writes,
         zap_moving::{BlockedZaps, HasBlockedZaps},
     },
-    space::mapped::Mapped,
+    space::{counters::Events, life::Life, mapped::Mapped},
     uapi::late::LatePoint,
     wait::Event,
 };
 use core::ops::{Deref, DerefMut, Range};
-use kernel::{prelude::*, sync::Arc};
+use kernel::{prelude::*, sync::Arc, task::Kuid};
 
 /// State that the lock of a space's notifier protects.
 pub(crate) struct Mirrored {
@@ -78,12 +79,29 @@ pub(crate) struct SpaceMirror {
     core: Arc<Core>,
     space: u32,
     owner: PgmapOwner,
+    user: Kuid,
+    pub(super) events: Events,
+    pub(super) life: Life,
 }
 
 impl SpaceMirror {
-    /// For the space with this number, on a device whose pages have this owner.
-    pub(crate) fn new(core: Arc<Core>, space: u32, owner: PgmapOwner) -> Self {
-        Self { core, space, owner }
+    /// For the space with this number, on a device whose pages have this owner. The process is one
+    /// of `user`; `waiters` are woken when it has ended.
+    pub(crate) fn new(
+        core: Arc<Core>,
+        space: u32,
+        owner: PgmapOwner,
+        user: Kuid,
+        waiters: Arc<Waiters>,
+    ) -> Self {
+        Self {
+            core,
+            space,
+            owner,
+            user,
+            events: Events::new(),
+            life: Life::new(waiters),
+        }
     }
 }
 
@@ -100,8 +118,17 @@ impl MirrorOps for SpaceMirror {
         Message::new(self.space, 1, 0)
     }
 
+    fn user(&self) -> Kuid {
+        self.user
+    }
+
     fn on_event(&self) {
         self.core.counters.invalidations.increment();
+        self.events.invalidations.increment();
+    }
+
+    fn released(&self) {
+        self.life.end();
     }
 
     fn ignores(&self, state: &Mirrored, change: &MmuNotifierRange<'_>) -> bool {
@@ -127,6 +154,7 @@ impl MirrorOps for SpaceMirror {
     fn invalidate_start(&self, mut message: Message<Unmap>, range: &Range<usize>) -> Self::Pending {
         late::at(LatePoint::ChangeBegins);
         self.core.counters.invalidations_sent.increment();
+        self.events.invalidations_sent.increment();
         let link = &self.core.link;
         let Ok(slot) = link.reserve_slot::<Unmap>() else {
             // The device has been reset, so it has no mappings left. It may be restarted and be
