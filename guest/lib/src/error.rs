@@ -117,16 +117,21 @@ pub(crate) fn meaning(errno: Errno, life: Option<Life>) -> String {
         Errno::INVAL => "an argument is out of range or not aligned",
         Errno::PROTO => "the driver speaks another version of the interface",
         Errno::BUSY => "the file is bound already",
-        Errno::PERM => "the file is not bound, or to another process than this one",
+        Errno::PERM => "the file is not bound, or by another process than this one",
         Errno::NOSPC => "the device has no space left to bind to, or none for this user",
         Errno::AGAIN => {
             "as many jobs as the device takes, or this process may have, are in flight, wait for \
              one; or it is about to be started anew"
         }
-        Errno::BADF => "the eventfd is not open",
+        Errno::BADF => "a descriptor that the call names is not open, or not of the right kind",
         Errno::TIME => "no such job ended in time",
-        Errno::SRCH => "no process with that id is bound to this device",
-        Errno::ACCESS => "you may not look at that process or open that device",
+        Errno::SRCH => {
+            "no process with that id is bound to this device, or the process has ended or executed \
+             another program"
+        },
+        Errno::ACCESS => {
+            "you may not look at that process, or write its memory, or open that device"
+        },
         Errno::NOMEM => "the guest is out of memory",
         Errno::NODEV => "the device has been removed",
         Errno::IO => match life {
@@ -163,7 +168,7 @@ mod tests {
         let error = Error::system("submitting a job", Errno::PERM);
         assert_eq!(
             error.to_string(),
-            "submitting a job: the file is not bound, or to another process than this one"
+            "submitting a job: the file is not bound, or by another process than this one"
         );
         assert_eq!(error.errno(), Some(1));
         assert_eq!(error.job(), None);

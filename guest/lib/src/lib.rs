@@ -73,8 +73,8 @@
 //!
 //! # What is where
 //!
-//! [`Device`] is an open node, and [`Space`] is one that is bound to this process. [`work`] makes
-//! typed jobs of slices and pointers, [`Job`] and [`Scope`] are work in flight, [`PageRange`] and
+//! [`Device`] is an open node, [`Space`] is one that is bound to this process, and [`Process`] one that
+//! is bound to another one. [`work`] makes typed jobs of slices and pointers, [`Job`] and [`Scope`] are work in flight, [`PageRange`] and
 //! [`PageState`] describe pages. [`calls`] is for bindings to other languages. This library carries
 //! out the calls of [`spec::uapi`]. It knows nothing of virtio or of queues, nor how the driver
 //! keeps its promises. All unsafe system calls are in one private module.
@@ -86,6 +86,7 @@ mod failure;
 mod job;
 mod memory;
 mod outcome;
+mod process;
 mod scope;
 mod space;
 mod submit;
@@ -98,12 +99,13 @@ pub use failure::{JobFailure, Usage, Values};
 pub use job::Job;
 pub use memory::{page_size, Migration, PageRange, PageState, Place};
 pub use outcome::{Ended, Outcome, Progress};
+pub use process::Process;
 pub use scope::{Scope, ScopedJob};
 pub use space::Space;
 
 /// The definitions that this library shares with the driver and the device.
 pub use virtio_hmm_spec as spec;
-pub use virtio_hmm_spec::uapi::{Counters, Destination, DriverStatistics, Info};
+pub use virtio_hmm_spec::uapi::{Counters, Destination, DriverStatistics, Info, SpaceCounters};
 pub use virtio_hmm_spec::wire::command::Status;
 pub use virtio_hmm_spec::wire::fault::Reason;
 pub use virtio_hmm_spec::wire::operation::{Element, Operation};

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Ioctl, IoctlOutput, Opcode};
 use rustix::time::{clock_gettime, ClockId};
 use virtio_hmm_spec::uapi::{
-    submit_flags, Bind, Call, Cancel, Counters, Destination, Info, Migrate, Residency, Submit,
-    Wait, WaitAny, VERSION,
+    submit_flags, Bind, BindProcess, Call, Cancel, Counters, Destination, Info, Migrate, Residency,
+    SpaceCounters, Submit, Wait, WaitAny, VERSION,
 };
 use virtio_hmm_spec::wire::job::{JobDescriptor, JobReply};
 use zerocopy::FromZeros;
@@ -80,9 +80,19 @@ pub(crate) fn info(file: BorrowedFd<'_>) -> Result<Info, Errno> {
 
 /// Whether polling tells an error: the device has lost the space of the file, or was removed.
 pub(crate) fn is_broken(file: BorrowedFd<'_>) -> bool {
+    events(file).contains(PollFlags::ERR)
+}
+
+/// Whether polling tells that the bound process has ended, or the device was removed.
+pub(crate) fn is_over(file: BorrowedFd<'_>) -> bool {
+    events(file).contains(PollFlags::HUP)
+}
+
+/// What polling tells now, of what it tells without being asked.
+fn events(file: BorrowedFd<'_>) -> PollFlags {
     let mut files = [PollFd::from_borrowed_fd(file, PollFlags::empty())];
     let polled = uninterrupted(|| poll(&mut files, Some(&Timespec::default())));
-    polled.is_ok() && files[0].revents().contains(PollFlags::ERR)
+    polled.map_or(PollFlags::empty(), |_| files[0].revents())
 }
 
 /// [`Bind`].
@@ -93,6 +103,30 @@ pub(crate) fn bind(file: BorrowedFd<'_>) -> Result<(), Errno> {
     };
     // SAFETY: the structure names no other memory. No job runs yet.
     uninterrupted(|| unsafe { call(file, &mut bind) })
+}
+
+/// [`BindProcess`].
+pub(crate) fn bind_process(
+    file: BorrowedFd<'_>,
+    pidfd: BorrowedFd<'_>,
+    memory: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    let mut bind = BindProcess {
+        version: VERSION,
+        flags: 0,
+        pidfd: pidfd.as_raw_fd(),
+        memory: memory.as_raw_fd(),
+    };
+    // SAFETY: the structure names no memory. No job runs yet.
+    uninterrupted(|| unsafe { call(file, &mut bind) })
+}
+
+/// [`SpaceCounters`].
+pub(crate) fn space_counters(file: BorrowedFd<'_>) -> Result<SpaceCounters, Errno> {
+    let mut counters = SpaceCounters::new_zeroed();
+    // SAFETY: the structure names no other memory.
+    uninterrupted(|| unsafe { call(file, &mut counters) })?;
+    Ok(counters)
 }
 
 /// [`Counters`].
