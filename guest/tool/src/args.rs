@@ -2,11 +2,15 @@
 //!
 //! It checks what is asked for, and does nothing.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hmm_cli::size;
 use hmm_tool::cli::{self, Common, Rounds};
+
+use crate::chaos::pace;
 
 /// Run work on a virtio-hmm accelerator and look at it.
 ///
@@ -35,6 +39,15 @@ pub(crate) enum Command {
     Migrate(Migrate),
     /// Measure jobs, faults and migrations, each in turns with the same work of the CPU.
     Bench(Bench),
+    /// Run a command while the device moves, reads and writes the memory of all its processes.
+    ///
+    /// The command need not know of the device. Its pages move to the device and back at random, jobs
+    /// read them and add zero in place, and they are made exclusive, huge, or paged out. What the
+    /// device reads is compared with what the CPU reads. One line with the result goes to standard
+    /// error. The exit status is the command's (128 and the signal's number if one has ended it), or
+    /// 120 if the device has read something else than the CPU, 125 if this program failed, 126 if the
+    /// command cannot be run, and 127 if it is not there.
+    Chaos(Chaos),
     /// Show where the memory of a process is. The process must be bound to the device.
     Residency {
         /// The process.
@@ -66,6 +79,22 @@ pub(crate) struct Run {
     /// program if there is none.
     #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
+}
+
+/// What to run, and how often to act.
+#[derive(Debug, Args)]
+pub(crate) struct Chaos {
+    /// The seed of all choices. It is printed. What a run does also depends on when the processes do
+    /// what.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// The time from one act to the next, such as 500us, 5ms or 1s; one pace for all processes
+    /// together. An act that takes longer is followed by as much time for the processes.
+    #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = pace::parse)]
+    pub(crate) pace: Duration,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Once, or again and again.

@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod chaos;
 mod cpu;
 mod info;
 mod migrate;
@@ -26,6 +27,15 @@ fn main() -> ExitCode {
         Command::Run(run) => workload::run(&device, &run, json),
         Command::Migrate(migrate) => migrate::measure(&device, migrate.size, json),
         Command::Bench(options) => bench::measure(&device, &options, json),
+        Command::Chaos(options) => {
+            return chaos::run(&chaos::Plan {
+                device: &device,
+                seed: options.seed.unwrap_or_else(|| fastrand::u64(..)),
+                pace: options.pace,
+                json,
+                command: &options.command,
+            })
+        }
         Command::Residency { pid } => residency::show(&device, pid, json).map(|()| true),
         Command::Stats(stats) => stats::show(&device, &stats, json).map(|()| true),
     };
