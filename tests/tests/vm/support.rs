@@ -17,7 +17,7 @@ pub(crate) const LATE: &str = "/sys/kernel/debug/virtio_hmm/late";
 pub(crate) const WORKLOADS: &str = "hmm-workloads";
 
 /// The workloads that this program has.
-const OF_TESTS: [&str; 4] = ["peers", "processes", "churn", "bad-input"];
+const OF_TESTS: [&str; 5] = ["peers", "processes", "churn", "outside", "bad-input"];
 
 /// A machine that has the tests' own program.
 pub(crate) fn builder(artifacts: &Artifacts) -> Builder<'_> {

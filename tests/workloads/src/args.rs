@@ -105,6 +105,8 @@ pub(crate) enum Choice {
     Processes,
     /// Change mappings while jobs use them.
     Churn,
+    /// Bind other processes, which know nothing of it.
+    Outside,
     /// Hand the driver everything that it must refuse.
     BadInput,
 }

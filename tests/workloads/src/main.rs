@@ -11,6 +11,7 @@ mod bad_input;
 mod churn;
 mod dmirror;
 mod endless;
+mod outside;
 mod peers;
 mod processes;
 mod survivors;
@@ -44,6 +45,12 @@ const WORKLOADS: &[Workload] = &[
         default_size: 60,
         unit: "rounds",
         run: churn::run,
+    },
+    Workload {
+        name: "outside",
+        default_size: 5,
+        unit: "cases",
+        run: outside::run,
     },
     Workload {
         name: "bad-input",

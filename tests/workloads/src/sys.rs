@@ -134,6 +134,14 @@ pub(crate) unsafe fn fork(body: impl FnOnce() -> u8) -> io::Result<Pid> {
     }
 }
 
+/// Makes this process, which root has forked, another user's. Returns whether that was done.
+pub(crate) fn become_user(user: u32) -> bool {
+    // SAFETY: this call takes numbers, and no memory.
+    let has_group = unsafe { libc::setresgid(user, user, user) } == 0;
+    // SAFETY: as above.
+    has_group && unsafe { libc::setresuid(user, user, user) } == 0
+}
+
 /// An ioctl of any code with any address.
 struct RawCall {
     code: u32,
