@@ -149,10 +149,10 @@ pub struct Args {
     ///
     /// ACTION is delay=TIME or delay=TIME..TIME, hold (until released over the control socket),
     /// swap (with the next one), copy-failure, lost-reply, short-reply, long-reply,
-    /// garbled-reply, unknown-status, repeated-reply or stray-reply. POINT is one of those that
-    /// `ctl PATH points` lists, or control, dma, submit, fault or engine for all of theirs. The
-    /// keys are every=N, nth=N, count=N, probability=P, seed=N, limit=TIME (of a hold), space=N
-    /// and operation=NAME.
+    /// garbled-reply, unknown-status, wrong-result, repeated-reply or stray-reply. POINT is one
+    /// of those that `ctl PATH points` lists, or control, dma, submit, fault or engine for all of
+    /// theirs. The keys are every=N, nth=N, count=N, probability=P, seed=N, limit=TIME (of a
+    /// hold), space=N and operation=NAME.
     ///
     /// Such as: delay=1ms..5ms@control.taken,operation=map,probability=0.1,seed=7
     #[arg(long, value_name = "ACTION[@POINT][,KEY=VALUE]…")]

@@ -437,6 +437,7 @@ impl Moving<'_> {
         match mishap {
             Some((ReplyMishap::Garbled, number)) => lateness::garble(reply, number),
             Some((ReplyMishap::UnknownStatus, _)) => lateness::unknown_status(reply),
+            Some((ReplyMishap::WrongResult, _)) => lateness::wrong_result(reply),
             _ => {}
         }
         let (head, written) = (chain.head(), chain.reply(&self.memory, reply));
@@ -450,9 +451,12 @@ impl Moving<'_> {
                 ((head + 1) % size, written)
             }
             None
-            | Some(ReplyMishap::Garbled | ReplyMishap::UnknownStatus | ReplyMishap::Repeated) => {
-                (head, written)
-            }
+            | Some(
+                ReplyMishap::Garbled
+                | ReplyMishap::UnknownStatus
+                | ReplyMishap::WrongResult
+                | ReplyMishap::Repeated,
+            ) => (head, written),
         };
         // {dev-order-returned}
         if self.moves.returned.swapped.is_none() && self.lane.lateness.swaps(answered, about) {

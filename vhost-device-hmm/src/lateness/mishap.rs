@@ -1,5 +1,8 @@
 //! Wrong replies.
 
+use std::mem::offset_of;
+
+use virtio_hmm_spec::wire::job::JobReply;
 use zerocopy::little_endian::U32;
 
 use super::rule::SplitMix;
@@ -31,6 +34,13 @@ pub fn unknown_status(reply: &mut [u8]) {
     }
 }
 
+/// Changes one bit of the first result of a job, always the same.
+pub fn wrong_result(reply: &mut [u8]) {
+    if let Some(byte) = reply.get_mut(offset_of!(JobReply, values)) {
+        *byte ^= 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use virtio_hmm_spec::wire::command::{ReplyHeader, Status};
@@ -46,6 +56,17 @@ mod tests {
         assert_eq!(Status::from_raw(status.status.get()), None);
         assert_eq!(rest, [0; 16 - size_of::<ReplyHeader>()]);
         unknown_status(&mut []);
+    }
+
+    #[test]
+    fn a_wrong_result_is_the_only_thing_that_is_wrong() {
+        let mut reply = [0; size_of::<JobReply>()];
+        wrong_result(&mut reply);
+        let job = JobReply::read_from_bytes(&reply).unwrap();
+        assert_eq!(job.values.map(u64::from), [1, 0, 0, 0]);
+        wrong_result(&mut reply);
+        assert_eq!(reply, [0; size_of::<JobReply>()]);
+        wrong_result(&mut []);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use parking_lot::{Condvar, Mutex};
 use virtio_hmm_spec::points::Point;
 use virtio_hmm_spec::wire::Queue;
 
-pub use mishap::{garble, unknown_status};
+pub use mishap::{garble, unknown_status, wrong_result};
 pub use rule::{
     kebab, parse_time, About, Action, ReplyMishap, Rule, RuleError, DEFAULT_LIMIT, LONGEST,
 };

@@ -38,6 +38,8 @@ pub enum ReplyMishap {
     Garbled,
     /// The status of the reply is one that there is not.
     UnknownStatus,
+    /// The first result of a job is wrong, by one bit.
+    WrongResult,
     /// The chain is returned twice.
     Repeated,
     /// Another chain is returned instead; its head may not even be in use.
@@ -62,7 +64,7 @@ pub enum Action {
 const DELAY: &str = "delay";
 
 /// The actions that have no value, with their names.
-const ACTIONS: [(&str, Action); 10] = [
+const ACTIONS: [(&str, Action); 11] = [
     ("hold", Action::Hold),
     ("swap", Action::Swap),
     ("copy-failure", Action::CopyFailure),
@@ -71,6 +73,7 @@ const ACTIONS: [(&str, Action); 10] = [
     ("long-reply", Action::Reply(ReplyMishap::Long)),
     ("garbled-reply", Action::Reply(ReplyMishap::Garbled)),
     ("unknown-status", Action::Reply(ReplyMishap::UnknownStatus)),
+    ("wrong-result", Action::Reply(ReplyMishap::WrongResult)),
     ("repeated-reply", Action::Reply(ReplyMishap::Repeated)),
     ("stray-reply", Action::Reply(ReplyMishap::Stray)),
 ];
@@ -87,6 +90,7 @@ impl Action {
             Self::Reply(ReplyMishap::UnknownStatus) => {
                 matches!(point, ControlExecuted | DmaExecuted | SubmitEnded)
             }
+            Self::Reply(ReplyMishap::WrongResult) => point == SubmitEnded,
             Self::Reply(_) => matches!(
                 point,
                 ControlExecuted | DmaExecuted | SubmitEnded | FaultReported
