@@ -6,6 +6,7 @@
     reason = "the harness keeps what tests print, and shows it if they fail"
 )]
 
+mod chaos;
 mod coherent;
 mod contract;
 mod harness;
