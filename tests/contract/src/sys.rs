@@ -369,6 +369,7 @@ mod uffd {
     pub(super) const UFFDIO_API: u64 = 0xc018_aa3f;
     pub(super) const UFFDIO_REGISTER: u64 = 0xc020_aa00;
     pub(super) const UFFDIO_COPY: u64 = 0xc028_aa03;
+    pub(super) const UFFDIO_MOVE: u64 = 0xc028_aa05;
     pub(super) const UFFDIO_WRITEPROTECT: u64 = 0xc018_aa06;
     pub(super) const MODE_MISSING: u64 = 1;
     pub(super) const MODE_WP: u64 = 2;
@@ -441,6 +442,12 @@ impl Userfault {
     pub(crate) fn copy(&self, to: usize, from: usize, bytes: usize) -> io::Result<()> {
         let words = &mut [to as u64, from as u64, bytes as u64, 0, 0];
         self.call(uffd::UFFDIO_COPY, words)
+    }
+
+    /// Moves pages of this process to where pages are missing.
+    pub(crate) fn take(&self, to: usize, from: usize, bytes: usize) -> io::Result<()> {
+        let words = &mut [to as u64, from as u64, bytes as u64, 0, 0];
+        self.call(uffd::UFFDIO_MOVE, words)
     }
 
     /// Protects pages against writing, or ends that and wakes the threads that wait.

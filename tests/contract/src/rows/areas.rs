@@ -43,6 +43,13 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: userfaultfd_protection_moves_along,
         },
         Row {
+            name: "userfaultfd-moves-or-refuses",
+            duty: "userfaultfd moves a page that is on the device to another address, or refuses \
+                   and leaves it as it is; it moves the page that a CPU has taken back",
+            source: "mm/userfaultfd.c: move_pages_ptes; mm/huge_memory.c: move_pages_huge_pmd",
+            run: userfaultfd_moves_or_refuses,
+        },
+        Row {
             name: "hugetlb-is-mirrored",
             duty: "pages of hugetlbfs, private and shared, are read and written where they are, \
                    and never moved",
@@ -255,6 +262,47 @@ fn userfaultfd_protection_moves_along() -> Result<()> {
     for page in 0..16 {
         let tag = if page == 3 || page == 5 { 2 } else { 1 };
         area.expect(page..page + 1, tag)?;
+    }
+    Ok(())
+}
+
+fn userfaultfd_moves_or_refuses() -> Result<()> {
+    let bound = Bound::new()?;
+    let handler =
+        Userfault::new().map_err(|error| cannot_run(format!("userfaultfd is refused: {error}")))?;
+    for is_large in [false, true] {
+        let area = || {
+            if is_large {
+                Area::large(1)
+            } else {
+                Area::small(4)
+            }
+        };
+        // What Linux 7.3 says of a device page: docs/kernel-findings.md.
+        let refusal = if is_large { libc::ENOENT } else { libc::EFAULT };
+        let (source, target) = (area()?, area()?);
+        let bytes = source.pages() * PAGE;
+        source.write(source.all(), 1);
+        bound.move_to_device(&source, source.all())?;
+        handler.register_missing(target.address(0), bytes)?;
+        let take = || handler.take(target.address(0), source.address(0), bytes);
+        if let Err(error) = take() {
+            ensure!(
+                error.raw_os_error() == Some(refusal),
+                "large {is_large}: refused with {error}"
+            );
+            bound.expect_place(&source, source.all(), Place::Device)?;
+            bound.expect(&source, source.all(), 1)?;
+            source.expect(source.all(), 1)?;
+            take().with_context(|| format!("large {is_large}: of system memory"))?;
+        }
+        target.expect(target.all(), 1)?;
+        bound.expect(&target, target.all(), 1)?;
+        let left = bound.states(&source, source.all())?;
+        ensure!(
+            left.iter().all(|state| state.place() == Place::None),
+            "large {is_large}: left behind were {left:?}"
+        );
     }
     Ok(())
 }
