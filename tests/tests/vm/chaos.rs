@@ -49,7 +49,7 @@ const STRESS: &str = r#"cd /tmp
         cat log; rm log
         return $result
     }
-    all=$(stress setpriv --reuid 65534 --regid 65534 --clear-groups stress-ng --vm 1 --vm-bytes 32M \
+    all=$(stress /usr/bin/setpriv --reuid 65534 --regid 65534 --clear-groups stress-ng --vm 1 --vm-bytes 32M \
         --mmap 1 --mmap-bytes 16M --mremap 1 --mremap-bytes 8M --madvise 1 --fork 1 &&
         stress stress-ng --userfaultfd 1 --userfaultfd-bytes 4M); result=$?
     echo "$all"
