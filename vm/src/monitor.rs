@@ -13,6 +13,17 @@ pub use qapi_spec::Command;
 use qapi_spec::{Any, Dictionary, Empty, Execute, Never, Response};
 use serde::{Deserialize, Serialize};
 
+/// Makes a type a command with this name, which has no result.
+macro_rules! command {
+    ($type:ty, $name:literal) => {
+        impl Command for $type {
+            type Ok = Empty;
+            const NAME: &'static str = $name;
+            const ALLOW_OOB: bool = false;
+        }
+    };
+}
+
 /// Asks for a device to be unplugged; the guest has to agree.
 #[derive(Debug, Serialize)]
 pub struct DeviceDel {
@@ -20,11 +31,7 @@ pub struct DeviceDel {
     pub id: String,
 }
 
-impl Command for DeviceDel {
-    type Ok = Empty;
-    const NAME: &'static str = "device_del";
-    const ALLOW_OOB: bool = false;
-}
+command!(DeviceDel, "device_del");
 
 /// Plugs a device in.
 #[derive(Debug, Serialize)]
@@ -34,31 +41,19 @@ pub struct DeviceAdd {
     pub arguments: Dictionary,
 }
 
-impl Command for DeviceAdd {
-    type Ok = Empty;
-    const NAME: &'static str = "device_add";
-    const ALLOW_OOB: bool = false;
-}
+command!(DeviceAdd, "device_add");
 
 /// Stops the machine.
 #[derive(Debug, Serialize)]
 pub struct Stop {}
 
-impl Command for Stop {
-    type Ok = Empty;
-    const NAME: &'static str = "stop";
-    const ALLOW_OOB: bool = false;
-}
+command!(Stop, "stop");
 
 /// Lets the machine go on.
 #[derive(Debug, Serialize)]
 pub struct Continue {}
 
-impl Command for Continue {
-    type Ok = Empty;
-    const NAME: &'static str = "cont";
-    const ALLOW_OOB: bool = false;
-}
+command!(Continue, "cont");
 
 /// Writes the machine's state.
 #[derive(Debug, Serialize)]
@@ -67,11 +62,7 @@ pub struct Migrate {
     pub uri: String,
 }
 
-impl Command for Migrate {
-    type Ok = Empty;
-    const NAME: &'static str = "migrate";
-    const ALLOW_OOB: bool = false;
-}
+command!(Migrate, "migrate");
 
 /// Reads a machine's state.
 #[derive(Debug, Serialize)]
@@ -80,11 +71,7 @@ pub struct MigrateIncoming {
     pub uri: String,
 }
 
-impl Command for MigrateIncoming {
-    type Ok = Empty;
-    const NAME: &'static str = "migrate-incoming";
-    const ALLOW_OOB: bool = false;
-}
+command!(MigrateIncoming, "migrate-incoming");
 
 /// Says how a state is written and read.
 #[derive(Debug, Serialize)]
@@ -102,21 +89,13 @@ pub struct Capability {
     pub state: bool,
 }
 
-impl Command for MigrateSetCapabilities {
-    type Ok = Empty;
-    const NAME: &'static str = "migrate-set-capabilities";
-    const ALLOW_OOB: bool = false;
-}
+command!(MigrateSetCapabilities, "migrate-set-capabilities");
 
 /// Ends the greeting.
 #[derive(Serialize)]
 struct Capabilities {}
 
-impl Command for Capabilities {
-    type Ok = Empty;
-    const NAME: &'static str = "qmp_capabilities";
-    const ALLOW_OOB: bool = false;
-}
+command!(Capabilities, "qmp_capabilities");
 
 /// A message of the monitor.
 #[derive(Deserialize)]

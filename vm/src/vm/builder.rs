@@ -383,8 +383,7 @@ impl<'a> Builder<'a> {
             "{:?} {contents:?} {arguments} {} {} {shares:?}",
             kernel.image, self.cpus, self.memory
         );
-        let write = |state: &Path| {
-            let logs = Logs::create(&self.artifacts.logs, "origin")?;
+        let boot = |state: &Path, logs: &Logs| {
             let directory = directory()?;
             let initramfs = directory.path().join("initramfs");
             contents.write(&initramfs)?;
@@ -393,8 +392,21 @@ impl<'a> Builder<'a> {
                 ..self.settings(kernel, &initramfs, None, &shares, arguments)
             };
             let place = logs.directory().display().to_string();
-            Qemu::originate(&settings, directory.path(), &logs, pace, state)
+            Qemu::originate(&settings, directory.path(), logs, pace, state)
                 .with_context(|| format!("booting a machine for others; logs: {place}"))
+        };
+        let write = |state: &Path| {
+            let logs = Logs::create(&self.artifacts.logs, "origin")?;
+            let Err(error) = boot(state, &logs) else {
+                return Ok(());
+            };
+            let console = fs::read(logs.console()).unwrap_or_default();
+            let console = String::from_utf8_lossy(&console);
+            if !console.contains(BREAKPOINT) && console.contains(FIRST_PROCESS) {
+                return Err(error);
+            }
+            remark!("starting the machine once more: {error:#}");
+            boot(state, &Logs::create(&self.artifacts.logs, "origin")?)
         };
         origin::of(kind, &self.artifacts.logs, write).map(Some)
     }
@@ -610,6 +622,12 @@ fn invitation(socket: &Path, vmlinux: Option<&Path>) -> String {
     )
 }
 
+/// What the console shows if the guest's kernel has died at a breakpoint of its own.
+const BREAKPOINT: &str = "Oops: int3";
+
+/// What it shows before the first process begins.
+const FIRST_PROCESS: &str = "Run /init";
+
 /// Whether the guest's kernel died or hung, by a fault of an emulated processor, before it ran
 /// anything of ours. This happens once in some hundred boots. A fault of ours would happen again
 /// when the machine is started once more.
@@ -620,10 +638,10 @@ fn invitation(socket: &Path, vmlinux: Option<&Path>) -> String {
 fn is_the_emulators(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| match cause.downcast_ref() {
         Some(guest::Error::Gone { doing, console, .. }) => {
-            doing == guest::BOOTING && console.contains("Oops: int3")
+            doing == guest::BOOTING && console.contains(BREAKPOINT)
         }
         Some(guest::Error::TimedOut { doing, seen, .. }) => {
-            doing == guest::BOOTING && !seen.contains("Run /init")
+            doing == guest::BOOTING && !seen.contains(FIRST_PROCESS)
         }
         _ => false,
     })
