@@ -10,7 +10,7 @@ use kernel::{
     types::NotThreadSafe,
 };
 
-/// Who the resources of a process are accounted to.
+/// The user that the resources of a process are accounted to.
 #[derive(Clone, Copy)]
 pub(crate) struct Owner {
     user: u32,

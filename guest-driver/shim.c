@@ -54,7 +54,7 @@ static u32 user_of(const struct cred *cred)
 	return __kuid_val(user);
 }
 
-/* Who the resources of the calling process are accounted to. */
+/* The user that the resources of the calling process are accounted to. */
 void virtio_hmm_caller(struct virtio_hmm_owner *owner)
 {
 	owner->user = user_of(current_cred());
@@ -167,7 +167,7 @@ static struct pid *pid_of(int descriptor)
  * Whether a descriptor is that of /proc/PID/mem of an address space, open for reading and writing.
  *
  * The kernel lets a process open this file only if the process may trace the other one, and asks the
- * security modules, which a module cannot ask. Whoever has the file can write the address space.
+ * security modules, which a module cannot ask. Its holder can write the address space.
  * The data of other files in /proc may be an address space, too, but none of them has this name.
  */
 static int is_memory_of(int descriptor, struct mm_struct *mm)
@@ -191,7 +191,7 @@ static int is_memory_of(int descriptor, struct mm_struct *mm)
 /*
  * The address space, with a reference, of the process behind a pidfd, if the caller may write to it
  * and give advice about it; else an error. `memory` is a descriptor of its /proc/PID/mem. Also
- * returns who the resources of the process are accounted to.
+ * returns the user that its resources are accounted to.
  */
 struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
 				       struct virtio_hmm_owner *owner)

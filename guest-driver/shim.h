@@ -55,7 +55,7 @@ int virtio_hmm_add(struct virtqueue *vq, void *out, size_t out_len, void *in,
 		   size_t in_len, void *token);
 
 /* process.rs */
-/* Who the resources of a process are accounted to. */
+/* The user that the resources of a process are accounted to. */
 struct virtio_hmm_owner {
 	/* The user that they count for; see virtio_hmm_caller(). */
 	u32 user;

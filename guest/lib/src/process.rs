@@ -33,7 +33,7 @@ impl Device {
     /// Binds the device to another process, whose addresses the device uses from now on.
     ///
     /// `pidfd` names the process, and `memory` is its file `/proc/PID/mem`, open for reading and
-    /// writing: whoever may open that may write the process's memory, as jobs do.
+    /// writing: a process that may open it may write the process's memory, as jobs do.
     ///
     /// # Errors
     ///
@@ -89,7 +89,7 @@ impl Process {
         calls::migrate(&self.device, range, destination, 0)
     }
 
-    /// What has happened to the process's space, whoever has bound it.
+    /// What has happened to the process's space, through all files that are bound to it.
     ///
     /// # Errors
     ///

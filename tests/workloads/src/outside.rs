@@ -260,7 +260,7 @@ fn refuses(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A user who is not root, although root has given it everything that it could ask for.
+/// A process that is not of root, although root has given it everything that it could ask for.
 fn refuses_another_user(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     let roots = Other::waiting(None)?;
     let own = Other::waiting(Some(NOBODY))?;
