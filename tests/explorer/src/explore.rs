@@ -112,14 +112,23 @@ pub struct Report {
     pub trials: u64,
 }
 
+/// What a search reports while it goes on.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// A line for a person.
+    Line(&'a str),
+    /// Something is wrong, as far as it is known: once when it is found, and again when it has been
+    /// examined. A search of hours may be stopped at any moment.
+    Found(&'a Finding),
+}
+
 /// A search under way.
 struct Search<'a, P: Place> {
     place: &'a mut P,
     options: &'a Options,
     /// The time since the search began.
     clock: &'a dyn Fn() -> Duration,
-    /// Prints a message for a person.
-    say: &'a mut dyn FnMut(&str),
+    tell: &'a mut dyn FnMut(Progress<'_>) -> Result<()>,
     coverage: Coverage,
     trials: u64,
     /// When all earlier findings had been tried.
@@ -129,22 +138,22 @@ struct Search<'a, P: Place> {
 }
 
 /// Searches until the time is over or something is wrong. `clock` returns the time since the search
-/// began, `say` prints progress for a person.
+/// began, `tell` is told of progress.
 ///
 /// # Errors
 ///
-/// When nothing can be tried.
+/// When nothing can be tried, and those of `tell`.
 pub fn explore(
     place: &mut impl Place,
     options: &Options,
     clock: &dyn Fn() -> Duration,
-    say: &mut dyn FnMut(&str),
+    tell: &mut dyn FnMut(Progress<'_>) -> Result<()>,
 ) -> Result<Report> {
     let mut search = Search {
         place,
         options,
         clock,
-        say,
+        tell,
         coverage: Coverage::default(),
         trials: 0,
         begun: Duration::ZERO,
@@ -170,14 +179,14 @@ impl<P: Place> Search<'_, P> {
         }
         let kernel = &self.options.kernel;
         self.coverage.begin(kernel, &points, &subjects);
-        (self.say)(&format!(
+        self.say(&format!(
             "{} points, {} subjects, seed {}, share {} of {}",
             points.len(),
             subjects.len(),
             self.options.seed,
             self.options.shard.index + 1,
             self.options.shard.count
-        ));
+        ))?;
         anyhow::ensure!(
             !subjects.is_empty(),
             "no subject has {:?} in its name; rows are called row:NAME",
@@ -217,7 +226,9 @@ impl<P: Place> Search<'_, P> {
                     schedule.leave_out(&trial.subject);
                 }
                 Verdict::Broken(what) => {
-                    findings.push(self.broken(&trial, what)?);
+                    let finding = self.broken(&trial, what)?;
+                    (self.tell)(Progress::Found(&finding))?;
+                    findings.push(finding);
                     if !self.options.keep_going {
                         return Ok(findings);
                     }
@@ -229,21 +240,30 @@ impl<P: Place> Search<'_, P> {
             if now.saturating_sub(said) > Duration::from_secs(10) {
                 said = now;
                 let (tried, late, all) = self.coverage.pairs(kernel);
-                (self.say)(&format!(
+                let line = format!(
                     "{:>4} s  {:<6}  {} trials, {tried} of {all} pairs tried, {late} late; {}",
                     now.as_secs(),
                     trial.phase,
                     self.trials,
                     trial.subject
-                ));
+                );
+                self.say(&line)?;
             }
         }
         if let Some(what) = self.place.finish()? {
-            let at = self.circumstances(Phase::Random);
+            // No trial: what all of them have left behind.
+            let mut at = self.circumstances(Phase::Random);
+            at.trial += 1;
             let subject = "the end of the machine".to_owned();
-            findings.push(Finding::new(at, subject, what, Vec::new()));
+            let finding = Finding::new(at, subject, what, Vec::new());
+            (self.tell)(Progress::Found(&finding))?;
+            findings.push(finding);
         }
         Ok(findings)
+    }
+
+    fn say(&mut self, line: &str) -> Result<()> {
+        (self.tell)(Progress::Line(line))
     }
 
     /// The time of the search without that of earlier findings. These take long on a slow machine,
@@ -298,8 +318,9 @@ impl<P: Place> Search<'_, P> {
         let at = self.circumstances(trial.phase);
         let subject = trial.subject.clone();
         let mut finding = Finding::new(at, subject, what, trial.rules.clone());
-        (self.say)(&format!("wrong: {}\n    {}", trial.subject, finding.what));
-        (self.say)(&format!("with {}; once more", list(&trial.rules)));
+        (self.tell)(Progress::Found(&finding))?;
+        self.say(&format!("wrong: {}\n    {}", trial.subject, finding.what))?;
+        self.say(&format!("with {}; once more", list(&trial.rules)))?;
         let end = (self.clock)() + self.options.shrinking;
         while finding.tried_again < AGAIN && (self.clock)() < end {
             finding.tried_again += 1;
@@ -310,10 +331,10 @@ impl<P: Place> Search<'_, P> {
         }
         let share = f64::from(finding.came_back) / f64::from(finding.tried_again);
         let tries = tries(share);
-        (self.say)(&format!(
+        self.say(&format!(
             "it came back {} of {} times; looking for the fewest rules",
             finding.came_back, finding.tried_again
-        ));
+        ))?;
         finding.rules = fewest(trial.rules.clone(), |rules| -> Result<bool> {
             for _ in 0..tries {
                 // When the time is over, rules that were not tried without are kept.
@@ -488,7 +509,7 @@ mod tests {
         let mut toy = toy(&now, wrong);
         let options = options(seconds);
         let clock = || Duration::from_secs(now.get());
-        let report = explore(&mut toy, &options, &clock, &mut |_| {}).unwrap();
+        let report = explore(&mut toy, &options, &clock, &mut |_| Ok(())).unwrap();
         (report, toy.renewed)
     }
 
@@ -510,7 +531,7 @@ mod tests {
             ..options(400)
         };
         let clock = || Duration::from_secs(now.get());
-        explore(&mut toy, &options, &clock, &mut |_| {}).unwrap();
+        explore(&mut toy, &options, &clock, &mut |_| Ok(())).unwrap();
         assert_eq!(toy.stalls, 100);
     }
 
@@ -588,8 +609,40 @@ mod tests {
             keep_going: true,
         };
         let clock = || Duration::from_secs(now.get());
-        let report = explore(&mut toy, &options, &clock, &mut |_| {}).unwrap();
+        let report = explore(&mut toy, &options, &clock, &mut |_| Ok(())).unwrap();
         assert_eq!(report.findings[0].what, "a leak");
+    }
+
+    #[test]
+    fn a_finding_is_told_before_and_after_it_is_examined() {
+        let now = Cell::new(0);
+        let mut toy = toy(&now, |_, late| late.contains(&"control.taken"));
+        let clock = || Duration::from_secs(now.get());
+        let mut told = Vec::new();
+        let report = explore(&mut toy, &options(100), &clock, &mut |progress| {
+            if let Progress::Found(finding) = progress {
+                told.push(finding.clone());
+            }
+            Ok(())
+        })
+        .unwrap();
+        let [first, last] = &told[..] else {
+            panic!("told twice: {told:?}");
+        };
+        assert_eq!((first.trial, first.tried_again), (last.trial, 0));
+        assert_eq!([last.clone()], report.findings[..]);
+    }
+
+    #[test]
+    fn a_search_ends_when_a_finding_cannot_be_kept() {
+        let now = Cell::new(0);
+        let mut toy = toy(&now, |_, late| late.contains(&"control.taken"));
+        let clock = || Duration::from_secs(now.get());
+        let ended = explore(&mut toy, &options(100), &clock, &mut |progress| {
+            anyhow::ensure!(matches!(progress, Progress::Line(_)), "a full disk");
+            Ok(())
+        });
+        assert_eq!(ended.unwrap_err().to_string(), "a full disk");
     }
 
     #[test]
@@ -606,7 +659,7 @@ mod tests {
             ..options(100)
         };
         let clock = || Duration::from_secs(now.get());
-        let report = explore(&mut toy, &options, &clock, &mut |_| {}).unwrap();
+        let report = explore(&mut toy, &options, &clock, &mut |_| Ok(())).unwrap();
         let [finding] = &report.findings[..] else {
             panic!("one finding: {:?}", report.findings);
         };
@@ -625,7 +678,7 @@ mod tests {
             ..options(100)
         };
         let clock = || Duration::from_secs(now.get());
-        let report = explore(&mut toy, &options, &clock, &mut |_| {}).unwrap();
+        let report = explore(&mut toy, &options, &clock, &mut |_| Ok(())).unwrap();
         assert_eq!(report.trials, 170);
         // Half of the time is for single points, as always: ten pairs need no more.
         assert_eq!(report.coverage.pairs("toy"), (10, 10, 10));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use hmm_cli::say;
 use hmm_explorer::coverage::Coverage;
-use hmm_explorer::explore::{explore, replay, Options};
+use hmm_explorer::explore::{explore, replay, Options, Progress};
 use hmm_explorer::finding::Finding;
 use hmm_explorer::machine::Lab;
 use hmm_explorer::schedule::Shard;
@@ -113,13 +113,21 @@ impl Search {
         fs::create_dir_all(output).with_context(|| format!("creating {}", output.display()))?;
         let begun = Instant::now();
         let mut lab = Lab::new(artifacts, kernel, self.seed);
-        let report = explore(&mut lab, &options, &|| begun.elapsed(), &mut |line| {
-            say!("{line}");
-        })?;
         let share = match self.shard {
             Shard::WHOLE => String::new(),
             Shard { index, count } => format!("-{}-of-{count}", index + 1),
         };
+        let place = |finding: &Finding| {
+            let trial = finding.trial;
+            output.join(format!("finding-{kernel}-{}{share}-{trial}.json", self.seed))
+        };
+        let report = explore(&mut lab, &options, &|| begun.elapsed(), &mut |progress| {
+            match progress {
+                Progress::Line(line) => say!("{line}"),
+                Progress::Found(finding) => finding.write(&place(finding))?,
+            }
+            Ok(())
+        })?;
         let covered = output.join(format!("coverage-{kernel}{share}"));
         keep(&report.coverage, &covered)?;
         say!(
@@ -127,12 +135,12 @@ impl Search {
             report.trials,
             begun.elapsed().as_secs()
         );
-        for (number, finding) in report.findings.iter().enumerate() {
-            let name = format!("finding-{kernel}-{}{share}-{number}.json", self.seed);
-            let path = output.join(name);
-            finding.write(&path)?;
+        for finding in &report.findings {
             say!("\n{finding}");
-            say!("again: cargo xtask explore --replay {}", path.display());
+            say!(
+                "again: cargo xtask explore --replay {}",
+                place(finding).display()
+            );
         }
         Ok(report.findings)
     }
