@@ -189,22 +189,18 @@ impl Dispatcher {
             let Some(record) = buffer.read::<FaultRecord>(offset) else {
                 return;
             };
-            let reason = match self.spaces.by_id(record.space.get()) {
-                None => Reason::Gone,
-                // The space belongs to another life than the fault.
-                Some(space) if space.life() != life => Reason::Gone,
-                Some(space) => {
-                    space.events().faults.increment();
-                    space.keep_fault(record, life);
-                    core.work.with(|queue| {
-                        // If the work is already queued, it will find the record.
-                        let _ = queue.enqueue(space.clone());
-                    });
-                    continue;
-                }
+            // Without a space of this life the job is about to end, or has ended: with its space,
+            // whose end it reports as `Cancelled`, or with the device.
+            let space = self.spaces.by_id(record.space.get());
+            let Some(space) = space.filter(|space| space.life() == life) else {
+                continue;
             };
-            // If there is no memory for that, the job ends with the file.
-            let _ = terminate(&self.device, &[record], life, reason);
+            space.events().faults.increment();
+            space.keep_fault(record, life);
+            core.work.with(|queue| {
+                // If the work is already queued, it will find the record.
+                let _ = queue.enqueue(space.clone());
+            });
         }
     }
 }
@@ -391,6 +387,10 @@ impl<'a> Resolver<'a> {
                 if error == EAGAIN {
                     // A program has to provide its page, which may never happen.
                     self.space.keep_fault(*record, self.life);
+                    continue;
+                }
+                if self.space.notifier.lock().is_ended() {
+                    // The job is cancelled with its space, whatever the page is.
                     continue;
                 }
                 let reason = self.reason(record, error);

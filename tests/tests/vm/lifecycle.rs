@@ -8,7 +8,7 @@ use hmm_vm::control::Point;
 use hmm_vm::guest::{Recipient, Running};
 use hmm_vm::vm::{Builder, Vm, GIB, MIB};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use super::support::{
     self, assert_nothing_left, bus_names, counters, hmm, json, run, told, worker, worker_with,
@@ -336,6 +336,27 @@ fn a_poll_tells_of_a_device_that_is_given_up_and_of_one_that_goes() {
     let (bits, call, job) = told_to(poller);
     assert_eq!((bits, call), (POLLERR | POLLHUP, ENODEV));
     assert!(job == "Cancelled" || job == ENODEV, "{job}");
+    vm.finish().unwrap();
+}
+
+// {drv-answer-every-fault}
+#[test]
+fn a_job_that_faults_while_its_device_goes_is_cancelled_and_does_not_fail() {
+    let artifacts = Artifacts::required();
+    let vm = builder(&artifacts).start().unwrap();
+    // The space stays on the device until these pages are fetched.
+    let rule = "delay=5s@dma.fetch,count=1";
+    let late = vm.device(0).rule(rule).unwrap();
+    let faulter = worker(&vm, 0, "faulter");
+    let deadline = Instant::now() + vm.pace().scale(RECOVERY);
+    while late.happened().unwrap() == 0 {
+        assert!(Instant::now() < deadline, "no page is fetched");
+    }
+    bind(&vm, "unbind");
+    let text = faulter.wait().unwrap().succeeded().unwrap();
+    let told: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(told, json!({ "job": "Cancelled" }));
+    drop(late);
     vm.finish().unwrap();
 }
 

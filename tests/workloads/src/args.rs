@@ -92,6 +92,9 @@ pub(crate) enum Part {
     Leaver,
     /// Poll the file and wait for a job until the device fails or goes; then print the results.
     Poller,
+    /// Run a job that faults again and again, and touch pages on the device; then print how the job
+    /// ended.
+    Faulter,
 }
 
 /// A workload, or all of them.

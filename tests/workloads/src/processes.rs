@@ -160,6 +160,7 @@ pub(crate) fn work(device: &Path, worker: Worker) -> Result<bool> {
         Part::Caller => survivors::call(&space),
         Part::Leaver => survivors::leave(space, device, worker.seed),
         Part::Poller => survivors::poll_for_errors(&space),
+        Part::Faulter => survivors::fault_until_removed(&space, worker.seed),
     }
 }
 

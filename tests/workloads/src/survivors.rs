@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ use hmm_cli::say;
 use hmm_tool::memory::{first_difference, write_pattern, Mapping};
 use hmm_tool::places::{self, at};
 use rustix::event::{epoll, poll, PollFd, PollFlags, Timespec};
-use serde_json::json;
+use serde_json::{json, Value};
 
 use crate::arena::{Arena, Slot};
 use crate::endless::{report_running, run_endless_job, TIMEOUT};
@@ -28,6 +29,9 @@ use crate::sys::{raw_ioctl, Withheld};
 
 /// The memory on the device; as much again is not there.
 const BYTES: usize = 4 << 20;
+
+/// One huge page.
+const HUGE_BYTES: usize = 2 << 20;
 
 /// Too little for a huge page.
 const FEW_BYTES: usize = 256 << 10;
@@ -317,16 +321,53 @@ pub(crate) fn poll_for_errors(space: &Space) -> Result<bool> {
     let memory = Mapping::anonymous(BYTES)?;
     let later = space.migrate(memory.pages(), Destination::Device);
     let call = errno(&later);
-    let job = match &ended {
-        Err(Error::Job(failure)) => json!(failure.status.name()),
-        ended => json!(errno(ended)),
-    };
+    let job = job_result(&ended);
     say!("{}", json!({ "poll": told, "job": job, "call": call }));
     if call == Some(EIO) {
         bind_again(space)?;
         ensure!(trouble(Some(&Timespec::default()))? == 0, "all is well");
     }
     Ok(true)
+}
+
+/// Runs a job on a page that a CPU takes back all the time, while another thread touches a huge
+/// page on the device. Prints the job's status.
+pub(crate) fn fault_until_removed(space: &Space, seed: u64) -> Result<bool> {
+    let far = Patterned::of(HUGE_BYTES, seed)?;
+    far.move_out(space)?;
+    let (counter, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let count = || counter.load(Ordering::Relaxed);
+    let (ended, is_whole) = thread::scope(|scope| -> Result<_> {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                count();
+                thread::yield_now();
+            }
+        });
+        let ended = space.scope(|work| -> Result<_> {
+            let endless = work.submit(work::atomic_add(&counter, 1, u64::MAX))?;
+            while count() == 0 {
+                thread::yield_now();
+            }
+            let touching = scope.spawn(|| far.is_whole());
+            report_running();
+            Ok((endless.wait().map(drop), touching))
+        });
+        is_over.store(true, Ordering::Relaxed);
+        let (ended, touching) = ended?;
+        let is_whole = touching.join().map_err(|_| anyhow!("a thread panicked"))?;
+        Ok((ended, is_whole))
+    })?;
+    say!("{}", json!({ "job": job_result(&ended) }));
+    Ok(is_whole)
+}
+
+/// The status of a job that has ended, or the error of the wait.
+fn job_result(ended: &Result<(), Error>) -> Value {
+    match ended {
+        Err(Error::Job(failure)) => json!(failure.status.name()),
+        ended => json!(errno(ended)),
+    }
 }
 
 /// Whether a thread of this process is in a poll.
