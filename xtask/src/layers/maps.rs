@@ -5,12 +5,13 @@ use std::path::Path;
 
 /// A README, and the folder to which the names in its table of files are relative. Folders below
 /// that folder in which all files are named, by their own names.
-const MAPS: [(&str, &str, &[&str]); 12] = [
+const MAPS: [(&str, &str, &[&str]); 13] = [
     (
         "xtask",
         "xtask/src",
         &["setup", "run", "bench", "patches", "layers"],
     ),
+    ("bench", "bench/src", &[""]),
     ("book", "book/src", &[""]),
     ("cli", "cli/src", &[""]),
     ("vm", "vm/src", &[""]),
