@@ -3,7 +3,9 @@
 use caps::errors::CapsError;
 use caps::runtime::thread_all_supported;
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::unistd::{setgroups, setresgid, setresuid, Gid, Uid};
+use nix::sys::prctl;
+use nix::sys::signal::raise;
+use nix::unistd::{getppid, setgroups, setresgid, setresuid, Gid, Uid};
 
 /// The user and the group that own nothing: the kernel's default in `/proc/sys/kernel/overflowuid`.
 const NOBODY: u32 = 65534;
@@ -19,12 +21,22 @@ pub(super) fn drop_bounds() -> Result<(), CapsError> {
         .try_for_each(|capability| caps::drop(None, CapSet::Bounding, capability))
 }
 
-/// Gives up being root.
+/// Gives up being root. If the process was started so that it ends with its parent, it still does:
+/// the kernel forgets that when the user changes (`commit_creds()` in `kernel/cred.c`).
 pub(super) fn become_nobody() -> nix::Result<()> {
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (parent, signal) = (getppid(), prctl::get_pdeathsig()?);
     setgroups(&[])?;
     setresgid(group, group, group)?;
-    setresuid(user, user, user)
+    setresuid(user, user, user)?;
+    if let Some(signal) = signal {
+        prctl::set_pdeathsig(signal)?;
+        if getppid() != parent {
+            // It has ended before the line above.
+            raise(signal)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives up all capabilities.

@@ -2,9 +2,11 @@
 //! in the sandbox, too.
 
 use std::collections::BTreeMap;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::sync::mpsc;
 
 use nix::libc;
+use nix::sys::prctl;
 use nix::unistd::geteuid;
 
 use super::inject::{call, Argument, Outcome};
@@ -71,6 +73,27 @@ fn every_thread_is_inside() {
     };
     assert_eq!(limit("Max core file size"), "0");
     assert!(limit("Max open files").parse::<u32>().unwrap() <= 1024);
+}
+
+#[test]
+fn a_daemon_that_is_to_end_with_its_parent_does_so_though_it_is_nobody_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let mut command = command(&socket, &[]);
+    let bind_to_parent = || Ok(prctl::set_pdeathsig(Signal::SIGKILL)?);
+    // SAFETY: the closure makes one system call, which may be made between fork and exec.
+    unsafe { command.pre_exec(bind_to_parent) };
+    // For the kernel, the thread that starts a process is its parent.
+    let (child, children) = mpsc::channel();
+    let (end, ends) = mpsc::channel::<()>();
+    let parent = std::thread::spawn(move || {
+        child.send(command.spawn().unwrap()).unwrap();
+        assert!(ends.recv().is_err(), "nothing is sent");
+    });
+    let mut daemon = Daemon::watch(children.recv().unwrap(), &socket, "listening on ");
+    drop(end);
+    parent.join().unwrap();
+    assert_eq!(daemon.ends().signal(), Some(Signal::SIGKILL as i32));
 }
 
 #[test]
