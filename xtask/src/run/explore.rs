@@ -119,7 +119,10 @@ impl Search {
         };
         let place = |finding: &Finding| {
             let trial = finding.trial;
-            output.join(format!("finding-{kernel}-{}{share}-{trial}.json", self.seed))
+            output.join(format!(
+                "finding-{kernel}-{}{share}-{trial}.json",
+                self.seed
+            ))
         };
         let report = explore(&mut lab, &options, &|| begun.elapsed(), &mut |progress| {
             match progress {

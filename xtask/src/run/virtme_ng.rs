@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn a_kernel_with_9p_as_a_module_is_not_booted() {
-        let whole = "CONFIG_NET_9P=y\nCONFIG_NET_9P_VIRTIO=y\nCONFIG_9P_FS=y\nCONFIG_VIRTIO_PCI=y\n";
+        let whole =
+            "CONFIG_NET_9P=y\nCONFIG_NET_9P_VIRTIO=y\nCONFIG_9P_FS=y\nCONFIG_VIRTIO_PCI=y\n";
         // Nothing else is asked of this machine.
         let possible = obstacle(&Options::parse(whole));
         assert!(matches!(possible, None | Some(NOT_INSTALLED)));
