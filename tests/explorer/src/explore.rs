@@ -630,7 +630,7 @@ mod tests {
             panic!("told twice: {told:?}");
         };
         assert_eq!((first.trial, first.tried_again), (last.trial, 0));
-        assert_eq!([last.clone()], report.findings[..]);
+        assert_eq!(std::slice::from_ref(last), report.findings);
     }
 
     #[test]
