@@ -10,7 +10,7 @@ use hmm_vm::vm::LEAST_MEMORY;
 use virtio_hmm_spec::wire::LARGE_PAGES;
 
 use crate::patches::Person;
-use crate::setup::kernel::{DEBUG, STOCK};
+use crate::setup::kernel::{DEBUG, EARLIER, STOCK};
 use crate::setup::tree::Location;
 
 /// The log levels of a daemon, from nothing to everything.
@@ -85,8 +85,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SetupArgs {
-    /// Prepare what only the tests need, too: the debug kernel (about 8 minutes on 2 cores), and
-    /// Debian's programs for guests
+    /// Prepare what only the tests need, too: the debug kernel (about 8 minutes on 2 cores), an
+    /// earlier stock kernel, and Debian's programs for guests
     #[arg(long)]
     pub(crate) debug_kernel: bool,
 
@@ -306,7 +306,7 @@ pub(crate) struct TestArgs {
     pub(crate) junit: Option<PathBuf>,
 
     /// A kernel to test: stock, debug, or the directory of one that you have built; may be repeated
-    #[arg(long = "kernel", value_name = "KERNEL", default_values = [STOCK, DEBUG], value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
+    #[arg(long = "kernel", value_name = "KERNEL", default_values = [STOCK, DEBUG, EARLIER], value_parser = KernelChoice::parse, long_help = KERNEL_LONG)]
     pub(crate) kernels: Vec<KernelChoice>,
 
     /// How many seconds the explorer searches on each kernel
@@ -428,6 +428,8 @@ pub(crate) struct CleanArgs {
 pub(crate) enum KernelChoice {
     /// Debian's own image
     Stock,
+    /// Debian's own image of the series before
+    Earlier,
     /// The same source with KASAN, lockdep and the like
     Debug,
     /// One that the user has built
@@ -443,6 +445,7 @@ impl KernelChoice {
     fn parse(text: &str) -> Result<Self, String> {
         match text {
             STOCK => Ok(Self::Stock),
+            EARLIER => Ok(Self::Earlier),
             DEBUG => Ok(Self::Debug),
             place => Location::parse(place).map(Self::Built),
         }
@@ -451,8 +454,9 @@ impl KernelChoice {
 
 /// What a kernel may be, for `--help`.
 const KERNEL_LONG: &str = "\
-stock: Debian's own image
+stock: Debian's own image of Linux 7.3
 debug: the same source with KASAN, lockdep and the like
+stock-7.2: Debian's own image of Linux 7.2
 DIRECTORY: in which you have built a kernel, in its sources or elsewhere (make O=DIRECTORY)
 IMAGE,DIRECTORY: the same, and another image of that build
 
@@ -654,7 +658,11 @@ mod tests {
             };
             Ok::<_, clap::Error>(test.kernels)
         };
-        let ours = [KernelChoice::Stock, KernelChoice::Debug];
+        let ours = [
+            KernelChoice::Stock,
+            KernelChoice::Debug,
+            KernelChoice::Earlier,
+        ];
         assert_eq!(kernels("xtask test").unwrap(), ours);
         let place = tempfile::tempdir().unwrap();
         let line = format!(

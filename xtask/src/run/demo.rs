@@ -40,6 +40,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<ExitCode> {
     let guest = match args.kernel {
         KernelChoice::Stock => "Debian's kernel".to_owned(),
         KernelChoice::Debug => "the debug kernel".to_owned(),
+        KernelChoice::Earlier => format!("Debian's {}", artifacts.kernels[&kernel].release),
         KernelChoice::Built(_) => format!("Linux {kernel}"),
     };
     progress::announce(

@@ -34,6 +34,9 @@ const ONE_KERNEL: [&str; 5] = [
     "userland::",
 ];
 
+/// The module that runs on a further release, whose memory management differs.
+const EACH_RELEASE: &str = "contract::";
+
 /// The tests that try many things, and of what kind these are.
 const COLLECTIONS: [(&str, Kind); 2] = [
     ("contract::every_row_of_the_contract_is_kept", Kind::Rows),
@@ -55,6 +58,17 @@ const ALSO: [(&str, &str); 2] = [
 pub(crate) const BY_NAME: &str = "by name";
 const BY_KERNEL: &str = "as only the stock kernel can pass them";
 const REPEATED: &str = "as they have run on another kernel, which is enough for them";
+pub(crate) const ONE_RELEASE: &str = "as one release is enough for them";
+
+/// What the kernel is among those that are tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    First,
+    /// Another build of a release that is tested.
+    Further,
+    /// Another release.
+    FurtherRelease,
+}
 
 /// All tests in virtual machines.
 #[derive(Debug)]
@@ -132,16 +146,11 @@ impl Catalogue {
         self.tests.iter().cloned().chain(inner)
     }
 
-    /// What runs in the part with this name, on the first of the kernels or on a further one.
-    pub(crate) fn choose(
-        &self,
-        part: &str,
-        names: &Names,
-        is_stock: bool,
-        is_first: bool,
-    ) -> Choice {
+    /// What runs in the part with this name, on a kernel whose turn it is.
+    pub(crate) fn choose(&self, part: &str, names: &Names, is_stock: bool, turn: Turn) -> Choice {
         let mut choice = Choice::default();
         let (mut by_name, mut by_kernel, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
+        let mut one_release = Vec::new();
         let all = names.want(&[part]);
         for test in &self.tests {
             let also = ALSO.iter().find(|(one, _)| one == test);
@@ -153,9 +162,11 @@ impl Catalogue {
                 let is_named = |name: &&String| names.name(&[&format!("{}:{name}", kind.name())]);
                 inner.iter().filter(is_named).cloned().collect()
             });
-            if !is_stock && test.contains(STOCK_ONLY) {
+            if turn == Turn::FurtherRelease && !test.starts_with(EACH_RELEASE) {
+                one_release.push(test.clone());
+            } else if !is_stock && test.contains(STOCK_ONLY) {
                 by_kernel.push(test.clone());
-            } else if !is_first && ONE_KERNEL.iter().any(|module| test.starts_with(module)) {
+            } else if turn == Turn::Further && ONE_KERNEL.iter().any(|module| test.starts_with(module)) {
                 repeated.push(test.clone());
             } else if is_named {
                 choice.tests.push(test.clone());
@@ -172,6 +183,7 @@ impl Catalogue {
             (by_name, BY_NAME),
             (by_kernel, BY_KERNEL),
             (repeated, REPEATED),
+            (one_release, ONE_RELEASE),
         ] {
             if !left.is_empty() {
                 choice.left.push((left, reason));
@@ -282,7 +294,7 @@ mod tests {
             "VM tests, stock kernel",
             &Names::new(&words),
             is_stock,
-            true,
+            Turn::First,
         )
     }
 
@@ -309,11 +321,28 @@ mod tests {
         let fixture = "harness::a_guest_ends".to_owned();
         catalogue.tests.push(fixture.clone());
         let all = Names::new(&[]);
-        let first = catalogue.choose("VM tests", &all, true, true);
+        let first = catalogue.choose("VM tests", &all, true, Turn::First);
         assert!(first.tests.contains(&fixture) && first.left.is_empty());
-        let further = catalogue.choose("VM tests", &all, true, false);
+        let further = catalogue.choose("VM tests", &all, true, Turn::Further);
         assert_eq!(further.tests, catalogue.tests[..5]);
         assert_eq!(further.left, [(vec![fixture], REPEATED)]);
+    }
+
+    #[test]
+    fn a_further_release_is_tried_by_the_contract_alone() {
+        let choose = |words: &[String]| {
+            let names = Names::new(words);
+            catalogue().choose("VM tests", &names, false, Turn::FurtherRelease)
+        };
+        let choice = choose(&[]);
+        assert_eq!(choice.tests, [ROWS, MODEL]);
+        let [(left, ONE_RELEASE)] = &choice.left[..] else {
+            panic!("{:?}", choice.left);
+        };
+        assert_eq!(left[..], catalogue().tests[2..]);
+        // A name is sought among what can run.
+        assert_eq!(choose(&["munmap".to_owned()]).tests, [ROWS]);
+        assert!(choose(&["smoke".to_owned()]).tests.is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::run::explore::{self, Search};
 use crate::run::harness::Harness;
 use crate::run::junit;
 use crate::run::ktap::Ktap;
-use crate::run::machines::{self, Catalogue, BY_NAME};
+use crate::run::machines::{self, Catalogue, Turn, BY_NAME, ONE_RELEASE};
 use crate::run::names::Names;
 use crate::run::report::{Case, Counts, Failure, Report};
 use crate::run::virtme_ng;
@@ -147,6 +147,15 @@ const VM_TESTS: &str = "VM tests";
 const EXPLORER: &str = "explorer";
 const VIRTME_NG: &str = "virtme-ng";
 
+/// What the kernel with this number is among those that are tested.
+fn turn(kernel: &Kernel, index: usize) -> Turn {
+    match index {
+        0 => Turn::First,
+        _ if kernel.is_earlier() => Turn::FurtherRelease,
+        _ => Turn::Further,
+    }
+}
+
 /// The name of a kernel's part.
 fn part(name: &str, kernel: &str) -> String {
     format!("{name}, {kernel} kernel")
@@ -221,9 +230,17 @@ impl Suite {
                     kernel.name
                 ));
             }
-            self.vm_tests(manifest, &prepared, kernel, index == 0)?;
-            self.explore(&prepared, kernel, args);
-            self.virtme_ng(&prepared, kernel)?;
+            let turn = turn(kernel, index);
+            self.vm_tests(manifest, &prepared, kernel, turn)?;
+            if turn == Turn::FurtherRelease {
+                for name in [EXPLORER, VIRTME_NG] {
+                    let name = part(name, &kernel.name);
+                    self.report.leave_out(&name, Vec::new(), ONE_RELEASE);
+                }
+            } else {
+                self.explore(&prepared, kernel, args);
+                self.virtme_ng(&prepared, kernel)?;
+            }
         }
         show_reports(reports)
     }
@@ -306,7 +323,7 @@ impl Suite {
         manifest: &Path,
         prepared: &Prepared,
         kernel: &Kernel,
-        is_first: bool,
+        turn: Turn,
     ) -> Result<()> {
         let name = part(VM_TESTS, &kernel.name);
         let artifacts = &prepared.artifacts;
@@ -319,7 +336,7 @@ impl Suite {
                 return Ok(());
             }
         };
-        let choice = catalogue.choose(&name, &self.names, kernel.is_stock(), is_first);
+        let choice = catalogue.choose(&name, &self.names, kernel.is_stock(), turn);
         if choice.tests.is_empty() {
             self.report.leave_out(&name, Vec::new(), BY_NAME);
             return Ok(());
@@ -336,9 +353,11 @@ impl Suite {
     /// The checks of the driver by its compilers, of its machine code, and of its documentation. The
     /// latter does not depend on the kernel's configuration, so one kernel is enough.
     fn driver_lints(&mut self, foundation: &Foundation) {
-        for kernel in &foundation.kernels {
+        for (index, kernel) in foundation.kernels.iter().enumerate() {
             let name = part(DRIVER_LINTS, &kernel.name);
-            if self.wants(&name, true) {
+            if turn(kernel, index) == Turn::FurtherRelease {
+                self.report.leave_out(&name, Vec::new(), ONE_RELEASE);
+            } else if self.wants(&name, true) {
                 self.single(&name, |suite| {
                     driver::lint(&foundation.toolbox, kernel, &suite.checkout)
                 });

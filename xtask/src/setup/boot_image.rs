@@ -1,4 +1,4 @@
-//! The stock kernel's image without its compression, as QEMU can start it directly (PVH).
+//! A stock kernel's image without its compression, as QEMU can start it directly (PVH).
 //!
 //! An emulated processor needs 2 to 3 s to decompress the image, each time that a machine starts.
 //! Without the image's own first steps, the kernel does not switch to page tables of five levels: the
@@ -12,6 +12,7 @@ use anyhow::{ensure, Context, Result};
 
 use crate::setup::cache::Recipe;
 use crate::setup::progress;
+use crate::setup::release::Release;
 use crate::setup::toolbox::Toolbox;
 
 /// Decompresses a part of a file. `zstd` ignores what `tail` cannot write any more.
@@ -25,10 +26,10 @@ const ZSTANDARD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const ELF: &[u8] = b"\x7fELF";
 
 /// The image, decompressed if it is not there yet.
-pub(crate) fn prepare(toolbox: &Toolbox) -> Result<PathBuf> {
-    let packed = toolbox.image();
+pub(crate) fn prepare(toolbox: &Toolbox, release: &Release) -> Result<PathBuf> {
+    let packed = toolbox.path(release.image());
     let recipe = Recipe::new("boot-image")
-        .with(toolbox.release())
+        .with(&release.name)
         .with(DECOMPRESS);
     let entry = toolbox.builds().entry(&recipe, |partial| {
         let image = fs::read(&packed).with_context(|| format!("reading {}", packed.display()))?;
@@ -43,7 +44,7 @@ pub(crate) fn prepare(toolbox: &Toolbox) -> Result<PathBuf> {
             length.as_ref(),
         ];
         progress::run(
-            "decompressing the stock kernel",
+            "decompressing a stock kernel",
             &mut toolbox.script(DECOMPRESS, arguments),
             &toolbox.log("boot-image"),
         )?

@@ -1,4 +1,4 @@
-//! The modules of the stock kernel that a virtual machine needs before ours and for its tests.
+//! The modules of a stock kernel that a virtual machine needs before ours and for its tests.
 //!
 //! It knows how Debian packs modules and the format of `modules.dep`.
 
@@ -10,14 +10,18 @@ use anyhow::{bail, Context, Result};
 use crate::setup::cache::Recipe;
 use crate::setup::needs::{MODULES, SHARE_MODULES};
 use crate::setup::progress;
+use crate::setup::release::Release;
 use crate::setup::toolbox::Toolbox;
 
 const UNPACK: &str = include_str!("scripts/unpack-modules.sh");
 
 /// The modules, unpacked, in load order: those of every machine, and those that only one with a
 /// directory of the host needs besides.
-pub(crate) fn prepare(toolbox: &Toolbox) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let directory = toolbox.modules();
+pub(crate) fn prepare(
+    toolbox: &Toolbox,
+    release: &Release,
+) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let directory = release.modules();
     let read = |name: &str| {
         let path = toolbox.path(directory.join(name));
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
@@ -30,6 +34,7 @@ pub(crate) fn prepare(toolbox: &Toolbox) -> Result<(Vec<PathBuf>, Vec<PathBuf>)>
     let names: Vec<PathBuf> = order.iter().map(|path| unpacked_name(path)).collect();
 
     let recipe = Recipe::new("boot-modules")
+        .with(&release.name)
         .with(order.join("\n"))
         .with(UNPACK);
     let entry = toolbox.builds().entry(&recipe, |partial| {

@@ -14,6 +14,7 @@ use crate::setup::boot_image;
 use crate::setup::boot_modules;
 use crate::setup::cache::{self, Recipe};
 use crate::setup::kernel_tests::{self, Program, TEST_HMM};
+use crate::setup::release::Release;
 use crate::setup::site::Site;
 use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
 use crate::setup::tree::{Location, Tree};
@@ -28,6 +29,7 @@ const DEBUG_CONFIG: &str = "tests/guest/debug.config";
 /// The names of the kernels that are ours.
 pub(crate) const STOCK: &str = "stock";
 pub(crate) const DEBUG: &str = "debug";
+pub(crate) const EARLIER: &str = "stock-7.2";
 
 /// A kernel that is ready to boot and to build modules for.
 #[derive(Debug)]
@@ -57,6 +59,9 @@ pub(crate) struct Build {
     pub(crate) tree: PathBuf,
     /// The directory of its sources, which may be the same.
     pub(crate) source: PathBuf,
+    /// The archive of its sources as they were, seen from inside the toolbox, if it is not of the
+    /// user.
+    pub(crate) archive: Option<PathBuf>,
     /// Tells it from others in names of directories.
     pub(crate) name: String,
     /// The arguments of `make` besides the target.
@@ -67,13 +72,14 @@ pub(crate) struct Build {
 }
 
 impl Build {
-    /// That of a tree in the toolbox, which does not change.
-    fn in_toolbox(tree: &Path, arguments: Vec<String>) -> Result<Self> {
+    /// That of a tree in the toolbox, which does not change. `archive` has its sources.
+    fn in_toolbox(tree: &Path, archive: PathBuf, arguments: Vec<String>) -> Result<Self> {
         let name = tree.file_name().context("the tree has a name")?;
         Ok(Self {
             site: Site::Toolbox(Vec::new()),
             tree: tree.to_owned(),
             source: tree.to_owned(),
+            archive: Some(archive),
             name: name.to_string_lossy().into_owned(),
             arguments,
             is_of_user: false,
@@ -94,7 +100,8 @@ impl Kernel {
         checkout: &Path,
     ) -> Result<Self> {
         match choice {
-            KernelChoice::Stock => stock(toolbox),
+            KernelChoice::Stock => of_debian(toolbox, STOCK, &Release::of_stock(toolbox)),
+            KernelChoice::Earlier => of_debian(toolbox, EARLIER, &Release::earlier(toolbox)?),
             KernelChoice::Debug => debug(toolbox, &checkout.join(DEBUG_CONFIG)),
             KernelChoice::Built(location) => of_user(toolbox, location),
         }
@@ -109,9 +116,14 @@ impl Kernel {
         ))
     }
 
-    /// Whether it is Debian's own.
+    /// Whether it is Debian's own, of the series for which the driver is written.
     pub(crate) fn is_stock(&self) -> bool {
         self.name == STOCK
+    }
+
+    /// Whether it is Debian's own, of the series before.
+    pub(crate) fn is_earlier(&self) -> bool {
+        self.name == EARLIER
     }
 }
 
@@ -133,6 +145,7 @@ fn of_user(toolbox: &Toolbox, location: &Location) -> Result<Kernel> {
         name: format!("tree-{:.8}-{:.12}", cache::hex(&place), tree.identity),
         tree: tree.directory.clone(),
         source: tree.source.clone(),
+        archive: None,
         arguments,
         is_of_user: true,
     };
@@ -158,41 +171,43 @@ pub(crate) fn recipe(debug: bool, checkout: &Path) -> Result<Recipe> {
     Ok(recipe.with(DEBUG_KERNEL).with(options))
 }
 
-fn stock(toolbox: &Toolbox) -> Result<Kernel> {
-    let release = toolbox.release();
-    let recipe = Recipe::new("stock-tree").with(release).with(STOCK_TREE);
+/// A kernel of Debian's.
+fn of_debian(toolbox: &Toolbox, name: &str, release: &Release) -> Result<Kernel> {
+    let recipe = Recipe::new("stock-tree")
+        .with(&release.name)
+        .with(STOCK_TREE);
+    let words = format!("preparing the tree of the {name} kernel");
     let tree = toolbox.builds().entry(&recipe, |partial| {
         space::require(partial, space::STOCK_TREE, "the stock kernel's tree")?;
         progress::announce(
-            "preparing the stock kernel's tree",
+            &words,
             "the driver is built against it; packages bring no Rust metadata (about 2 minutes)",
         );
         let jobs = host::parallelism().to_string();
         let directory = toolbox.inside(partial)?;
+        let (sources, headers) = (release.sources(), release.headers());
         let arguments = [
             directory.as_os_str(),
-            release.as_ref(),
-            KERNEL_SERIES.as_ref(),
+            release.name.as_ref(),
+            sources.as_os_str(),
+            headers.as_os_str(),
             jobs.as_ref(),
         ];
         let mut command = toolbox.script(STOCK_TREE, arguments);
-        progress::run(
-            "preparing the stock kernel's tree",
-            &mut command,
-            &toolbox.log("stock-tree"),
-        )?
-        .check()?;
+        progress::run(&words, &mut command, &toolbox.log(&format!("tree-{name}")))?.check()?;
         Ok(tree_key_files())
     })?;
     let (_, suffix) = release
+        .name
         .split_once('+')
         .context("a Debian release has a '+'")?;
-    let (modules, share_modules) = boot_modules::prepare(toolbox)?;
-    let build = Build::in_toolbox(&tree, vec![format!("LOCALVERSION=+{suffix}")])?;
+    let (modules, share_modules) = boot_modules::prepare(toolbox, release)?;
+    let arguments = vec![format!("LOCALVERSION=+{suffix}")];
+    let build = Build::in_toolbox(&tree, release.sources(), arguments)?;
     Ok(Kernel {
-        name: STOCK.to_owned(),
-        release: release.to_owned(),
-        image: boot_image::prepare(toolbox)?,
+        name: name.to_owned(),
+        release: release.name.clone(),
+        image: boot_image::prepare(toolbox, release)?,
         // Debian has it in a package of its own, of a gigabyte.
         vmlinux: None,
         modules,
@@ -233,7 +248,8 @@ fn debug(toolbox: &Toolbox, config: &Path) -> Result<Kernel> {
         Ok(files)
     })?;
     let release = fs::read_to_string(tree.join("release"))?.trim().to_owned();
-    let build = Build::in_toolbox(&tree, vec!["LLVM=1".to_owned()])?;
+    let archive = Release::of_stock(toolbox).sources();
+    let build = Build::in_toolbox(&tree, archive, vec!["LLVM=1".to_owned()])?;
     Ok(Kernel {
         name: DEBUG.to_owned(),
         release,

@@ -12,7 +12,7 @@ use hmm_vm::kconfig::Options;
 use crate::setup::cache::{self, Recipe};
 use crate::setup::kernel::Build;
 use crate::setup::site::Site;
-use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
+use crate::setup::toolbox::Toolbox;
 use crate::setup::{host, progress};
 
 const BUILD_PROGRAM: &str = include_str!("scripts/hmm-tests.sh");
@@ -68,14 +68,15 @@ pub(crate) struct Modules {
 impl Program {
     /// The program from the sources of a kernel, built if it is missing.
     pub(crate) fn prepare(toolbox: &Toolbox, build: &Build) -> Result<Self> {
-        let stock = Path::new("/usr/src").join(format!("linux-source-{KERNEL_SERIES}.tar.xz"));
-        let recipe = Recipe::new("hmm-tests")
-            .with(toolbox.release())
-            .with(BUILD_PROGRAM);
-        let (site, source, recipe) = match build.is_of_user {
+        let recipe = Recipe::new("hmm-tests").with(BUILD_PROGRAM);
+        let (site, source, recipe) = match &build.archive {
             // The same source: that of the package is in the toolbox, whole and as it was.
-            false => (Site::Toolbox(Vec::new()), stock, recipe),
-            true => {
+            Some(archive) => {
+                let recipe = recipe.with(archive.as_os_str().as_encoded_bytes());
+                let recipe = recipe.with(toolbox.release());
+                (Site::Toolbox(Vec::new()), archive.clone(), recipe)
+            }
+            None => {
                 let site = Site::toolbox(toolbox, &[&build.source]);
                 let source = site.path(toolbox, &build.source)?;
                 let recipe = recipe.with(digest_of_all(&build.source, PROGRAM_SOURCES)?);

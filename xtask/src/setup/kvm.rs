@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::setup::progress;
+use crate::setup::release::Release;
 use crate::setup::toolbox::Toolbox;
 
 /// How long the smallest guest may take; emulated it needs 4 seconds.
@@ -94,7 +95,7 @@ fn boots(toolbox: &Toolbox, accelerator: &str, processor: &str) -> Result<bool> 
             "stdio",
         ])
         .args(["-no-reboot", "-append", "console=ttyS0 panic=-1", "-kernel"])
-        .arg(toolbox.image())
+        .arg(toolbox.path(Release::of_stock(toolbox).image()))
         .arg("-initrd")
         .arg(toolbox.path("/probe.cpio"));
     let log = toolbox.log(&format!("boot-{accelerator}"));

@@ -22,6 +22,7 @@ pub(crate) mod out;
 mod panics;
 pub(crate) mod prepare;
 pub(crate) mod progress;
+mod release;
 pub(crate) mod root;
 pub(crate) mod site;
 mod space;

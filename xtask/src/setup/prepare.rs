@@ -15,7 +15,7 @@ use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::kernel::{self, Kernel};
 use crate::setup::root::Mount;
 use crate::setup::toolbox::Toolbox;
-use crate::setup::{driver, kvm, library, out, space, userland};
+use crate::setup::{driver, kvm, library, out, release, space, userland};
 
 /// Everything that a virtual machine needs.
 #[derive(Debug)]
@@ -44,7 +44,12 @@ impl Foundation {
             } else {
                 0
             };
-            let bytes = space::TOOLBOX_AND_STOCK + debug;
+            let earlier = if kernels.contains(&KernelChoice::Earlier) {
+                space::EARLIER_RELEASE + space::STOCK_TREE
+            } else {
+                0
+            };
+            let bytes = space::TOOLBOX_AND_STOCK + debug + earlier;
             space::require(cache.directory(), bytes, "what is prepared")?;
         }
         let toolbox = Toolbox::prepare(&cache)?;
@@ -195,7 +200,7 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<ExitCode> {
     }
     let mut kernels = vec![KernelChoice::Stock];
     if args.debug_kernel {
-        kernels.push(KernelChoice::Debug);
+        kernels.extend([KernelChoice::Debug, KernelChoice::Earlier]);
     }
     let foundation = Foundation::prepare(&checkout, &kernels)?;
     for kernel in &foundation.kernels {
@@ -226,6 +231,7 @@ fn cache_key(for_tests: bool, checkout: &Path) -> Result<String> {
     let mut names = vec![Toolbox::recipe().entry_name(), kernels.entry_name()];
     if for_tests {
         names.push(userland::recipe().entry_name());
+        names.push(release::earlier_recipe().entry_name());
     }
     Ok(names.join("-"))
 }

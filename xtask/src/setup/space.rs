@@ -16,6 +16,10 @@ pub(crate) const TOOLBOX_AND_STOCK: u64 = 4_900_000_000;
 /// What the stock kernel's tree takes.
 pub(crate) const STOCK_TREE: u64 = 2_300_000_000;
 
+/// What an earlier stock kernel takes while it is unpacked, without its tree. A third of it is gone
+/// when it is complete.
+pub(crate) const EARLIER_RELEASE: u64 = 1_100_000_000;
+
 /// What the debug kernel takes.
 pub(crate) const DEBUG_KERNEL: u64 = 2_700_000_000;
 

@@ -151,16 +151,6 @@ impl Toolbox {
         self.logs.join(format!("{name}.log"))
     }
 
-    /// The stock kernel's image, seen from outside.
-    pub(crate) fn image(&self) -> PathBuf {
-        self.path(self.modules()).join("vmlinuz")
-    }
-
-    /// The directory of the stock kernel's modules, seen from inside.
-    pub(crate) fn modules(&self) -> PathBuf {
-        Path::new("/image/usr/lib/modules").join(&self.release)
-    }
-
     /// A path of the toolbox, seen from outside.
     pub(crate) fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         self.root.path(inside)
