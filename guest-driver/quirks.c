@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Workarounds for bugs of Linux 7.3, for quirks/. Each part names the finding of
+ * Workarounds for bugs of Linux 7.3 and 7.2, for quirks/. Each part names the finding of
  * docs/kernel-findings.md that it is for, and can go when the kernel is fixed. Declared in shim.h.
  */
 #include <linux/ksm.h>

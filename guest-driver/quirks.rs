@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Workarounds for bugs of Linux 7.3, one file each.
+//! Workarounds for bugs of Linux 7.3, one file each. Linux 7.2 has all of them, too.
 //!
 //! Each file opens with the finding that it works around (docs/kernel-findings.md), and with what
 //! to delete when the kernel is fixed.
