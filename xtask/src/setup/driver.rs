@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::setup::cache::Cache;
 use crate::setup::cargo::Checkout;
 use crate::setup::kernel::{Build, Kernel};
+use crate::setup::release::EARLIER_SERIES;
 use crate::setup::toolbox::{Toolbox, KERNEL_SERIES};
 use crate::setup::{cache, host, panics, progress};
 
@@ -101,13 +102,13 @@ pub(crate) fn build_anew(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout
     make(toolbox, kernel, checkout, &VIRTIO_HMM, Goal::Anew).map(drop)
 }
 
-/// Runs Clippy on the modules. Its findings are an error, and so is any place where those for the
-/// stock kernel may panic. Other kernels' modules are not checked: for KASAN the compiler
+/// Runs Clippy on the modules. Its findings are an error, and so is any place where those for
+/// Debian's own kernels may panic. Other kernels' modules are not checked: for KASAN the compiler
 /// places constants differently, so that such places cannot be found, and what may be ruled out is
 /// known of one compiler's output.
 pub(crate) fn lint(toolbox: &Toolbox, kernel: &Kernel, checkout: &Checkout) -> Result<()> {
     for module in [&VIRTIO_HMM, &TEST_HMM] {
-        if kernel.is_stock() {
+        if kernel.is_stock() || kernel.is_earlier() {
             panics::check(&make(toolbox, kernel, checkout, module, Goal::Module)?)?;
         }
         make(toolbox, kernel, checkout, module, Goal::Lints)?;
@@ -262,9 +263,9 @@ fn explanation(kernel: &Kernel) -> String {
         return String::new();
     }
     format!(
-        "It is written for Linux {KERNEL_SERIES}, and this kernel is {}: what the compiler does not \
-         find above, or finds different, is what the kernel's Rust crate or its memory management \
-         lacks or has changed. Where a patch of yours changes such an interface, the driver needs \
+        "It is written for Linux {KERNEL_SERIES} and {EARLIER_SERIES}, and this kernel is {}: what \
+         the compiler does not find above, or finds different, is what the kernel's Rust crate or \
+         its memory management lacks or has changed. Where a patch of yours changes such an interface, the driver needs \
          the same change, as drivers in the kernel do.\n",
         kernel.release
     )
