@@ -8,6 +8,7 @@
 //!
 //! Does not know the driver.
 
+pub mod alloc;
 mod declare;
 pub mod miscdevice;
 pub mod module_param;
@@ -58,6 +59,7 @@ pub mod error {
 /// What most modules import.
 pub mod prelude {
     pub use crate::{
+        alloc::Zeroed as _,
         error::code::{EHWPOISON, EOPNOTSUPP, EPROTO, ETIME},
         module,
         time::MillisCeil as _,

@@ -160,12 +160,6 @@ int hmm_range_fault_unlocked_timeout(struct hmm_range *range, unsigned long time
 	return result;
 }
 
-/* For sync.rs. */
-
-unsigned long linux_7_2_spin_lock_irqsave(spinlock_t *lock);
-bool linux_7_2_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags);
-void linux_7_2_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
-
 unsigned long linux_7_2_spin_lock_irqsave(spinlock_t *lock)
 {
 	unsigned long flags;
@@ -183,12 +177,6 @@ void linux_7_2_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
 {
 	spin_unlock_irqrestore(lock, flags);
 }
-
-/* For sync/srcu.rs. */
-
-int linux_7_2_init_srcu(struct srcu_struct *srcu, const char *name, struct lock_class_key *key);
-int linux_7_2_srcu_read_lock(struct srcu_struct *srcu);
-void linux_7_2_srcu_read_unlock(struct srcu_struct *srcu, int index);
 
 int linux_7_2_init_srcu(struct srcu_struct *srcu, const char *name, struct lock_class_key *key)
 {
