@@ -166,7 +166,9 @@ impl Catalogue {
                 one_release.push(test.clone());
             } else if !is_stock && test.contains(STOCK_ONLY) {
                 by_kernel.push(test.clone());
-            } else if turn == Turn::Further && ONE_KERNEL.iter().any(|module| test.starts_with(module)) {
+            } else if turn == Turn::Further
+                && ONE_KERNEL.iter().any(|module| test.starts_with(module))
+            {
                 repeated.push(test.clone());
             } else if is_named {
                 choice.tests.push(test.clone());
