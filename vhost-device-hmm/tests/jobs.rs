@@ -10,6 +10,7 @@ use common::*;
 use vhost_device_hmm::device::job::End;
 use vhost_device_hmm::device::memory::{SystemMemory, FRAME_BYTES};
 use vhost_device_hmm::device::request::{Answer, Command};
+use vhost_device_hmm::device::DeviceConfig;
 use virtio_hmm_spec::wire::command::{query_flags, Status};
 use virtio_hmm_spec::wire::config::VERSION;
 use virtio_hmm_spec::wire::dma::Kind;
@@ -68,6 +69,32 @@ fn a_job_works_on_the_guests_own_bytes() {
         (2, 2)
     );
     assert_eq!(statistics.device_bytes.get(), 0);
+}
+
+/// How often a space is destroyed while engines run its jobs.
+const DESTRUCTIONS: u64 = 2000;
+
+// {dev-destroy-jobs}
+#[test]
+fn no_job_outlives_its_space_though_several_fault_at_that_moment() {
+    const JOBS: u64 = 16;
+    let machine = Machine::new(DeviceConfig {
+        engines: 4,
+        ..small()
+    });
+    for round in 0..DESTRUCTIONS {
+        machine.done(Command::SpaceCreate { space: 1 });
+        let names = round * JOBS..(round + 1) * JOBS;
+        for job in names.clone() {
+            // Nothing is mapped.
+            machine.submit(job, 1, sum(job, 1));
+        }
+        machine.done(Command::SpaceDestroy { space: 1 });
+        for job in names {
+            assert!(machine.has_ended(job), "job {job} in round {round}");
+        }
+        assert_eq!(machine.statistics().jobs.get(), 0, "round {round}");
+    }
 }
 
 // {dev-retry-looks-again}

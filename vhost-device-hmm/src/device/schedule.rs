@@ -423,17 +423,20 @@ impl Schedule {
         for job in ending {
             jobs.end(job, End::Cancelled, &self.counters);
         }
-        let running = |jobs: &Jobs| {
-            jobs.places.values().any(|place| match place {
+        // Marks all of them before the first wait: a job that was put back without its mark would
+        // park, or wait for an engine, and outlive its space.
+        let mark_running = |jobs: &Jobs| {
+            let marked = jobs.places.values().filter(|place| match place {
                 Place::Running { space, cancel } if concerns(*space) => {
                     cancel.store(true, Ordering::Release);
                     true
                 }
                 _ => false,
-            })
+            });
+            marked.count()
         };
         // A job that was put back has ended, because it was cancelled.
-        while running(&jobs) {
+        while mark_running(&jobs) > 0 {
             self.lateness.wake();
             self.put_back.wait(&mut jobs);
         }
