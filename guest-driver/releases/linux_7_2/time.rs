@@ -7,6 +7,7 @@ pub use kernel::time::*;
 /// A method that [`Delta`] has in Linux 7.3.
 pub trait MillisCeil {
     /// The smallest number of milliseconds that is not less.
+    #[allow(clippy::wrong_self_convention)] // The type is `Copy`, as Clippy sees in Linux 7.3.
     fn as_millis_ceil(self) -> i64;
 }
 
