@@ -17,6 +17,7 @@ const MAPS: &[(&str, &str, &[&str])] = &[
     ("vm", "vm/src", &[""]),
     ("spec", "spec/src", &[""]),
     ("include", "include/src", &[""]),
+    ("policy", "policy/src", &[""]),
     ("guest/c", "guest/c/src", &[""]),
     ("tests", "tests/tests/vm", &[""]),
     ("tests/contract", "tests/contract/src", &[""]),
