@@ -1,7 +1,7 @@
 //! Which memory lies on the device: policies as plain data, without anything that carries them out.
 //!
 //! [`placement`] has no dependency, allocates nothing and cannot panic, so that a kernel module can
-//! include `placement/mod.rs` by its path and decide exactly as a program on the host does.
+//! include `placement/mod.rs` by its path and decide exactly as `hmm replay` does on the host.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hmm_cli::size;
+use hmm_replay::judge::Player;
+use hmm_replay::link::{self, Link};
 use hmm_tool::cli::{self, Common, Rounds};
 
 use crate::chaos::pace;
@@ -48,6 +50,12 @@ pub(crate) enum Command {
     /// 120 if the device has read something else than the CPU, 125 if this program failed, 126 if the
     /// command cannot be run, and 127 if it is not there.
     Chaos(Chaos),
+    /// Show what policies of memory would have cost on a recorded run.
+    ///
+    /// Reads a page trace, lets each policy decide what moves on a device with too little memory,
+    /// and prints how many bytes cross the link, beside the bound: the fewest with which any policy
+    /// could have served this run. Needs no device.
+    Replay(Replay),
     /// Show where the memory of a process is. The process must be bound to the device.
     Residency {
         /// The process.
@@ -112,6 +120,46 @@ pub(crate) struct Stats {
     #[arg(long, value_name = "N", requires = "watch",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) times: Option<u64>,
+}
+
+/// What to replay, and on which device.
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// The trace; standard input if it is "-".
+    #[arg(value_name = "TRACE")]
+    pub(crate) trace: PathBuf,
+    /// A policy: never, first-touch, clock, belady or heat; may be given several times. [default:
+    /// all of them]
+    #[arg(long, value_name = "POLICY", value_parser = Player::named)]
+    pub(crate) policy: Vec<Player>,
+    /// The device's memory, such as 64M; may be given several times. [default: what the run uses,
+    /// divided by 1.25, 1.5, 2 and 4]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse::<u64>)]
+    pub(crate) capacity: Vec<u64>,
+    /// Show how long a link is in use, of so many bytes in a second and perhaps a latency for each
+    /// transfer, such as 16G or 16G,1us.
+    #[arg(long, value_name = "LINK", value_parser = link::parse)]
+    pub(crate) link: Option<Link>,
+    /// What moves as a whole: a power of two from 4K to 2M.
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = granule)]
+    pub(crate) granule: u64,
+    /// Leave out the bound. It takes time for each use of a granule and each granule of the device:
+    /// seconds for most runs, minutes for long ones.
+    #[arg(long)]
+    pub(crate) no_bound: bool,
+    /// Print comma-separated values.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) csv: bool,
+}
+
+/// The size of a granule.
+fn granule(text: &str) -> Result<u64, String> {
+    let granule = size::parse(text)?;
+    if u64::is_power_of_two(granule) && (4 << 10..=2 << 20).contains(&granule) {
+        Ok(granule)
+    } else {
+        Err("a granule is a power of two from 4K to 2M".to_owned())
+    }
 }
 
 /// How much to move.
@@ -205,6 +253,25 @@ mod tests {
     fn the_number_of_times_needs_a_watch() {
         assert!(Arguments::try_parse_from(["hmm", "stats", "--times", "3"]).is_err());
         assert!(Arguments::try_parse_from(["hmm", "stats", "--watch", "--times", "3"]).is_ok());
+    }
+
+    #[test]
+    fn a_policy_a_granule_and_a_link_are_checked() {
+        let parse = |option: &str, value: &str| {
+            Arguments::try_parse_from(["hmm", "replay", "run.trace", option, value]).map(drop)
+        };
+        for (option, good, bad) in [
+            ("--policy", "heat", "luck"),
+            ("--granule", "2M", "4M"),
+            ("--granule", "4K", "12K"),
+            ("--link", "16G,1us", "16G,soon"),
+            ("--capacity", "64M", "0"),
+        ] {
+            assert!(parse(option, good).is_ok(), "{option} {good}");
+            assert!(parse(option, bad).is_err(), "{option} {bad}");
+        }
+        let error = parse("--policy", "luck").unwrap_err().to_string();
+        assert!(error.contains("first-touch"), "{error}");
     }
 
     #[test]

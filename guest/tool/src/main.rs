@@ -9,6 +9,7 @@ mod chaos;
 mod cpu;
 mod info;
 mod migrate;
+mod replay;
 mod residency;
 mod stats;
 mod workload;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
                 command: &options.command,
             })
         }
+        Command::Replay(options) => replay::show(&options, json).map(|()| true),
         Command::Residency { pid } => residency::show(&device, pid, json).map(|()| true),
         Command::Stats(stats) => stats::show(&device, &stats, json).map(|()| true),
     };

@@ -104,7 +104,8 @@ impl Blocks<'_> {
 
     /// The coldest block that may leave, and its heat in lines. Takes time for each block.
     pub(super) fn coldest(&self, coolings: u32) -> Option<(BlockNumber, u32)> {
-        let blocks = self.0.iter().enumerate();
+        // Not `enumerate`, whose counter could overflow as far as the compiler knows.
+        let blocks = (0..self.0.len()).zip(self.0.iter());
         let leaving = blocks.filter(|(_, block)| block.may_leave());
         let coldest = leaving
             .map(|(index, block)| (index, block.heat.at(coolings)))

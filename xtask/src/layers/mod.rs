@@ -20,7 +20,7 @@ use imports::{Import, Library, Source};
 use table::{Place, Table};
 
 /// The crates whose layers are checked.
-const CRATES: [Crate; 5] = [
+const CRATES: [Crate; 6] = [
     Crate {
         folder: "vhost-device-hmm",
         root: "src/lib.rs",
@@ -47,6 +47,11 @@ const CRATES: [Crate; 5] = [
     Crate {
         folder: "tests/workloads",
         root: "src/main.rs",
+        library: None,
+    },
+    Crate {
+        folder: "replay",
+        root: "src/lib.rs",
         library: None,
     },
 ];
