@@ -1,6 +1,7 @@
 //! Policies on the patterns that programs have: how far each may be from the bound.
 //!
-//! The figures are those that the patterns have on paper.
+//! The figures are those that the patterns have on paper. Real operations are recorded and judged by
+//! the daemon's bench `oversubscription`.
 
 use hmm_policy::placement::Strategy;
 use hmm_replay::cost::Cost;

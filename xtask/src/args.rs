@@ -274,6 +274,8 @@ pub(crate) struct BenchArgs {
 pub(crate) enum BenchPart {
     /// The device's parts, without a guest
     Host,
+    /// What policies of memory cost on traces of the device's operations, in bytes
+    Oversubscription,
     /// Jobs, faults and migrations in a guest
     Guest,
     /// The kernel's own benchmark, on our driver and on the kernel's test driver

@@ -41,14 +41,25 @@ const DEVICES: usize = 2;
 pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     // First of all: an unreadable file is better reported before anything takes time.
     let old = args.compare.as_deref().map(Record::read).transpose()?;
-    if args.icount && matches!(args.only, Some(BenchPart::Host | BenchPart::Builds)) {
+    if args.icount && args.only.is_some_and(|only| !only.has_guest()) {
         bail!("--icount counts a guest's instructions, and that part has no guest");
     }
     let checkout = Checkout::locate()?;
     let mut record = Record::begin(&checkout)?;
     let mut lines = Lines::default();
     if args.has(BenchPart::Host) {
-        on_host(&checkout, &mut lines)?;
+        progress::announce(
+            "measuring the device's parts",
+            "each in turns with plain code; half a minute",
+        );
+        on_host(&checkout, "device", &mut lines)?;
+    }
+    if args.has(BenchPart::Oversubscription) {
+        progress::announce(
+            "judging policies of memory",
+            "on traces of the device's operations; a minute or two",
+        );
+        on_host(&checkout, "oversubscription", &mut lines)?;
     }
     if args.has(BenchPart::Guest) || args.has(BenchPart::Kernel) {
         let (prepared, kernel) =
@@ -103,21 +114,11 @@ fn default_path(checkout: &Checkout, record: &Record) -> Result<PathBuf> {
     Ok(directory.join(format!("{}.json", record.date.replace(':', ""))))
 }
 
-/// The device's parts, without a guest.
-fn on_host(checkout: &Checkout, lines: &mut Lines) -> Result<()> {
-    progress::announce(
-        "measuring the device's parts",
-        "each in turns with plain code; half a minute",
-    );
+/// A benchmark of the daemon's, without a guest.
+fn on_host(checkout: &Checkout, name: &str, lines: &mut Lines) -> Result<()> {
     let mut child = checkout
         .cargo()
-        .args([
-            "bench",
-            "--package",
-            "vhost-device-hmm",
-            "--bench",
-            "device",
-        ])
+        .args(["bench", "--package", "vhost-device-hmm", "--bench", name])
         .args(["--", "--json"])
         .stdout(Stdio::piped())
         .spawn()
@@ -188,8 +189,14 @@ fn in_guest(artifacts: &Artifacts, kernel: &str, icount: bool, lines: &mut Lines
 
 impl BenchArgs {
     fn has(&self, part: BenchPart) -> bool {
-        let has_guest = matches!(part, BenchPart::Guest | BenchPart::Kernel);
-        self.only.is_none_or(|only| only == part) && (has_guest || !self.icount)
+        self.only.is_none_or(|only| only == part) && (part.has_guest() || !self.icount)
+    }
+}
+
+impl BenchPart {
+    /// Whether it is measured in a virtual machine.
+    fn has_guest(self) -> bool {
+        matches!(self, Self::Guest | Self::Kernel)
     }
 }
 
