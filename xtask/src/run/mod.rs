@@ -11,5 +11,4 @@ mod machines;
 mod names;
 mod report;
 pub(crate) mod suite;
-mod virtme_ng;
 pub(crate) mod vm;

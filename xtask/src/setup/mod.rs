@@ -18,7 +18,7 @@ pub(crate) mod kvm;
 pub(crate) mod library;
 pub(crate) mod mdbook;
 pub(crate) mod needs;
-pub(crate) mod out;
+mod out;
 mod panics;
 pub(crate) mod prepare;
 pub(crate) mod progress;
