@@ -4,7 +4,7 @@
 //! name. It knows nothing of the device.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -215,7 +215,8 @@ impl Log {
 /// A setting of the kernel that is restored at the end.
 #[derive(Debug)]
 pub(crate) struct Setting {
-    path: PathBuf,
+    /// Open all the time: when memory is refused, a file may be written but not opened.
+    file: File,
     before: String,
 }
 
@@ -226,12 +227,22 @@ impl Setting {
         let text = read(&path)?;
         // A choice is shown as `one [two] three`; the chosen one is restored.
         let chosen = text.split(['[', ']']).nth(1).unwrap_or(text.trim());
+        let opened = File::options().write(true).open(&path);
         let setting = Self {
             before: chosen.to_owned(),
-            path,
+            file: opened.with_context(|| format!("opening {}", path.display()))?,
         };
-        write(&setting.path, value)?;
+        let written = setting.set(value);
+        written.with_context(|| format!("writing {}", path.display()))?;
         Ok(setting)
+    }
+
+    fn set(&self, value: &str) -> io::Result<()> {
+        // Some of these files have positions and are written at the first one alone; others have
+        // none.
+        let mut file = &self.file;
+        let _ = file.rewind();
+        file.write_all(value.as_bytes())
     }
 }
 
@@ -239,7 +250,7 @@ impl Drop for Setting {
     fn drop(&mut self) {
         // Memory may still be refused until this write restores the setting, so the write itself
         // may fail.
-        let put_back = || fs::write(&self.path, &self.before).is_ok();
+        let put_back = || self.set(&self.before).is_ok();
         let _ = (0..1000).any(|_| put_back());
     }
 }
