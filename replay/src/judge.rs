@@ -10,7 +10,7 @@ use crate::link::Link;
 use crate::uses::Uses;
 use crate::{belady, bound, play};
 
-/// Who decides what moves.
+/// What decides which memory moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Player {
     /// One of the driver's strategies.
@@ -64,7 +64,7 @@ impl Player {
 /// What is to be compared.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// Who plays.
+    /// The players.
     pub players: Vec<Player>,
     /// The sizes of device memory, in bytes. A device has whole granules only.
     pub capacities: Vec<u64>,

@@ -1,7 +1,7 @@
 //! `hmm replay`.
 //!
-//! It does not know how a policy decides. It is here although it needs no device, because those who
-//! record a run in a guest want to see there what it says; on the host it is the same program.
+//! It does not know how a policy decides. It is here although it needs no device, so that a run can
+//! be judged in the guest in which it was recorded; on the host it is the same program.
 
 use std::fs::File;
 use std::io::{self, BufReader};

@@ -14,7 +14,7 @@ pub(super) struct Heat {
 }
 
 impl Heat {
-    /// That of memory which nobody has used.
+    /// The heat of memory that was not used.
     pub(super) const NONE: Self = Self::new(0, 0);
 
     /// So many lines now.

@@ -245,7 +245,7 @@ fn skewed_gather(bytes: usize) -> Trace {
     recorder.finish()
 }
 
-/// Nodes of four lines in random order: value, next, left, right. Rerounds the first one's address.
+/// Nodes of four lines in random order: value, next, left, right. Returns the first one's address.
 fn nodes(recorder: &mut Recorder) -> u64 {
     const WORDS: usize = 32;
     let memory = recorder.memory();

@@ -72,7 +72,7 @@ impl Srcu {
         }
     }
 
-    /// Waits for all who have begun to read before this call.
+    /// Waits for all readers that have begun before this call.
     #[inline]
     pub fn synchronize(&self) {
         // SAFETY: By the invariants it is initialised.
