@@ -343,8 +343,11 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         if !self.finished {
+            let ended = self.qemu.ended();
+            let ended = ended.map(|status| format!(" (QEMU has ended with {status})"));
             remark!(
-                "a machine was not finished; its logs: {}",
+                "a machine was not finished{}; its logs: {}",
+                ended.unwrap_or_default(),
                 self.logs.directory().display()
             );
         }

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use hmm_cli::{remark, size};
@@ -510,7 +512,13 @@ impl<'a> Builder<'a> {
             remark!("{}", invitation(&socket, kernel.vmlinux.as_deref()));
             qemu.wait_for_debugger()?;
         }
-        let guest = Guest::greet(agent, logs, pace)?;
+        let guest = Guest::greet(agent, logs, pace).map_err(|error| {
+            let error = anyhow::Error::from(error);
+            match qemu.wait(LAST_MOMENT) {
+                Some(status) => error.context(Ended(status)),
+                None => error,
+            }
+        })?;
         // QEMU has read it into the guest's memory, and it should not stay behind if we are killed.
         fs::remove_file(&initramfs).context("removing the initramfs")?;
         let vm = Vm {
@@ -622,6 +630,14 @@ fn invitation(socket: &Path, vmlinux: Option<&Path>) -> String {
     )
 }
 
+/// QEMU closes its connections a moment before it has ended.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// QEMU has ended before the guest greeted.
+#[derive(Debug, thiserror::Error)]
+#[error("QEMU ended with {0}")]
+struct Ended(ExitStatus);
+
 /// What the console shows if the guest's kernel has died at a breakpoint of its own.
 const BREAKPOINT: &str = "Oops: int3";
 
@@ -634,11 +650,16 @@ const FIRST_PROCESS: &str = "Run /init";
 ///
 /// While a kernel changes its own code it puts breakpoints there, and removes them when all
 /// processors have seen the change. QEMU's processors, which are threads, can hit a breakpoint that
-/// is already removed. Some other boots end without a message while the kernel sets up the machine.
+/// is already removed. Some other boots end without a message while the kernel sets up the machine:
+/// they hang, or start anew, which ends QEMU. A QEMU that fails or is killed is another matter.
 fn is_the_emulators(error: &anyhow::Error) -> bool {
+    if matches!(error.downcast_ref(), Some(Ended(status)) if !status.success()) {
+        return false;
+    }
     error.chain().any(|cause| match cause.downcast_ref() {
         Some(guest::Error::Gone { doing, console, .. }) => {
-            doing == guest::BOOTING && console.contains(BREAKPOINT)
+            let is_early = !console.contains(FIRST_PROCESS);
+            doing == guest::BOOTING && (is_early || console.contains(BREAKPOINT))
         }
         Some(guest::Error::TimedOut { doing, seen, .. }) => {
             doing == guest::BOOTING && !seen.contains(FIRST_PROCESS)
@@ -649,6 +670,8 @@ fn is_the_emulators(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]
@@ -665,5 +688,31 @@ mod tests {
             text.contains("    gdb -ex") && text.contains("not here"),
             "{text}"
         );
+    }
+
+    /// A guest that is gone while it boots, with this on its console.
+    fn gone(console: &str, ended: i32) -> anyhow::Error {
+        let gone = guest::Error::Gone {
+            doing: guest::BOOTING.to_owned(),
+            why: String::new(),
+            console: console.to_owned(),
+            logs: PathBuf::new(),
+        };
+        anyhow::Error::from(gone)
+            .context(Ended(ExitStatus::from_raw(ended)))
+            .context("starting the machine")
+    }
+
+    #[test]
+    fn a_machine_that_starts_anew_before_its_first_process_is_started_once_more() {
+        assert!(is_the_emulators(&gone("    nothing", 0)));
+        assert!(is_the_emulators(&gone(
+            "Run /init as init process\nOops: int3: 0000",
+            0
+        )));
+        assert!(!is_the_emulators(&gone("Run /init as init process", 0)));
+        let killed = gone("    nothing", 9);
+        assert!(!is_the_emulators(&killed));
+        assert!(format!("{killed:#}").contains("QEMU ended with signal: 9"));
     }
 }

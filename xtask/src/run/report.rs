@@ -82,6 +82,19 @@ impl Failure {
             lines: Vec::new(),
         }
     }
+
+    /// The beginning of why it failed, in one line.
+    fn reason(&self) -> String {
+        const MOST: usize = 400;
+        let lines = self.lines.iter().map(|line| line.trim());
+        let said: Vec<_> = lines.filter(|line| !is_place(line)).collect();
+        said.join(" ").chars().take(MOST).collect()
+    }
+}
+
+/// Whether a line says only where a test has panicked.
+fn is_place(line: &str) -> bool {
+    line.starts_with("thread '") && line.contains(" panicked at ")
 }
 
 impl Counts {
@@ -205,8 +218,8 @@ fn some(names: &[String]) -> String {
 }
 
 impl fmt::Display for Report {
-    /// The failures; a line for each part; what was left out; and a line with their sum, in which skipped counts as
-    /// failed.
+    /// The failures; a line for each part; what was left out; a line for each failure, for a reader who
+    /// sees the end alone; and a line with the sum, in which skipped counts as failed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (part, Failure { test, lines }) in &self.failures {
             writeln!(f, "failed: {part}: {test}")?;
@@ -256,6 +269,9 @@ impl fmt::Display for Report {
         } in self.left_out.iter().filter(|left| !left.tests.is_empty())
         {
             writeln!(f, "left out of {part}, {reason}: {}", some(tests))?;
+        }
+        for (part, failure) in &self.failures {
+            writeln!(f, "failed: {part}: {}: {}", failure.test, failure.reason())?;
         }
         let total = self.total();
         write!(
@@ -331,13 +347,18 @@ mod tests {
         let mut report = Report::default();
         report.add("vm", Counts::one(false), Duration::ZERO);
         let mut failure = Failure::new("contract");
+        failure
+            .lines
+            .push("thread 'contract' (7) panicked at contract.rs:1:2:".to_owned());
         failure.lines.push("a row is broken".to_owned());
         report.add_failures("vm", [failure]);
         let text = report.to_string();
         assert!(
-            text.starts_with("failed: vm: contract\n    a row is broken\n\nvm"),
+            text.starts_with("failed: vm: contract\n    thread 'contract'"),
             "{text}"
         );
+        let end = "failed: vm: contract: a row is broken\n0 passed, 1 failed";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]
