@@ -3,17 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hmm_policy::placement::{
-    Block, BlockNumber, Decision, Fault, Granule, Policy, Remote, Strategy, Tables, LINE_BYTES,
+    Block, BlockNumber, Decision, Fault, Granule, Policy, Remote, Shadow, Strategy, Tables,
+    LINE_BYTES, SAMPLE,
 };
 
 /// The size of a granule in all tests, in lines and in bytes.
 const SIZE: u64 = 4;
 const SIZE_BYTES: u32 = 256;
 
+/// The strategies that move something.
+const MOVING: [Strategy; 4] = [
+    Strategy::FirstTouch,
+    Strategy::Clock,
+    Strategy::Heat,
+    Strategy::Adaptive,
+];
+
 /// A policy with its tables, and where each granule is.
 struct Device {
     blocks: Vec<Block>,
     remotes: Vec<Remote>,
+    shadows: [(Vec<Block>, Vec<Remote>); 2],
     policy: Policy,
     places: BTreeMap<u64, BlockNumber>,
 }
@@ -23,6 +33,10 @@ impl Device {
         Self {
             blocks: vec![Block::FREE; blocks],
             remotes: vec![Remote::FREE; 256],
+            shadows: [0, 1].map(|_| {
+                let blocks = blocks.div_ceil(SAMPLE);
+                (vec![Block::FREE; blocks], vec![Remote::FREE; 32])
+            }),
             policy: Policy::new(strategy, SIZE_BYTES),
             places: BTreeMap::new(),
         }
@@ -32,6 +46,10 @@ impl Device {
         let mut tables = Tables {
             blocks: &mut self.blocks,
             remotes: &mut self.remotes,
+            shadows: self
+                .shadows
+                .each_mut()
+                .map(|(blocks, remotes)| Shadow { blocks, remotes }),
         };
         call(&mut self.policy, &mut tables)
     }
@@ -276,6 +294,72 @@ fn heat_decides_as_a_model_that_looks_at_everything_each_time() {
     );
 }
 
+/// What rounds cost on a device of so many blocks, in lines over the link. A round uses a working set
+/// that is its own, granule after granule and as a whole, a few times.
+fn cost_of_phases(strategy: Strategy, blocks: usize, set: u64, times: u64) -> u64 {
+    let mut device = Device::new(strategy, blocks);
+    device.remotes = vec![Remote::FREE; 1 << 14];
+    for (_, remotes) in &mut device.shadows {
+        *remotes = vec![Remote::FREE; 1 << 12];
+    }
+    let mut cost = 0;
+    for round in 0..40 {
+        for _ in 0..times {
+            for granule in round * set..(round + 1) * set {
+                for evicted in device.access(granule, SIZE, SIZE) {
+                    cost += SIZE + evicted.map_or(0, |_| SIZE);
+                }
+                cost += if device.has(granule) { 0 } else { SIZE };
+            }
+        }
+    }
+    cost
+}
+
+#[test]
+fn the_licence_moves_a_working_set_at_once_that_is_used_soon_again() {
+    let cost = |strategy| cost_of_phases(strategy, 64, 48, 3);
+    let (heat, clock) = (cost(Strategy::Heat), cost(Strategy::Clock));
+    assert!(clock < heat * 3 / 4, "{clock} {heat}");
+    let adaptive = cost(Strategy::Adaptive);
+    assert!(adaptive < (heat + clock) / 2, "{adaptive} {heat} {clock}");
+}
+
+#[test]
+fn there_is_no_licence_where_heat_is_cheaper() {
+    // A set larger than the device, gone through again and again: a clock moves each granule in vain.
+    let cost = |strategy| cost_of_phases(strategy, 64, 96, 8);
+    let (heat, clock) = (cost(Strategy::Heat), cost(Strategy::Clock));
+    assert!(heat < clock * 3 / 4, "{heat} {clock}");
+    assert_eq!(cost(Strategy::Adaptive), heat);
+}
+
+#[test]
+fn the_licence_is_lost_when_it_no_longer_pays() {
+    let mut device = Device::new(Strategy::Adaptive, 64);
+    device.remotes = vec![Remote::FREE; 1 << 14];
+    for (_, remotes) in &mut device.shadows {
+        *remotes = vec![Remote::FREE; 1 << 12];
+    }
+    let mut moves = |granules: std::ops::Range<u64>, times: u64| {
+        let mut moves = 0;
+        for _ in 0..times {
+            for granule in granules.clone() {
+                moves += device.access(granule, SIZE, SIZE).len();
+            }
+        }
+        moves
+    };
+    let mut licensed = 0;
+    for round in 0..40 {
+        licensed = moves(round * 48..(round + 1) * 48, 3);
+    }
+    assert_eq!(licensed, 48, "each granule moves once, at its first use");
+    moves(10_000..10_096, 20);
+    let lost = moves(10_000..10_096, 10);
+    assert!(lost < 96, "{lost} moves in 960 uses");
+}
+
 #[test]
 fn what_is_announced_as_a_whole_moves_at_once_and_the_rest_when_it_has_paid() {
     let mut device = Device::new(Strategy::Heat, 2);
@@ -306,7 +390,7 @@ fn a_full_device_takes_only_what_is_hotter_by_a_swap() {
 
 #[test]
 fn what_has_come_stays_until_it_is_used_or_time_has_passed_twice() {
-    for strategy in [Strategy::FirstTouch, Strategy::Clock, Strategy::Heat] {
+    for strategy in MOVING {
         let mut device = Device::new(strategy, 1);
         assert_eq!(device.fault(1, SIZE), Some(None));
         let wants = |device: &mut Device| {
@@ -327,7 +411,7 @@ fn what_has_come_stays_until_it_is_used_or_time_has_passed_twice() {
 
 #[test]
 fn a_block_that_is_empty_again_is_filled_before_any_other_is_emptied() {
-    for strategy in [Strategy::FirstTouch, Strategy::Clock, Strategy::Heat] {
+    for strategy in MOVING {
         let mut device = Device::new(strategy, 4);
         for granule in 0..4 {
             device.access(granule, 1, SIZE);
@@ -390,7 +474,7 @@ fn the_largest_numbers_are_borne() {
 fn under_random_events_each_answer_can_be_obeyed() {
     let mut random = fastrand::Rng::with_seed(5);
     for round in 0..400 {
-        let strategy = Strategy::ALL[round % 4];
+        let strategy = Strategy::ALL[round % Strategy::ALL.len()];
         let mut device = Device::new(strategy, random.usize(0..5));
         // Fewer entries than granules: what is remembered is lost now and then.
         device.remotes.truncate(random.usize(0..12));

@@ -21,12 +21,13 @@ pub enum Player {
 
 impl Player {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Strategy(Strategy::Never),
         Self::Strategy(Strategy::FirstTouch),
         Self::Strategy(Strategy::Clock),
         Self::Belady,
         Self::Strategy(Strategy::Heat),
+        Self::Strategy(Strategy::Adaptive),
     ];
 
     /// Its name on the command line and in results.

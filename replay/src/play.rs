@@ -5,7 +5,7 @@
 //! The policy is the one that the driver has, with tables of the same size.
 
 use hmm_policy::placement::{
-    Block, BlockNumber, Decision, Fault, Granule, Policy, Remote, Strategy, Tables,
+    Block, BlockNumber, Decision, Fault, Granule, Policy, Remote, Shadow, Strategy, Tables, SAMPLE,
 };
 
 use crate::cost::Cost;
@@ -29,6 +29,7 @@ enum Place {
 struct Device {
     blocks: Vec<Block>,
     remotes: Vec<Remote>,
+    shadows: [(Vec<Block>, Vec<Remote>); 2],
     policy: Policy,
     places: Vec<Place>,
     granule_bytes: u64,
@@ -40,6 +41,10 @@ impl Device {
         let mut tables = Tables {
             blocks: &mut self.blocks,
             remotes: &mut self.remotes,
+            shadows: self
+                .shadows
+                .each_mut()
+                .map(|(blocks, remotes)| Shadow { blocks, remotes }),
         };
         call(&mut self.policy, &mut tables)
     }
@@ -71,10 +76,16 @@ impl Device {
 #[must_use]
 pub fn play(strategy: Strategy, uses: &Uses, capacity: usize) -> Cost {
     let size = u32::try_from(uses.granule_bytes).unwrap_or(u32::MAX);
+    // With eight entries for each granule none is ever given up, as in a larger table.
+    let remotes = REMOTES.min(8 * uses.granules);
+    let shadow = || {
+        let blocks = vec![Block::FREE; capacity.div_ceil(SAMPLE)];
+        (blocks, vec![Remote::FREE; remotes.div_ceil(SAMPLE)])
+    };
     let mut device = Device {
         blocks: vec![Block::FREE; capacity],
-        // With eight entries for each granule none is ever given up, as in a larger table.
-        remotes: vec![Remote::FREE; REMOTES.min(8 * uses.granules)],
+        remotes: vec![Remote::FREE; remotes],
+        shadows: [shadow(), shadow()],
         policy: Policy::new(strategy, size),
         places: vec![Place::Unmapped; uses.granules],
         granule_bytes: uses.granule_bytes,

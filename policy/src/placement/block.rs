@@ -2,7 +2,7 @@
 //!
 //! It does not know when anything moves.
 
-use super::heat::Heat;
+use super::heat::{Heat, Record};
 use super::Granule;
 
 /// A block of device memory, by its place in the table.
@@ -38,7 +38,7 @@ enum Proof {
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
     holds: Option<Granule>,
-    heat: Heat,
+    record: Record,
     proof: Proof,
     /// Since the hand has passed.
     used: bool,
@@ -48,7 +48,7 @@ impl Block {
     /// A block with nothing in it.
     pub const FREE: Self = Self {
         holds: None,
-        heat: Heat::NONE,
+        record: Record::NONE,
         proof: Proof::Proven,
         used: false,
     };
@@ -102,35 +102,43 @@ impl Blocks<'_> {
         None
     }
 
+    /// The block that holds a granule. Takes time for each block.
+    pub(super) fn find(&mut self, granule: Granule) -> Option<(BlockNumber, &mut Record)> {
+        let blocks = (0..self.0.len()).zip(self.0.iter_mut());
+        let mut holding = blocks.filter(|(_, block)| block.holds == Some(granule));
+        let (index, block) = holding.next()?;
+        Some((BlockNumber::at(index)?, &mut block.record))
+    }
+
     /// The coldest block that may leave, and its heat in lines. Takes time for each block.
     pub(super) fn coldest(&self, coolings: u32) -> Option<(BlockNumber, u32)> {
         // Not `enumerate`, whose counter could overflow as far as the compiler knows.
         let blocks = (0..self.0.len()).zip(self.0.iter());
         let leaving = blocks.filter(|(_, block)| block.may_leave());
         let coldest = leaving
-            .map(|(index, block)| (index, block.heat.at(coolings)))
+            .map(|(index, block)| (index, block.record.heat.at(coolings)))
             .min_by_key(|(_, heat)| *heat)?;
         Some((BlockNumber::at(coldest.0)?, coldest.1))
     }
 
     /// The least heat of all blocks, also of those that may not leave.
     pub(super) fn floor(&self, coolings: u32) -> Heat {
-        let heats = self.0.iter().map(|block| block.heat.at(coolings));
+        let heats = self.0.iter().map(|block| block.record.heat.at(coolings));
         Heat::new(heats.min().unwrap_or(0), coolings)
     }
 
-    /// Puts a granule into a block, and returns what was in it before.
+    /// Puts a granule into a block, and returns what was in it before, and what is known of that.
     pub(super) fn fill(
         &mut self,
         number: BlockNumber,
         granule: Granule,
-        heat: Heat,
-    ) -> Option<(Granule, Heat)> {
+        record: Record,
+    ) -> Option<(Granule, Record)> {
         let block = self.0.get_mut(number.index())?;
-        let before = block.holds.map(|granule| (granule, block.heat));
+        let before = block.holds.map(|granule| (granule, block.record));
         *block = Block {
             holds: Some(granule),
-            heat,
+            record,
             proof: Proof::New,
             used: false,
         };
@@ -151,7 +159,7 @@ impl Blocks<'_> {
     /// Counts use of what a block holds.
     pub(super) fn use_of(&mut self, number: BlockNumber, lines: u64, coolings: u32) {
         if let Some(block) = self.0.get_mut(number.index()) {
-            block.heat.add(lines, coolings);
+            block.record.heat.add(lines, coolings);
             block.proof = Proof::Proven;
             block.used = true;
         }

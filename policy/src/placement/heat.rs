@@ -1,4 +1,5 @@
-//! Heat: how much memory has been used lately; and the heat of granules that are not on the device.
+//! Heat: how much memory has been used lately; and what is known of granules that are not on the
+//! device.
 //!
 //! It does not know what follows from it.
 
@@ -28,27 +29,42 @@ impl Heat {
         self.lines.checked_shr(missed).unwrap_or(0)
     }
 
-    /// Adds use, and returns the sum.
-    pub(super) fn add(&mut self, lines: u64, coolings: u32) -> u32 {
+    /// Adds use.
+    pub(super) fn add(&mut self, lines: u64, coolings: u32) {
         let lines = u32::try_from(lines).unwrap_or(u32::MAX);
-        let sum = self.at(coolings).saturating_add(lines);
-        *self = Self::new(sum, coolings);
-        sum
+        *self = Self::new(self.at(coolings).saturating_add(lines), coolings);
     }
 }
 
-/// An entry of the table of granules that are not on the device: free, or the heat of one.
+/// What is known of a granule, wherever it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    /// How much it was used.
+    pub(super) heat: Heat,
+    /// Whether the job of its last fault had announced to use all of it.
+    pub(super) whole: bool,
+}
+
+impl Record {
+    /// Of a granule that was not used.
+    pub(super) const NONE: Self = Self {
+        heat: Heat::NONE,
+        whole: false,
+    };
+}
+
+/// An entry of the table of granules that are not on the device: free, or what is known of one.
 #[derive(Clone, Copy, Debug)]
 pub struct Remote {
     granule: Option<Granule>,
-    heat: Heat,
+    record: Record,
 }
 
 impl Remote {
     /// An entry for no granule.
     pub const FREE: Self = Self {
         granule: None,
-        heat: Heat::NONE,
+        record: Record::NONE,
     };
 }
 
@@ -74,40 +90,59 @@ impl Remotes<'_> {
         set.find(|entry| entry.granule == Some(granule))
     }
 
-    /// What is known of a granule.
-    pub(super) fn find(&mut self, granule: Granule) -> Option<Heat> {
-        self.entry(granule).map(|entry| entry.heat)
-    }
-
-    /// Adds use of a granule, and returns its heat in lines.
-    pub(super) fn add(&mut self, granule: Granule, lines: u64, coolings: u32) -> u32 {
+    /// Notes whether a job has announced to use all of a granule. Returns what is known of it.
+    pub(super) fn announce(&mut self, granule: Granule, whole: bool, coolings: u32) -> Record {
         if let Some(entry) = self.entry(granule) {
-            return entry.heat.add(lines, coolings);
+            entry.record.whole = whole;
+            return entry.record;
         }
-        let mut heat = Heat::NONE;
-        let sum = heat.add(lines, coolings);
-        self.remember(granule, heat, coolings);
-        sum
+        let record = Record {
+            heat: Heat::NONE,
+            whole,
+        };
+        // What is false without an entry needs none.
+        if whole {
+            self.remember(granule, record, coolings);
+        }
+        record
     }
 
-    /// Notes the heat of a granule that has no entry, in place of the coldest one of its set.
-    pub(super) fn remember(&mut self, granule: Granule, heat: Heat, coolings: u32) {
+    /// Whether a job has announced to use all of a granule.
+    pub(super) fn is_whole(&mut self, granule: Granule) -> bool {
+        self.entry(granule).is_some_and(|entry| entry.record.whole)
+    }
+
+    /// Adds use of a granule, and returns what is known of it.
+    pub(super) fn add(&mut self, granule: Granule, lines: u64, coolings: u32) -> Record {
+        if let Some(entry) = self.entry(granule) {
+            entry.record.heat.add(lines, coolings);
+            return entry.record;
+        }
+        let mut record = Record::NONE;
+        record.heat.add(lines, coolings);
+        self.remember(granule, record, coolings);
+        record
+    }
+
+    /// Notes what is known of a granule that has no entry, in place of the coldest one of its set.
+    pub(super) fn remember(&mut self, granule: Granule, record: Record, coolings: u32) {
         let temperature = |entry: &&mut Remote| match entry.granule {
-            Some(_) => u64::from(entry.heat.at(coolings)).saturating_add(1),
+            Some(_) => u64::from(entry.record.heat.at(coolings)).saturating_add(1),
             None => 0,
         };
         if let Some(entry) = self.set(granule).iter_mut().min_by_key(temperature) {
             *entry = Remote {
                 granule: Some(granule),
-                heat,
+                record,
             };
         }
     }
 
-    /// Drops what is known of a granule.
-    pub(super) fn forget(&mut self, granule: Granule) {
-        if let Some(entry) = self.entry(granule) {
-            *entry = Remote::FREE;
+    /// Drops what is known of a granule, and returns it.
+    pub(super) fn forget(&mut self, granule: Granule) -> Record {
+        match self.entry(granule) {
+            Some(entry) => core::mem::replace(entry, Remote::FREE).record,
+            None => Record::NONE,
         }
     }
 }

@@ -11,20 +11,20 @@
 
 mod block;
 mod heat;
+mod licence;
+mod rule;
 
 pub use block::{Block, BlockNumber};
 pub use heat::Remote;
 
-use block::Blocks;
-use heat::{Heat, Remotes};
+use licence::Licence;
+use rule::{Player, Rule};
 
 /// The least use of memory that is told apart, in bytes: what a device fetches at once.
 pub const LINE_BYTES: u64 = 64;
 
-/// How many times the device's capacity is used before all heat is halved. With less, an iterated
-/// loop over twice the capacity forgets a block before its next round; with more, the device is slow
-/// to follow a program that has moved on.
-const COOLING_CAPACITIES: u64 = 4;
+/// How many times smaller a [`Shadow`] is than the device.
+pub const SAMPLE: usize = licence::SAMPLE;
 
 /// A piece of a process's memory, by a number that the caller chooses and that says which process's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,11 +44,20 @@ pub enum Strategy {
     /// costs, and for more than the granule that it replaces. A granule that a job has announced to
     /// use as a whole moves at once if a block is free.
     Heat,
+    /// `Heat`, or, as long as that is cheaper, `Clock` for what jobs use as a whole. Two shadows, which
+    /// play both on one granule in eight, find out which it is.
+    Adaptive,
 }
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Never, Self::FirstTouch, Self::Clock, Self::Heat];
+    pub const ALL: [Self; 5] = [
+        Self::Never,
+        Self::FirstTouch,
+        Self::Clock,
+        Self::Heat,
+        Self::Adaptive,
+    ];
 
     /// Its name on command lines and in results.
     #[must_use]
@@ -58,6 +67,7 @@ impl Strategy {
             Self::FirstTouch => "first-touch",
             Self::Clock => "clock",
             Self::Heat => "heat",
+            Self::Adaptive => "adaptive",
         }
     }
 
@@ -103,24 +113,26 @@ pub struct Tables<'a> {
     /// coldest one of these is given up for it, and begins anew. 4096 entries are enough for 256 MiB
     /// in granules of 64 KiB.
     pub remotes: &'a mut [Remote],
+    /// What [`Strategy::Adaptive`] compares with. For other strategies, and without a comparison, all
+    /// may be empty.
+    pub shadows: [Shadow<'a>; 2],
+}
+
+/// The memory of one of the two shadows: an eighth of the device's, on which no granule ever lies.
+#[derive(Debug, Default)]
+pub struct Shadow<'a> {
+    /// An eighth of the blocks.
+    pub blocks: &'a mut [Block],
+    /// An eighth of the table of granules that are not on the device.
+    pub remotes: &'a mut [Remote],
 }
 
 /// A strategy, and what it remembers besides the [`Tables`].
 #[derive(Debug)]
 pub struct Policy {
-    strategy: Strategy,
-    /// The size of a granule, in lines.
-    size: u64,
-    /// The block that is looked at next when one has to be emptied.
-    hand: usize,
-    /// No block before this one is free.
-    free_from: usize,
-    /// How often all heat has been halved.
-    coolings: u32,
-    /// Lines used since the last time.
-    used: u64,
-    /// No block is colder. It saves the search for the coldest one when nothing can come of it.
-    floor: Heat,
+    player: Player,
+    /// Decides which rule the player has, if that is not always the same.
+    licence: Option<Licence>,
 }
 
 impl Policy {
@@ -128,30 +140,29 @@ impl Policy {
     #[must_use]
     pub const fn new(strategy: Strategy, granule_bytes: u32) -> Self {
         let size = lines(granule_bytes as u64);
+        let size = if size == 0 { 1 } else { size };
+        let (rule, licence) = match strategy {
+            Strategy::Never => (Rule::Never, None),
+            Strategy::FirstTouch => (Rule::FirstTouch, None),
+            Strategy::Clock => (Rule::Clock, None),
+            Strategy::Heat => (Rule::Heat, None),
+            Strategy::Adaptive => (Rule::Heat, Some(Licence::new(size))),
+        };
         Self {
-            strategy,
-            size: if size == 0 { 1 } else { size },
-            hand: 0,
-            free_from: 0,
-            coolings: 0,
-            used: 0,
-            floor: Heat::NONE,
+            player: Player::new(rule, size),
+            licence,
         }
     }
 
     /// A job waits for a granule that is not on the device. Whatever the decision, the caller can let
     /// the job go on.
     pub fn fault(&mut self, tables: &mut Tables<'_>, fault: Fault) -> Decision {
-        match self.strategy {
-            Strategy::Never => Decision::Stay,
-            Strategy::FirstTouch | Strategy::Clock => self.move_always(tables, fault.granule),
-            Strategy::Heat => {
-                let heat = Remotes(tables.remotes).find(fault.granule);
-                let heat = heat.map_or(0, |heat| heat.at(self.coolings));
-                let whole = lines(fault.announced) >= self.size;
-                self.rent_or_buy(tables, fault.granule, heat, whole)
-            }
+        let whole = self.player.is_whole(fault.announced);
+        if let Some(licence) = &mut self.licence {
+            licence.announced(&mut tables.shadows, fault.granule, whole);
         }
+        self.player
+            .fault(tables.blocks, tables.remotes, fault.granule, whole)
     }
 
     /// Jobs have used so many bytes of a granule that is not on the device. No job waits for the
@@ -162,103 +173,46 @@ impl Policy {
         granule: Granule,
         bytes: u64,
     ) -> Decision {
-        if self.strategy != Strategy::Heat {
-            return Decision::Stay;
-        }
-        self.count(tables, bytes);
-        let heat = Remotes(tables.remotes).add(granule, lines(bytes), self.coolings);
-        self.rent_or_buy(tables, granule, heat, false)
+        self.compare(tables, granule, bytes);
+        self.player
+            .used_in_place(tables.blocks, tables.remotes, granule, lines(bytes))
     }
 
     /// Jobs have used so many bytes of what a block holds.
     pub fn used_on_device(&mut self, tables: &mut Tables<'_>, block: BlockNumber, bytes: u64) {
-        self.count(tables, bytes);
-        Blocks(tables.blocks).use_of(block, lines(bytes), self.coolings);
+        let holds = tables.blocks.get(block.index()).and_then(Block::holds);
+        if let Some(granule) = holds {
+            self.compare(tables, granule, bytes);
+        }
+        self.player
+            .used_on_device(tables.blocks, block, lines(bytes));
     }
 
     /// What a block held is no longer there, or has not come: the process has touched it, freed it,
     /// or ended. The block is free, and the granule's heat is forgotten.
     pub fn gone(&mut self, tables: &mut Tables<'_>, block: BlockNumber) {
-        if Blocks(tables.blocks).empty(block) {
-            self.free_from = self.free_from.min(block.index());
+        let holds = tables.blocks.get(block.index()).and_then(Block::holds);
+        if let (Some(granule), Some(licence)) = (holds, &mut self.licence) {
+            licence.gone(&mut tables.shadows, granule);
         }
+        self.player.gone(tables.blocks, block);
     }
 
     /// Time has passed. A granule that came before the last call but one may be evicted, even if it
     /// has never been used. The caller calls it about once a second while anything moves.
     pub fn settle(&mut self, tables: &mut Tables<'_>) {
-        Blocks(tables.blocks).settle();
-    }
-
-    /// Counts use, and halves all heat when it is time to.
-    fn count(&mut self, tables: &Tables<'_>, bytes: u64) {
-        let capacity = self.size.saturating_mul(tables.blocks.len() as u64);
-        self.used = self.used.saturating_add(lines(bytes));
-        if self.used >= capacity.saturating_mul(COOLING_CAPACITIES).max(1) {
-            self.used = 0;
-            self.coolings = self.coolings.wrapping_add(1);
+        rule::settle(tables.blocks);
+        for shadow in &mut tables.shadows {
+            rule::settle(shadow.blocks);
         }
     }
 
-    /// A free block, or else the one that the hand comes to.
-    fn move_always(&mut self, tables: &mut Tables<'_>, granule: Granule) -> Decision {
-        let spares_used = self.strategy == Strategy::Clock;
-        let mut blocks = Blocks(tables.blocks);
-        let block = match blocks.first_free(&mut self.free_from) {
-            Some(block) => block,
-            None => match blocks.next_victim(&mut self.hand, spares_used) {
-                Some(block) => block,
-                None => return Decision::Stay,
-            },
-        };
-        let evicted = blocks.fill(block, granule, Heat::NONE);
-        Decision::Move {
-            block,
-            evicted: evicted.map(|(granule, _)| granule),
-        }
-    }
-
-    /// Moves a granule of this heat if that is cheaper than its further use where it is, supposed
-    /// that the future is like the past.
-    fn rent_or_buy(
-        &mut self,
-        tables: &mut Tables<'_>,
-        granule: Granule,
-        heat: u32,
-        whole: bool,
-    ) -> Decision {
-        let mut blocks = Blocks(tables.blocks);
-        let block = if let Some(block) = blocks.first_free(&mut self.free_from) {
-            if !whole && u64::from(heat) < self.size {
-                return Decision::Stay;
-            }
-            block
-        } else {
-            // One granule goes home and the other comes.
-            let swap = self.size.saturating_mul(2);
-            let pays = |cold: u32| u64::from(heat) >= u64::from(cold).saturating_add(swap);
-            if !pays(self.floor.at(self.coolings)) {
-                return Decision::Stay;
-            }
-            self.floor = blocks.floor(self.coolings);
-            match blocks.coldest(self.coolings) {
-                Some((block, cold)) if pays(cold) => block,
-                _ => return Decision::Stay,
-            }
-        };
-        let mut remotes = Remotes(tables.remotes);
-        remotes.forget(granule);
-        let heat = Heat::new(heat, self.coolings);
-        if heat.at(self.coolings) < self.floor.at(self.coolings) {
-            self.floor = heat;
-        }
-        let evicted = blocks.fill(block, granule, heat);
-        Decision::Move {
-            block,
-            evicted: evicted.map(|(evicted, heat)| {
-                remotes.remember(evicted, heat, self.coolings);
-                evicted
-            }),
+    /// Lets the shadows see a use, and follows the one that is cheaper.
+    fn compare(&mut self, tables: &mut Tables<'_>, granule: Granule, bytes: u64) {
+        if let Some(licence) = &mut self.licence {
+            let capacity = tables.blocks.len() as u64;
+            let rule = licence.used(&mut tables.shadows, granule, lines(bytes), capacity);
+            self.player.follow(rule);
         }
     }
 }

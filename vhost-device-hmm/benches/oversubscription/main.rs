@@ -98,7 +98,7 @@ fn verdicts(uses: &Uses) -> Vec<(u64, Verdict)> {
 /// memory, what it costs to move nothing, or at every fault.
 fn is_kept(ratio: u64, verdict: &Verdict) -> bool {
     let is = |strategy: Strategy| verdict.policy == strategy.name();
-    is(Strategy::Heat) || (ratio == 200 && (is(Strategy::FirstTouch) || is(Strategy::Never)))
+    is(Strategy::Adaptive) || (ratio == 200 && (is(Strategy::FirstTouch) || is(Strategy::Never)))
 }
 
 /// A verdict as a result of a benchmark, in footprints; its reference is the bound.
