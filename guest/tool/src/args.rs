@@ -128,8 +128,8 @@ pub(crate) struct Replay {
     /// The trace; standard input if it is "-".
     #[arg(value_name = "TRACE")]
     pub(crate) trace: PathBuf,
-    /// A policy: never, first-touch, clock, belady or heat; may be given several times. [default:
-    /// all of them]
+    /// A policy: never, first-touch, clock, belady, heat or adaptive; may be given several times.
+    /// [default: all of them]
     #[arg(long, value_name = "POLICY", value_parser = Player::named)]
     pub(crate) policy: Vec<Player>,
     /// The device's memory, such as 64M; may be given several times. [default: what the run uses,
@@ -150,6 +150,9 @@ pub(crate) struct Replay {
     /// Print comma-separated values.
     #[arg(long, conflicts_with = "json")]
     pub(crate) csv: bool,
+    /// Draw what each policy costs on each device, as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 /// The size of a granule.

@@ -3,16 +3,16 @@
 //! It does not know how a policy decides. It is here although it needs no device, so that a run can
 //! be judged in the guest in which it was recorded; on the host it is the same program.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::path::Path;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 use hmm_cli::{output, say};
 use hmm_replay::judge::{judge, usual_capacities, Player, Question};
-use hmm_replay::table;
 use hmm_replay::trace::Trace;
 use hmm_replay::uses::Uses;
+use hmm_replay::{plot, table};
 use hmm_tool::argument::WrongArgument;
 
 use crate::args::Replay;
@@ -40,6 +40,10 @@ pub(crate) fn show(options: &Replay, json: bool) -> Result<()> {
             link: options.link,
         },
     );
+    if let Some(path) = &options.plot {
+        let picture = plot::svg(&verdicts).map_err(|error| anyhow!("drawing: {error}"))?;
+        fs::write(path, picture).with_context(|| format!("writing {}", path.display()))?;
+    }
     if json {
         for verdict in &verdicts {
             say!("{}", serde_json::to_string(verdict)?);

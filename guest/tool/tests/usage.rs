@@ -65,7 +65,14 @@ fn a_replay_says_for_each_policy_what_it_costs_beside_the_bound() {
     let shared = ["replay", path, "--capacity", "64K", "--link", "1M,1us"];
     let (status, text) = hmm(&shared);
     assert_eq!(status, Some(0), "{text}");
-    for policy in ["never", "first-touch", "clock", "belady", "heat"] {
+    for policy in [
+        "never",
+        "first-touch",
+        "clock",
+        "belady",
+        "heat",
+        "adaptive",
+    ] {
         assert!(text.contains(policy), "{text}");
     }
     let lines = |extra: &[&str]| {
@@ -83,6 +90,15 @@ fn a_replay_says_for_each_policy_what_it_costs_beside_the_bound() {
     assert_eq!(verdict["bound"], 65_536 + 8 * 64);
     let unbounded = lines(&["--json", "--policy", "heat", "--no-bound"]);
     assert!(unbounded[0].contains("\"bound\":null"), "{unbounded:?}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let picture = directory.path().join("run.svg");
+    lines(&["--plot", picture.to_str().unwrap()]);
+    let picture = std::fs::read_to_string(picture).unwrap();
+    assert!(picture.contains("adaptive") && picture.contains("bound"));
+    let (status, text) = hmm(&[&shared[..], &["--plot", "/nowhere/run.svg"]].concat());
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("writing /nowhere/run.svg"), "{text}");
 }
 
 #[test]
