@@ -399,6 +399,7 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
             mm: unsafe { (*raw).mm },
             event,
             addresses: start..end,
+            is_blockable: blockable,
             _callback: PhantomData,
         };
         if this.mirror.ignores(&state.mirrored, &change) {
@@ -504,6 +505,7 @@ pub(crate) struct MmuNotifierRange<'c> {
     mm: *mut bindings::mm_struct,
     event: MmuNotifierEvent,
     addresses: Range<usize>,
+    is_blockable: bool,
     _callback: PhantomData<&'c ()>,
 }
 
@@ -521,6 +523,12 @@ impl MmuNotifierRange<'_> {
     /// The addresses that change.
     pub(crate) fn addresses(&self) -> &Range<usize> {
         &self.addresses
+    }
+
+    /// Whether the change may wait. Only the memory of a process that is being killed is taken away
+    /// by a thread that may not: the OOM killer's, or that of process_mrelease(2).
+    pub(crate) fn is_blockable(&self) -> bool {
+        self.is_blockable
     }
 
     /// Whether a thread of the process itself makes the change.

@@ -82,12 +82,13 @@ pub(crate) trait HasBlockedZaps {
 /// process that shares the page, and from this driver. Those callers hold locks that the thread
 /// which blocks zaps needs, so they must not wait for it. They need not wait either: they
 /// only clear present pages, and a huge page in device memory is only split or moved by a thread
-/// that blocks its zaps.
+/// that blocks its zaps. One caller is left, which reaps the memory of a process that is being killed
+/// (`zap_vma_for_reaping`): it takes away whatever is there, and tries again if it may not.
 fn takes_away(change: &MmuNotifierRange<'_>, part: &Range<usize>) -> bool {
     let may = match change.event() {
         MmuNotifierEvent::Unmap => true,
-        // `MADV_DONTNEED` and the like.
-        MmuNotifierEvent::Clear => change.is_by_process(),
+        // `MADV_DONTNEED` and the like, and a reaper.
+        MmuNotifierEvent::Clear => change.is_by_process() || !change.is_blockable(),
         MmuNotifierEvent::OwnExclusive
         | MmuNotifierEvent::OwnMigrate
         | MmuNotifierEvent::Release

@@ -1,8 +1,11 @@
 //! Processes, driver and device end at any moment: nothing hangs, and nothing is left.
 
 use hmm_vm::artifacts::Artifacts;
-use hmm_vm::guest::Error;
+use hmm_vm::control::Point;
+use hmm_vm::guest::{Error, Recipient};
 use hmm_vm::vm::Vm;
+use rustix::process::Signal;
+use serde_json::{json, Value};
 
 use super::support::{self, assert_nothing_left, bus_names, counters, run, worker, DRIVER};
 
@@ -22,6 +25,30 @@ fn a_process_killed_in_the_middle_of_a_job_is_forgotten() {
     assert_ne!(held["driver"]["used_frames"], 0, "{held:#}");
     victim.kill().unwrap();
     assert!(!victim.wait().unwrap().success());
+    assert_nothing_left(&vm, 0);
+    assert_serving(&vm);
+    vm.finish().unwrap();
+}
+
+#[test]
+fn the_memory_of_a_killed_process_is_not_reaped_while_its_huge_pages_move() {
+    let artifacts = Artifacts::required();
+    let vm = support::builder(&artifacts).check().start().unwrap();
+    let copies = vm.device(0);
+    let hold = copies
+        .hold_only(Point::DmaItem, "operation=to-system")
+        .unwrap();
+    let mut reaper = worker(&vm, 0, "reaper");
+    hold.wait().unwrap();
+    reaper
+        .signal(Signal::USR1.as_raw(), Recipient::Process)
+        .unwrap();
+    reaper.wait_for_output("first").unwrap();
+    hold.release().unwrap();
+    let text = reaper.wait().unwrap().succeeded().unwrap();
+    let told: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let expected = json!({ "first": EWOULDBLOCK, "last": 0, "huge_pages_lost": 0 });
+    assert_eq!(told, expected);
     assert_nothing_left(&vm, 0);
     assert_serving(&vm);
     vm.finish().unwrap();

@@ -95,6 +95,9 @@ pub(crate) enum Part {
     /// Run a job that faults again and again, and touch pages on the device; then print how the job
     /// ended.
     Faulter,
+    /// Kill a process while its huge pages move, have the kernel reap its memory, and print what
+    /// came of it.
+    Reaper,
 }
 
 /// A workload, or all of them.

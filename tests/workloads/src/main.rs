@@ -14,6 +14,7 @@ mod endless;
 mod outside;
 mod peers;
 mod processes;
+mod reaper;
 mod survivors;
 mod sys;
 

@@ -19,6 +19,7 @@ use hmm_tool::runner::WorkloadCtx;
 
 use crate::args::{Part, Worker};
 use crate::endless::{run_endless_job, RUNNING, TIMEOUT};
+use crate::reaper;
 use crate::survivors;
 
 /// Threads that share this process's space.
@@ -149,18 +150,20 @@ impl Worker {
 
 /// The part of one process. Returns whether all its answers were right.
 pub(crate) fn work(device: &Path, worker: Worker) -> Result<bool> {
-    let space = Device::open(device)?.bind()?;
+    let bind = || Device::open(device)?.bind();
     match worker.part {
-        Part::Peer => Ok(rounds(&space, worker.seed)? == 0),
-        Part::Victim => run_until_killed(&space, worker.seed),
-        Part::Survivor => survivors::survive(&space, worker.seed),
-        Part::Sleeper => survivors::sleep(&space, worker.seed, worker.memory),
-        Part::Changer => survivors::change(&space, worker.seed),
-        Part::Waiter => survivors::wait(&space, worker.seed),
-        Part::Caller => survivors::call(&space),
-        Part::Leaver => survivors::leave(space, device, worker.seed),
-        Part::Poller => survivors::poll_for_errors(&space),
-        Part::Faulter => survivors::fault_until_removed(&space, worker.seed),
+        Part::Peer => Ok(rounds(&bind()?, worker.seed)? == 0),
+        Part::Victim => run_until_killed(&bind()?, worker.seed),
+        Part::Survivor => survivors::survive(&bind()?, worker.seed),
+        Part::Sleeper => survivors::sleep(&bind()?, worker.seed, worker.memory),
+        Part::Changer => survivors::change(&bind()?, worker.seed),
+        Part::Waiter => survivors::wait(&bind()?, worker.seed),
+        Part::Caller => survivors::call(&bind()?),
+        Part::Leaver => survivors::leave(bind()?, device, worker.seed),
+        Part::Poller => survivors::poll_for_errors(&bind()?),
+        Part::Faulter => survivors::fault_until_removed(&bind()?, worker.seed),
+        // It must have one thread, and binds another process.
+        Part::Reaper => reaper::reap(device),
     }
 }
 
