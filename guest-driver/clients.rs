@@ -191,8 +191,10 @@ impl Clients {
     ///
     /// A removal never waits for a program. Calls do not hold the device while they read or write
     /// a program's memory, and a thread that waits for a page to be provided checks periodically
-    /// whether the page is still wanted. A removal does not wait for memory for ever either: pages
-    /// that cannot move back are lost in the end. {drv-region-before-reset}
+    /// whether the page is still wanted. What is left is the mmap lock of a process: the kernel itself
+    /// holds it for reading while it waits for a file system whose server does not answer, as in
+    /// access_process_vm(), and then nothing that needs it goes on. A removal does not wait for memory
+    /// for ever either: pages that cannot move back are lost in the end. {drv-region-before-reset}
     pub(crate) fn remove(&self) {
         self.removed.store(true, Release);
         self.spaces.pollers.wake();

@@ -345,7 +345,7 @@ use crate::sys;
 use core::{ffi::c_void, ops::Range, ptr::NonNull};
 use kernel::{
     current,
-    mm::MmWithUser,
+    mm::{Mm, MmWithUser, MmWithUserAsync},
     page::{PAGE_SHIFT, PAGE_SIZE},
     sync::aref::ARef,
     task::Task,
@@ -512,6 +512,13 @@ impl PgmapOwner {
     }
 }
 
+/// A reference to an address space that keeps the process's memory, unless no process has it any
+/// more. If it turns out to be the last reference, another thread frees the memory: that may wait for
+/// ever, as for asynchronous I/O on a file system whose server does not answer (`exit_aio`).
+pub(crate) fn observed(mm: &Mm) -> Option<ARef<MmWithUserAsync>> {
+    mm.mmget_not_zero().map(MmWithUser::into_mmput_async)
+}
+
 /// Whether any process still has the address space. References held by observers do not count.
 pub(crate) fn has_process(mm: &MmWithUser) -> bool {
     // SAFETY: The address space is valid.
@@ -527,7 +534,7 @@ pub(crate) fn for_each_process(mut visit: impl FnMut(&MmWithUser)) {
     while unsafe { sys::virtio_hmm_process_mm(number, &mut raw) } {
         if let Some(raw) = NonNull::new(raw) {
             // SAFETY: The reference that the function has taken is ours.
-            let mm: ARef<MmWithUser> = unsafe { ARef::from_raw(raw.cast()) };
+            let mm: ARef<MmWithUserAsync> = unsafe { ARef::from_raw(raw.cast()) };
             visit(&mm);
         }
         number = number.saturating_add(1);

@@ -6,7 +6,11 @@
 use crate::sys;
 use core::{ffi::c_void, ptr::NonNull};
 use kernel::{
-    error::from_err_ptr, mm::MmWithUser, prelude::*, sync::aref::ARef, task::Kuid,
+    error::from_err_ptr,
+    mm::{MmWithUser, MmWithUserAsync},
+    prelude::*,
+    sync::aref::ARef,
+    task::Kuid,
     types::NotThreadSafe,
 };
 
@@ -62,15 +66,13 @@ impl Owner {
 /// caller may write. `memory` is a descriptor of the process's `mem` file in `/proc`, which proves
 /// that.
 ///
-/// The caller drops the reference where it may sleep for long: it may be the last one.
-///
 /// # Errors
 ///
 /// - `EBADF` if a descriptor is not open or not of its kind.
 /// - `ESRCH` if the process has ended, or executes another program than when `memory` was opened.
 /// - `EACCES` if the caller may not write the process's memory, or not give advice about it.
 /// - `EINTR` if the caller is being killed.
-pub(crate) fn traced(pidfd: i32, memory: i32) -> Result<(ARef<MmWithUser>, Owner)> {
+pub(crate) fn traced(pidfd: i32, memory: i32) -> Result<(ARef<MmWithUserAsync>, Owner)> {
     // SAFETY: `owner` is valid for writes; the function takes any numbers.
     let traced = |owner: &mut _| unsafe { sys::virtio_hmm_traced_mm(pidfd, memory, owner) };
     let (owner, mm) = Owner::described(traced);
@@ -90,8 +92,10 @@ pub(crate) fn with_mm_of<T>(pid: i32, look: impl FnOnce(*const sys::mm_struct) -
     // SAFETY: The function takes any number.
     let mm = from_err_ptr(unsafe { sys::virtio_hmm_mm_of(pid) })?;
     let result = look(mm);
-    // SAFETY: The reference is ours, and we may sleep.
-    unsafe { sys::mmput(mm) };
+    // Not by this thread, if it is the last reference: see `mm::observed`.
+    //
+    // SAFETY: The reference is ours.
+    unsafe { sys::mmput_async(mm) };
     Ok(result)
 }
 

@@ -77,10 +77,17 @@ static bool may_look_into(struct task_struct *task)
 		return true;
 	guard(rcu)();
 	theirs = __task_cred(task);
-	may = uid_eq(mine->fsuid, theirs->euid) && uid_eq(mine->fsuid, theirs->suid) &&
-	      uid_eq(mine->fsuid, theirs->uid) && gid_eq(mine->fsgid, theirs->egid) &&
-	      gid_eq(mine->fsgid, theirs->sgid) && gid_eq(mine->fsgid, theirs->gid);
-	if (!may && !ns_capable(theirs->user_ns, CAP_SYS_PTRACE))
+	if (ns_capable(theirs->user_ns, CAP_SYS_PTRACE)) {
+		may = true;
+	} else {
+		may = uid_eq(mine->fsuid, theirs->euid) && uid_eq(mine->fsuid, theirs->suid) &&
+		      uid_eq(mine->fsuid, theirs->uid) && gid_eq(mine->fsgid, theirs->egid) &&
+		      gid_eq(mine->fsgid, theirs->sgid) && gid_eq(mine->fsgid, theirs->gid);
+		/* As cap_ptrace_access_check(). */
+		may = may && mine->user_ns == theirs->user_ns &&
+		      cap_issubset(theirs->cap_permitted, mine->cap_effective);
+	}
+	if (!may)
 		return false;
 	/* A process that drops privileges changes dumpable first: commit_creds(). */
 	smp_rmb();
@@ -121,7 +128,7 @@ struct mm_struct *virtio_hmm_mm_of(pid_t number)
 /*
  * Whether the caller may write the data of a process, like
  * ptrace_may_access(PTRACE_MODE_ATTACH_REALCREDS), which is not exported to modules. Does not ask the
- * security modules: see is_memory_of().
+ * security modules: see may_use_memory().
  */
 static bool may_trace(struct task_struct *task)
 {
@@ -164,28 +171,25 @@ static struct pid *pid_of(int descriptor)
 }
 
 /*
- * Whether a descriptor is that of /proc/PID/mem of an address space, open for reading and writing.
+ * Whether a file is /proc/PID/mem of some address space, and the caller may read and write it now.
  *
  * The kernel lets a process open this file only if the process may trace the other one, and asks the
- * security modules, which a module cannot ask. Its holder can write the address space.
+ * security modules, which a module cannot ask. It asks them again at each access, and so does this.
  * The data of other files in /proc may be an address space, too, but none of them has this name.
  */
-static int is_memory_of(int descriptor, struct mm_struct *mm)
+static int may_use_memory(struct file *file)
 {
 	const fmode_t both = FMODE_CAN_READ | FMODE_CAN_WRITE;
-	CLASS(fd, memory)(descriptor);
-	struct file *file;
+	loff_t start = 0;
 
-	if (fd_empty(memory))
+	if (!file)
 		return -EBADF;
-	file = fd_file(memory);
 	if (file_inode(file)->i_sb->s_magic != PROC_SUPER_MAGIC ||
 	    strcmp(file_dentry(file)->d_name.name, "mem"))
 		return -EBADF;
 	if ((file->f_mode & both) != both)
 		return -EACCES;
-	/* The process may have executed another program since the file was opened. */
-	return file->private_data == mm ? 0 : -ESRCH;
+	return rw_verify_area(READ, file, &start, 0) ?: rw_verify_area(WRITE, file, &start, 0);
 }
 
 /*
@@ -196,12 +200,16 @@ static int is_memory_of(int descriptor, struct mm_struct *mm)
 struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
 				       struct virtio_hmm_owner *owner)
 {
+	CLASS(fd, opened)(memory);
+	struct file *file = fd_empty(opened) ? NULL : fd_file(opened);
 	struct task_struct *task;
 	const struct cred *cred;
 	struct mm_struct *mm;
+	int error, unusable;
 	struct pid *pid;
-	int error;
 
+	/* With no lock held: what watches the file may make the caller wait. */
+	unusable = may_use_memory(file);
 	pid = pid_of(pidfd);
 	if (IS_ERR(pid))
 		return ERR_CAST(pid);
@@ -221,8 +229,11 @@ struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
 	/* As process_vm_writev() and process_madvise(). */
 	else if (!may_trace(task) || !may_look_into(task) || !capable(CAP_SYS_NICE))
 		error = -EACCES;
+	else if (unusable)
+		error = unusable;
 	else
-		error = is_memory_of(memory, mm);
+		/* The process may have executed another program since the file was opened. */
+		error = file->private_data == mm ? 0 : -ESRCH;
 	if (!error) {
 		cred = get_task_cred(task);
 		owner->user = user_of(cred);
@@ -232,8 +243,9 @@ struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
 		put_cred(cred);
 	}
 	up_read(&task->signal->exec_update_lock);
+	/* Not by this thread, if it is the last reference: see observed() in mm.rs. */
 	if (error && mm)
-		mmput(mm);
+		mmput_async(mm);
 out:
 	put_task_struct(task);
 	return error ? ERR_PTR(error) : mm;
@@ -350,6 +362,25 @@ void virtio_hmm_wait_for_tasks(void)
 bool virtio_hmm_is_write_tracked(struct vm_area_struct *vma)
 {
 	return userfaultfd_wp(vma);
+}
+
+/*
+ * Whether a VMA has what no other process can access, not even one that traces the owner, and no
+ * plain store of the owner: memory of memfd_secret(2), and shadow stacks. hmm_range_fault() does not
+ * make the difference, get_user_pages() does.
+ */
+bool virtio_hmm_is_private_to_cpus(struct vm_area_struct *vma)
+{
+	struct file *file = vma->vm_file;
+
+	return vma->vm_flags & VM_SHADOW_STACK ||
+	       (file && file_inode(file)->i_sb->s_magic == SECRETMEM_MAGIC);
+}
+
+/* Takes the mmap lock for reading; -EINTR if the caller is being killed. */
+int virtio_hmm_mmap_read_lock_killable(struct mm_struct *mm)
+{
+	return mmap_read_lock_killable(mm);
 }
 
 struct waker {

@@ -25,7 +25,7 @@ use crate::{
         allocate::Holes, pipeline::Until, to_device::to_device, to_system::to_system,
         transfer::Tally,
     },
-    mm::{hmm::HmmRequest, hpage_range, LockedMm, HPAGE_PMD_SIZE},
+    mm::{hmm::HmmRequest, hpage_range, observed, LockedMm, HPAGE_PMD_SIZE},
     poll::{Poll, Waiters},
     process::Owner,
     space::Space,
@@ -118,7 +118,7 @@ impl MiscDevice for Dmirror {
                 let _clients = this.clients.enter()?;
                 this.space()?
             };
-            let mm = space.mm().mmget_not_zero().ok_or(EFAULT)?;
+            let mm = observed(space.mm()).ok_or(EFAULT)?;
             let access = Access {
                 dmirror: &this,
                 space: &space,

@@ -21,6 +21,7 @@ use crate::{
     eventfd::EventFd,
     job::Fences,
     migrate::{allocate::Holes, pipeline::Until, to_device::to_device, to_system::to_system},
+    mm::observed,
     poll::{Poll, Ready, Waiters},
     process::{self, Owner},
     space::Space,
@@ -195,8 +196,6 @@ impl OpenFile {
             return Err(EPROTO);
         }
         zero(bind.flags)?;
-        // Dropped last, with nothing held: if the process ends meanwhile, this thread frees its
-        // memory.
         let (mm, owner) = process::traced(bind.pidfd, bind.memory)?;
         self.bind_to(&mm, owner)
     }
@@ -213,9 +212,16 @@ impl OpenFile {
         let task = current!();
         let user = task.mm().ok_or(EPERM)?;
         let mut bound = self.bound.lock();
-        // A space of an earlier life of the device is no longer usable.
-        if bound.as_ref().is_some_and(|bound| bound.space.is_current()) {
-            return Err(EBUSY);
+        if let Some(bound) = bound.as_deref() {
+            if bound.space.is_current() {
+                return Err(EBUSY);
+            }
+            // A space of an earlier life of the device is no longer usable, but the file is still the
+            // process's that has bound it, as long as that lives.
+            let is_other = !core::ptr::eq(bound.user.as_raw(), user.as_raw());
+            if is_other && observed(&bound.user).is_some() {
+                return Err(EPERM);
+            }
         }
         let room = UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?;
         let ends = Ends::new(self.waiters.clone())?;
@@ -317,7 +323,7 @@ impl OpenFile {
         let destination = Destination::from_raw(migrate.destination).ok_or(EINVAL)?;
         let _clients = self.clients.enter()?;
         let bound = self.served()?;
-        let mm = bound.space.mm().mmget_not_zero().ok_or(ESRCH)?;
+        let mm = observed(bound.space.mm()).ok_or(ESRCH)?;
         let pages = (range.len() >> PAGE_SHIFT) as u64;
         let space = &bound.space;
         let progress = match (destination, holes) {
@@ -345,7 +351,7 @@ impl OpenFile {
         };
         fill_bytes(&range, residency.states, STEP, |step, states| {
             let clients = self.clients.enter()?;
-            let mm = space.mm().mmget_not_zero().ok_or(ESRCH)?;
+            let mm = observed(space.mm()).ok_or(ESRCH)?;
             PageWalker::new(&clients, &space, &mm)?.page_states(step, states)
         })
     }

@@ -109,7 +109,7 @@ impl<'a> PageWalker<'a> {
 
         // The kernel does not distinguish addresses where nothing is mapped from those that can
         // never be shared.
-        let locked = LockedMm::new(self.mm);
+        let locked = LockedMm::killable(self.mm)?;
         for (index, state) in states.iter_mut().enumerate() {
             let address = address_at(range.start, index);
             if *state == page_state::OTHER && locked.lookup(address).is_none() {

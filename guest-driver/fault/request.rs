@@ -35,10 +35,13 @@ pub(crate) struct FaultRequest {
 }
 
 impl FaultRequest {
-    /// An empty request for the region around an address. `None` if the process has nothing there.
+    /// An empty request for the region around an address. `None` if the process has nothing there,
+    /// or what only its own CPUs may access.
     pub(crate) fn around(mm: &MmWithUser, address: usize) -> Option<Self> {
         let locked = LockedMm::new(mm);
-        let vma = locked.lookup(address)?;
+        let vma = locked
+            .lookup(address)
+            .filter(|vma| !vma.is_private_to_cpus())?;
         Some(Self {
             window: vma.clip(&hpage_range(address)),
             pages: [None; HPAGE_PMD_NR],

@@ -47,7 +47,7 @@ pub(crate) fn for_each_chunk(
     let mut tally = Tally::default();
     let mut reached = range.start;
     while reached < range.end {
-        let locked = LockedMm::new(mm);
+        let locked = LockedMm::killable(mm)?;
         let area = locked.find(reached).map(|vma| {
             let area = vma.clip(&(reached..range.end));
             (vma, area)

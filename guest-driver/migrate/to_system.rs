@@ -14,7 +14,7 @@ use crate::{
     mm::{
         hmm::{HmmPfns, HmmRange, LockedSnapshot},
         memremap::Sought,
-        pages_in, LockedVma, HPAGE_PMD_ORDER,
+        observed, pages_in, LockedVma, HPAGE_PMD_ORDER,
     },
     quirks::zap_moving::{block_zaps, collect_whole, ZapGuard},
     space::{mirror::SpaceMirror, Space},
@@ -184,7 +184,7 @@ impl<'a> HugePages<'a> {
 /// Moves all pages of the process of a space to system memory, as far as that is possible at the
 /// moment. A huge page for which there is no huge page of system memory moves in small pages.
 pub(crate) fn all_to_system(space: &Space) {
-    let Some(mm) = space.mm().mmget_not_zero() else {
+    let Some(mm) = observed(space.mm()) else {
         return;
     };
     let all = 0..usize::MAX & !(PAGE_SIZE - 1);

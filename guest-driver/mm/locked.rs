@@ -9,24 +9,51 @@
 
 use crate::sys;
 use core::ops::Range;
-use kernel::mm::{
-    virt::{flags, VmaRef},
-    MmWithUser, MmapReadGuard,
+use kernel::{
+    error::to_result,
+    mm::{
+        virt::{flags, VmaRef},
+        MmWithUser,
+    },
+    prelude::*,
+    types::NotThreadSafe,
 };
 
 /// A process's address space whose mmap lock is held for reading.
+///
+/// # Invariants
+///
+/// The lock is held by the thread that has made the value.
 pub(crate) struct LockedMm<'m> {
     mm: &'m MmWithUser,
-    _guard: MmapReadGuard<'m>,
+    _not_send: NotThreadSafe,
 }
 
 impl<'m> LockedMm<'m> {
-    /// Takes the lock.
+    /// Takes the lock. A program can hold it for long: this is for threads that cannot be killed.
     pub(crate) fn new(mm: &'m MmWithUser) -> Self {
+        // The lock is released by `drop`.
+        core::mem::forget(mm.mmap_read_lock());
+        // INVARIANT: It is held now.
         Self {
             mm,
-            _guard: mm.mmap_read_lock(),
+            _not_send: NotThreadSafe,
         }
+    }
+
+    /// Takes the lock.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the caller is being killed.
+    pub(crate) fn killable(mm: &'m MmWithUser) -> Result<Self> {
+        // SAFETY: The address space is valid.
+        to_result(unsafe { sys::virtio_hmm_mmap_read_lock_killable(mm.as_raw()) })?;
+        // INVARIANT: It is held now.
+        Ok(Self {
+            mm,
+            _not_send: NotThreadSafe,
+        })
     }
 
     /// The first VMA that ends above `address`.
@@ -47,6 +74,13 @@ impl<'m> LockedMm<'m> {
     pub(crate) fn lookup(&self, address: usize) -> Option<LockedVma<'_>> {
         self.find(address)
             .filter(|found| found.vma().start() <= address)
+    }
+}
+
+impl Drop for LockedMm<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the invariants this thread holds the lock.
+        unsafe { sys::mmap_read_unlock(self.mm.as_raw()) };
     }
 }
 
@@ -90,6 +124,13 @@ impl<'g> LockedVma<'g> {
     /// Whether the process may read it.
     pub(crate) fn is_readable(self) -> bool {
         self.0.flags() & flags::READ != 0
+    }
+
+    /// Whether no other process can access it, nor a plain store of its own: secret memory, and
+    /// shadow stacks.
+    pub(crate) fn is_private_to_cpus(self) -> bool {
+        // SAFETY: By the invariants the VMA is valid and its lock held.
+        unsafe { sys::virtio_hmm_is_private_to_cpus(self.0.as_ptr()) }
     }
 
     /// Whether userfaultfd(2) may be tracking writes to the VMA.

@@ -194,6 +194,24 @@ pub(crate) fn hide(hides: bool) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, dumpable, 0, 0, 0) }).map(drop)
 }
 
+/// A file of memory that only the processes that map it can read, and not through the kernel.
+pub(crate) fn memfd_secret() -> io::Result<OwnedFd> {
+    // SAFETY: it takes no memory.
+    let file = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+    let file = c_int::try_from(file).ok().filter(|file| *file >= 0);
+    let file = file.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the descriptor is new and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
+}
+
+/// Lets this process keep its capabilities, though without effect, when it becomes another user's; or
+/// not.
+pub(crate) fn keep_capabilities(keeps: bool) -> io::Result<()> {
+    let keeps = libc::c_ulong::from(keeps);
+    // SAFETY: it takes no memory.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, keeps, 0, 0, 0) }).map(drop)
+}
+
 /// Makes the next child of this process the first of a new process namespace.
 pub(crate) fn own_process_numbers() -> io::Result<()> {
     // SAFETY: it takes no memory and concerns children only.

@@ -13,6 +13,7 @@ const NAMESAKES: &[(&str, &str)] = &[
     ("read_retry", "mmu_interval_read_retry"),
     ("blockable", "mmu_notifier_range_blockable"),
     ("is_write_tracked", "userfaultfd_wp"),
+    ("mmap_read_lock_killable", "mmap_read_lock_killable"),
     ("is_zero_page", "is_zero_pfn"),
     ("pfn_to_page", "pfn_to_page"),
     ("page_to_pfn", "page_to_pfn"),

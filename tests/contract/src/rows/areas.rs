@@ -92,6 +92,13 @@ pub(crate) const CHAPTER: Chapter = Chapter {
             run: a_seal_holds_for_the_device,
         },
         Row {
+            name: "secret-memory-is-not-for-devices",
+            duty: "memory of memfd_secret(2), which no other process can read even if it traces \
+                   the owner, is not read or written by the device",
+            source: "mm/gup.c: check_vma_flags (vma_is_secretmem); memfd_secret(2)",
+            run: secret_memory_is_not_for_devices,
+        },
+        Row {
             name: "guard-regions-guard",
             duty:
                 "a guard region refuses the device as it kills a CPU's thread, whatever was there \
@@ -461,6 +468,24 @@ fn beyond_the_end_of_a_file() -> Result<()> {
     bound.expect(&area, 0..4, 1)?;
     file.set_len(16 * PAGE as u64)?;
     bound.expect(&area, 4..16, ZERO)
+}
+
+fn secret_memory_is_not_for_devices() -> Result<()> {
+    let file = sys::memfd_secret()
+        .map_err(|error| cannot_run(format!("there is no secret memory: {error}")))?;
+    rustix::fs::ftruncate(&file, 4 * PAGE as u64)?;
+    let of_file = Some((file.as_fd(), 0));
+    let area = Area::map(4 * PAGE, sys::READ_WRITE, libc::MAP_SHARED, of_file)?;
+    area.write(area.all(), 1);
+    let bound = Bound::new()?;
+    bound.refuse_read(&area, 1, Reason::Denied)?;
+    bound.refuse_write(&area, 2, Reason::Denied)?;
+    let states = bound.states(&area, area.all())?;
+    ensure!(
+        states.iter().all(|state| !state.is_mapped()),
+        "it is mapped on the device: {states:?}"
+    );
+    area.expect(area.all(), 1)
 }
 
 fn a_seal_holds_for_the_device() -> Result<()> {

@@ -15,7 +15,8 @@ pub(crate) const CHAPTER: Chapter = Chapter {
         Row {
             name: "a-look-needs-the-right-to-read",
             duty: "a process may ask where the pages of another one are if it may read that one's \
-                   memory: of its own user, unless that one hides what it has, and not of others",
+                   memory: of its own user, unless that one hides what it has or has a capability that the \
+                   caller lacks, and not of others",
             source: "kernel/ptrace.c: __ptrace_may_access; spec/uapi.md: Residency",
             run: a_look_needs_the_right_to_read,
         },
@@ -43,9 +44,10 @@ fn asks(device: &Device, id: i32, area: &Area) -> Option<i32> {
 fn a_look_needs_the_right_to_read() -> Result<()> {
     let area = Area::small(2)?;
     area.write(area.all(), 1);
-    for hides in [false, true] {
+    for (hides, keeps) in [(false, false), (true, false), (false, true)] {
         let mut watched = Child::fork(|turns| {
             let device = Device::open("/dev/hmm0")?;
+            sys::keep_capabilities(keeps)?;
             sys::become_user(ONE).context("becoming another user")?;
             let _bound = Bound::to(device)?;
             sys::hide(hides)?;
@@ -60,13 +62,13 @@ fn a_look_needs_the_right_to_read() -> Result<()> {
                 let told = asks(&device, id, &area);
                 ensure!(
                     told == wanted,
-                    "hides {hides}: user {user} is told {told:?}"
+                    "hides {hides}, keeps {keeps}: user {user} is told {told:?}"
                 );
                 Ok(())
             })?
             .end()
         };
-        as_user(ONE, hides.then_some(libc::EACCES))?;
+        as_user(ONE, (hides || keeps).then_some(libc::EACCES))?;
         as_user(OTHER, Some(libc::EACCES))?;
         let told = asks(&Device::open("/dev/hmm0")?, id, &area);
         ensure!(
