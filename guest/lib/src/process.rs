@@ -4,6 +4,7 @@
 //! operations nor how calls are made.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::failure::Values;
 use crate::job::Job;
 use crate::memory::{Migration, PageRange};
-use crate::outcome::{Decode, Outcome};
+use crate::outcome::{Decode, Outcome, Progress};
 use crate::submit;
 use crate::sys;
 
@@ -76,6 +77,28 @@ impl Process {
         // `bind_process` has made sure of.
         let fence = unsafe { submit::one(&self.device, operation.into(), None) }?;
         Job::new(&self.device, fence, Decode::RAW).wait()
+    }
+
+    /// The same, but cancels a job that has not ended after `limit`, as one that waits for a page
+    /// that never comes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`run`](Self::run). A job that was cancelled is one that did not succeed.
+    pub fn run_within(
+        &self,
+        operation: impl Into<Operation>,
+        limit: Duration,
+    ) -> Result<Outcome<Values>> {
+        // SAFETY: as in `run`.
+        let fence = unsafe { submit::one(&self.device, operation.into(), None) }?;
+        match Job::new(&self.device, fence, Decode::RAW).wait_timeout(limit)? {
+            Progress::Ended(outcome) => Ok(outcome),
+            Progress::Running(job) => {
+                job.cancel()?;
+                job.wait()
+            }
+        }
     }
 
     /// Moves the pages of a range of the process to the device or back, as

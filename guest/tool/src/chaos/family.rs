@@ -21,6 +21,14 @@ pub(super) struct Program {
     stack: u64,
 }
 
+impl Program {
+    /// The program that a living process executes.
+    pub(super) fn of(pid: i32) -> Option<Self> {
+        let stat = Stat::of(pid).filter(Stat::is_alive)?;
+        Some(stat.program)
+    }
+}
+
 impl Stat {
     fn of(pid: i32) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)

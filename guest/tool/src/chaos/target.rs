@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use hmm::{Destination, Device, Migration, Operation, Outcome, PageRange, Process, SpaceCounters};
 use rustix::process::{pidfd_open, Pid, PidfdFlags};
@@ -26,6 +27,9 @@ pub(super) enum Advice {
     /// Reclaim it now.
     PageOut,
 }
+
+/// How long a job may take. The device needs microseconds for a page, and a late one some seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A bound process.
 #[derive(Debug)]
@@ -51,6 +55,11 @@ impl Target {
         let memory = File::options().read(true).write(true).open(proc("mem"))?;
         let pagemap = File::open(proc("pagemap"))?;
         let process = Device::open(device)?.bind_process(pidfd.as_fd(), memory.as_fd())?;
+        // The number may have become another process's since it was looked for. The binding and the
+        // files are of one process, so that it is enough to look once more.
+        if Program::of(pid) != Some(program) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH).into());
+        }
         Ok(Self {
             pid,
             program,
@@ -90,9 +99,10 @@ impl Target {
         self.process.migrate(PageRange::around(range), destination)
     }
 
-    /// Runs a job on its memory.
+    /// Runs a job on its memory. A job that waits for a page that the process's own program provides
+    /// is cancelled after a while.
     pub(super) fn run(&self, operation: impl Into<Operation>) -> hmm::Result<Outcome<[u64; 4]>> {
-        self.process.run(operation)
+        self.process.run_within(operation, PATIENCE)
     }
 
     /// What has happened to it on the device.
