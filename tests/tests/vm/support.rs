@@ -2,6 +2,8 @@
 //!
 //! It knows the command lines of the guest's programs, and no test.
 
+use std::time::{Duration, Instant};
+
 use hmm_vm::artifacts::Artifacts;
 use hmm_vm::guest::{self, Command, Running};
 use hmm_vm::vm::{Builder, Vm};
@@ -88,23 +90,32 @@ pub(crate) fn counters(vm: &Vm, device: usize) -> Value {
     json(vm, device, &["stats"])
 }
 
+/// How long a worker of the driver may hold on to a process that has ended, on a machine with KVM.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
 /// Checks that no process has anything left in a device and its driver, and that no freed memory
-/// was used.
+/// was used. A worker that was busy with a process lets go of it a moment after its end.
 pub(crate) fn assert_nothing_left(vm: &Vm, device: usize) {
-    let counters = counters(vm, device);
-    for (side, counter) in [
+    const LEFT: [(&str, &str); 5] = [
         ("driver", "spaces"),
         ("driver", "used_frames"),
         ("device", "spaces"),
         ("device", "jobs"),
         ("device", "mapped_pages"),
-        ("device", "stale_accesses"),
-        ("device", "freed_frame_uses"),
-    ] {
-        assert_eq!(
-            counters[side][counter], 0,
-            "{side}: {counter}: {counters:#}"
-        );
+    ];
+    let end = Instant::now() + vm.pace().scale(LETTING_GO);
+    let counters = loop {
+        let counters = counters(vm, device);
+        let is_left = |(side, counter): &(&str, &str)| counters[side][counter] != 0;
+        match LEFT.iter().find(|each| is_left(each)) {
+            None => break counters,
+            Some((side, counter)) => {
+                assert!(Instant::now() < end, "{side}: {counter}: {counters:#}");
+            }
+        }
+    };
+    for wrong in ["stale_accesses", "freed_frame_uses"] {
+        assert_eq!(counters["device"][wrong], 0, "{wrong}: {counters:#}");
     }
 }
 
