@@ -11,4 +11,5 @@ mod machines;
 mod names;
 mod report;
 pub(crate) mod suite;
+mod virtme_ng;
 pub(crate) mod vm;

@@ -25,6 +25,7 @@ use crate::run::ktap::Ktap;
 use crate::run::machines::{self, Catalogue, Turn, BY_NAME, ONE_RELEASE};
 use crate::run::names::Names;
 use crate::run::report::{Case, Counts, Failure, Report};
+use crate::run::virtme_ng;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::driver;
 use crate::setup::kernel::Kernel;
@@ -110,6 +111,7 @@ fn list(args: &TestArgs) -> Result<ExitCode> {
     say!("{}", part(DRIVER_LINTS, &kernel));
     say!("{}", part(EXPLORER, &kernel));
     say!("{}", part(VM_TESTS, &kernel));
+    say!("{}", part(VIRTME_NG, &kernel));
     let artifacts = &prepared.artifacts;
     let catalogue = Catalogue::read(&checkout, artifacts, &artifacts.kernels[&kernel])?;
     for name in catalogue.names() {
@@ -143,6 +145,7 @@ const MACHINE_PARTS: [&str; 2] = ["driver documentation", "patches for the kerne
 const DRIVER_LINTS: &str = "driver lints";
 const VM_TESTS: &str = "VM tests";
 const EXPLORER: &str = "explorer";
+const VIRTME_NG: &str = "virtme-ng";
 
 /// What the kernel with this number is among those that are tested.
 fn turn(kernel: &Kernel, index: usize) -> Turn {
@@ -230,10 +233,13 @@ impl Suite {
             let turn = turn(kernel, index);
             self.vm_tests(manifest, &prepared, kernel, turn)?;
             if turn == Turn::FurtherRelease {
-                let name = part(EXPLORER, &kernel.name);
-                self.report.leave_out(&name, Vec::new(), ONE_RELEASE);
+                for name in [EXPLORER, VIRTME_NG] {
+                    let name = part(name, &kernel.name);
+                    self.report.leave_out(&name, Vec::new(), ONE_RELEASE);
+                }
             } else {
                 self.explore(&prepared, kernel, args);
+                self.virtme_ng(&prepared, kernel)?;
             }
         }
         show_reports(reports)
@@ -399,6 +405,24 @@ impl Suite {
             ensure!(findings.is_empty(), "{}", texts.join("\n"));
             Ok(())
         });
+    }
+
+    /// The recipe for virtme-ng, where virtme-ng is.
+    fn virtme_ng(&mut self, prepared: &Prepared, kernel: &Kernel) -> Result<()> {
+        let name = part(VIRTME_NG, &kernel.name);
+        if !self.wants(&name, false) {
+            return Ok(());
+        }
+        if let Some(obstacle) = virtme_ng::obstacle(&Options::read(&kernel.build.config())?) {
+            self.report.leave_out(&name, Vec::new(), obstacle);
+            return Ok(());
+        }
+        self.single(&name, |suite| {
+            let entry = &prepared.artifacts.kernels[&kernel.name];
+            let directory = suite.checkout.output.join(VIRTME_NG);
+            virtme_ng::run(&prepared.artifacts, entry, &directory)
+        });
+        Ok(())
     }
 
     /// Runs a part that passes or fails as a whole. Returns its value if it passed.

@@ -18,7 +18,7 @@ pub(crate) mod kvm;
 pub(crate) mod library;
 pub(crate) mod mdbook;
 pub(crate) mod needs;
-mod out;
+pub(crate) mod out;
 mod panics;
 pub(crate) mod prepare;
 pub(crate) mod progress;
