@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as HostCommand;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmm_vm::artifacts::{Artifacts, MANIFEST_VARIABLE};
 use hmm_vm::daemon::{self, Daemon};
@@ -58,6 +58,7 @@ fn a_test_without_artifacts_fails_and_says_how_to_get_them() {
 #[test]
 fn a_machine_that_cannot_exist_is_refused_with_qemus_words() {
     let artifacts = Artifacts::required();
+    let begun = Instant::now();
     let error = Vm::builder(&artifacts)
         .devices(0)
         .cpus(100_000)
@@ -66,9 +67,10 @@ fn a_machine_that_cannot_exist_is_refused_with_qemus_words() {
     let text = format!("{error:#}");
     assert!(text.contains("QEMU did not start"), "{text}");
     assert!(text.contains("CPUs"), "what QEMU printed is shown: {text}");
-    // It has not waited for a machine that takes long to start.
-    let noticed = "QEMU's monitor closed the connection";
-    assert!(text.contains(noticed), "its end is noticed: {text}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "its end is noticed and not waited for"
+    );
 }
 
 #[test]
