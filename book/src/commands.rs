@@ -138,8 +138,8 @@ fn of_program(command: &[String], program: &str) -> Vec<Vec<String>> {
         let place = words.iter().position(|word| word == program);
         found.extend(place.map(|place| words[place + 1..].to_vec()));
     } else if let Some((first, rest)) = words.split_first() {
-        let name = first.strip_prefix("./").unwrap_or(first);
-        if name == program {
+        // It may be named by its path.
+        if first.rsplit('/').next() == Some(program) {
             found.push(rest.to_vec());
         }
     }
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn the_commands_of_a_program_are_found_in_blocks_and_sentences() {
         let text = "`hmm info` `hmm stats [--all]` `hmm run …` `hmm`\n\n```sh\n\
-                    FOO=1 ./hmm run list | head\ncargo xtask vm --cpus N -- hmm info --json\n```\n\n\
+                    FOO=1 target/release/hmm run list | head\ncargo xtask vm --cpus N -- hmm info --json\n```\n\n\
                     ```text\nhmm draws a picture\n```\n";
         let page = Path::new("a.md");
         let words = |program| {

@@ -512,13 +512,11 @@ impl<'a> Builder<'a> {
             remark!("{}", invitation(&socket, kernel.vmlinux.as_deref()));
             qemu.wait_for_debugger()?;
         }
-        let guest = Guest::greet(agent, logs, pace).map_err(|error| {
-            let error = anyhow::Error::from(error);
-            match qemu.wait(LAST_MOMENT) {
+        let guest =
+            Guest::greet(agent, logs, pace).map_err(|error| match qemu.wait(LAST_MOMENT) {
                 Some(status) => error.context(Ended(status)),
                 None => error,
-            }
-        })?;
+            })?;
         // QEMU has read it into the guest's memory, and it should not stay behind if we are killed.
         fs::remove_file(&initramfs).context("removing the initramfs")?;
         let vm = Vm {
