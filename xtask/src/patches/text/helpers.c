@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
@@ -7,6 +8,7 @@
 #include <linux/ioport.h>
 #include <linux/ksm.h>
 #include <linux/leafops.h>
+#include <linux/magic.h>
 #include <linux/memcontrol.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
