@@ -63,37 +63,40 @@ void virtio_hmm_caller(struct virtio_hmm_owner *owner)
 }
 
 /*
- * Whether the caller may read the data of a process, like
- * ptrace_may_access(PTRACE_MODE_READ_FSCREDS), which is not exported to modules. Does not ask the
- * security modules.
+ * As __ptrace_may_access(), which is not exported to modules, for a caller with these ids and
+ * capabilities. Does not ask the security modules.
  */
-static bool may_look_into(struct task_struct *task)
+static bool may_access(struct task_struct *task, kuid_t uid, kgid_t gid, kernel_cap_t capabilities)
 {
-	const struct cred *mine = current_cred(), *theirs;
 	const struct task_exec_state *state;
-	bool may;
+	const struct cred *theirs;
 
-	if (same_thread_group(task, current))
-		return true;
 	guard(rcu)();
 	theirs = __task_cred(task);
-	if (ns_capable(theirs->user_ns, CAP_SYS_PTRACE)) {
-		may = true;
-	} else {
-		may = uid_eq(mine->fsuid, theirs->euid) && uid_eq(mine->fsuid, theirs->suid) &&
-		      uid_eq(mine->fsuid, theirs->uid) && gid_eq(mine->fsgid, theirs->egid) &&
-		      gid_eq(mine->fsgid, theirs->sgid) && gid_eq(mine->fsgid, theirs->gid);
+	if (!ns_capable(theirs->user_ns, CAP_SYS_PTRACE)) {
+		if (!uid_eq(uid, theirs->euid) || !uid_eq(uid, theirs->suid) ||
+		    !uid_eq(uid, theirs->uid) || !gid_eq(gid, theirs->egid) ||
+		    !gid_eq(gid, theirs->sgid) || !gid_eq(gid, theirs->gid))
+			return false;
 		/* As cap_ptrace_access_check(). */
-		may = may && mine->user_ns == theirs->user_ns &&
-		      cap_issubset(theirs->cap_permitted, mine->cap_effective);
+		if (current_user_ns() != theirs->user_ns ||
+		    !cap_issubset(theirs->cap_permitted, capabilities))
+			return false;
 	}
-	if (!may)
-		return false;
 	/* A process that drops privileges changes dumpable first: commit_creds(). */
 	smp_rmb();
 	state = rcu_dereference(task->exec_state);
 	return READ_ONCE(state->dumpable) == TASK_DUMPABLE_OWNER ||
 	       ns_capable(state->user_ns, CAP_SYS_PTRACE);
+}
+
+/* Whether the caller may read the data of a process: PTRACE_MODE_READ_FSCREDS. */
+static bool may_look_into(struct task_struct *task)
+{
+	const struct cred *mine = current_cred();
+
+	return same_thread_group(task, current) ||
+	       may_access(task, mine->fsuid, mine->fsgid, mine->cap_effective);
 }
 
 /*
@@ -126,35 +129,14 @@ struct mm_struct *virtio_hmm_mm_of(pid_t number)
 }
 
 /*
- * Whether the caller may write the data of a process, like
- * ptrace_may_access(PTRACE_MODE_ATTACH_REALCREDS), which is not exported to modules. Does not ask the
- * security modules: see may_use_memory().
+ * Whether the caller may write the data of a process: PTRACE_MODE_ATTACH_REALCREDS. For the security
+ * modules see may_use_memory().
  */
 static bool may_trace(struct task_struct *task)
 {
-	const struct cred *mine = current_cred(), *theirs;
-	const struct task_exec_state *state;
-	bool may;
+	const struct cred *mine = current_cred();
 
-	guard(rcu)();
-	theirs = __task_cred(task);
-	if (ns_capable(theirs->user_ns, CAP_SYS_PTRACE)) {
-		may = true;
-	} else {
-		may = uid_eq(mine->uid, theirs->euid) && uid_eq(mine->uid, theirs->suid) &&
-		      uid_eq(mine->uid, theirs->uid) && gid_eq(mine->gid, theirs->egid) &&
-		      gid_eq(mine->gid, theirs->sgid) && gid_eq(mine->gid, theirs->gid);
-		/* As cap_ptrace_access_check(). */
-		may = may && mine->user_ns == theirs->user_ns &&
-		      cap_issubset(theirs->cap_permitted, mine->cap_permitted);
-	}
-	if (!may)
-		return false;
-	/* A process that drops privileges changes dumpable first: commit_creds(). */
-	smp_rmb();
-	state = rcu_dereference(task->exec_state);
-	return READ_ONCE(state->dumpable) == TASK_DUMPABLE_OWNER ||
-	       ns_capable(state->user_ns, CAP_SYS_PTRACE);
+	return may_access(task, mine->uid, mine->gid, mine->cap_permitted);
 }
 
 /* What a pidfd refers to, with a reference; an error if the descriptor is none. */

@@ -218,8 +218,8 @@ fn some(names: &[String]) -> String {
 }
 
 impl fmt::Display for Report {
-    /// The failures; a line for each part; what was left out; a line for each failure, for a reader who
-    /// sees the end alone; and a line with the sum, in which skipped counts as failed.
+    /// The failures; a line for each part; what was left out; a line for each failure, because the
+    /// end is often all that is shown; and a line with the sum, in which skipped counts as failed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (part, Failure { test, lines }) in &self.failures {
             writeln!(f, "failed: {part}: {test}")?;
