@@ -11,6 +11,7 @@
 #include <linux/pgtable.h>
 #include <linux/rcupdate.h>
 #include <linux/swapops.h>
+#include <linux/virtio_config.h>
 #include <linux/wait_bit.h>
 
 #include "shim.h"
@@ -290,4 +291,14 @@ bool virtio_hmm_is_tracked_entry(struct mm_struct *mm, unsigned long address)
 	}
 	rcu_read_unlock();
 	return is_tracked;
+}
+
+/*
+ * "A virtio device without PCI may be interrupted while its queues are deleted"
+ */
+
+/* Waits until all callbacks of the device's queues that are running have returned. */
+void virtio_hmm_synchronize_callbacks(struct virtio_device *vdev)
+{
+	virtio_synchronize_cbs(vdev);
 }

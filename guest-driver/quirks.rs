@@ -6,6 +6,7 @@
 //! to delete when the kernel is fixed.
 
 pub(crate) mod follow_writes;
+pub(crate) mod reset;
 pub(crate) mod skip;
 pub(crate) mod split_fault;
 pub(crate) mod zap_moving;

@@ -169,6 +169,7 @@ bool virtio_hmm_may_move(unsigned long pfn);
 void virtio_hmm_protect_private(struct mm_struct *mm, unsigned long start,
 				unsigned long end);
 bool virtio_hmm_is_tracked_entry(struct mm_struct *mm, unsigned long address);
+void virtio_hmm_synchronize_callbacks(struct virtio_device *vdev);
 
 /* late.rs: defined in late.c */
 struct virtio_hmm_late {

@@ -21,7 +21,7 @@ use crate::{
     eventfd::EventFd,
     job::Fences,
     migrate::{allocate::Holes, pipeline::Until, to_device::to_device, to_system::to_system},
-    mm::observed,
+    mm::{has_process, observed},
     poll::{Poll, Ready, Waiters},
     process::{self, Owner},
     space::Space,
@@ -219,7 +219,7 @@ impl OpenFile {
             // A space of an earlier life of the device is no longer usable, but the file is still the
             // process's that has bound it, as long as that lives.
             let is_other = !core::ptr::eq(bound.user.as_raw(), user.as_raw());
-            if is_other && observed(&bound.user).is_some() {
+            if is_other && observed(&bound.user).is_some_and(|user| has_process(&user)) {
                 return Err(EPERM);
             }
         }

@@ -13,7 +13,7 @@ use super::{
     chain::{Chain, Draft, Written},
     ring::{Interrupts, Ring},
 };
-use crate::{sys as bindings, wait::WorkLink};
+use crate::{quirks::reset::reset_device, sys as bindings, wait::WorkLink};
 use core::ptr::null_mut;
 use kernel::{
     device::{Bound, Core},
@@ -394,9 +394,10 @@ impl Queues {
         self.state.store(State::Stopped as u32, Relaxed);
         // SAFETY: By the invariants of `RawDevice` it is valid.
         unsafe { bindings::virtio_break_device(raw.0) };
-        // SAFETY: By the invariants of `RawDevice` it is valid. This does not run in a callback of
-        // the device, and the caller holds the lock that keeps it from being removed.
-        unsafe { bindings::virtio_reset_device(raw.0) };
+        // SAFETY: By the invariants of `RawDevice` it is valid, and the caller holds the lock that
+        // keeps it from being removed. This may sleep and does not run in a callback of the device,
+        // and callbacks do not take that lock.
+        unsafe { reset_device(raw.0) };
         for ring in &self.rings {
             // SAFETY: The device was just reset, and the ring was opened when it was started.
             unsafe { ring.close() };
@@ -551,8 +552,10 @@ impl BoundQueues {
         } else {
             // Undo the steps of a start that failed.
             //
-            // SAFETY: By the invariants of `RawDevice` it is valid. Its queues are not in use.
-            unsafe { bindings::virtio_reset_device(self.raw.0) };
+            // SAFETY: By the invariants of `RawDevice` it is valid, and it stays so: this is what
+            // its driver holds. This may sleep and does not run in a callback of the device, and
+            // callbacks do not take the lock of `Queues::device`.
+            unsafe { reset_device(self.raw.0) };
         }
         drop(device);
         if let Some(raw) = running {
