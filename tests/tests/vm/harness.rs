@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as HostCommand;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hmm_vm::artifacts::{Artifacts, MANIFEST_VARIABLE};
 use hmm_vm::daemon::{self, Daemon};
@@ -58,7 +58,6 @@ fn a_test_without_artifacts_fails_and_says_how_to_get_them() {
 #[test]
 fn a_machine_that_cannot_exist_is_refused_with_qemus_words() {
     let artifacts = Artifacts::required();
-    let begun = Instant::now();
     let error = Vm::builder(&artifacts)
         .devices(0)
         .cpus(100_000)
@@ -68,8 +67,8 @@ fn a_machine_that_cannot_exist_is_refused_with_qemus_words() {
     assert!(text.contains("QEMU did not start"), "{text}");
     assert!(text.contains("CPUs"), "what QEMU printed is shown: {text}");
     assert!(
-        begun.elapsed() < Duration::from_secs(30),
-        "its end is noticed and not waited for"
+        !text.contains("within"),
+        "its end is noticed, no time runs out: {text}"
     );
 }
 
