@@ -10,6 +10,7 @@ import ctypes
 import errno
 import gc
 import mmap
+import os
 import threading
 import unittest
 
@@ -172,11 +173,13 @@ class Buffers(OnDevice):
             counter.extend(b"more")
         with self.assertRaises(TimeoutError):
             job.wait(timeout=0.01)
+        # On a busy host it may not have begun yet.
+        while not any(counter):
+            os.sched_yield()
         job.cancel()
         with self.assertRaises(hmm.JobError) as caught:
             job.wait()
         self.assertEqual(caught.exception.status, hmm.Status.CANCELLED)
-        self.assertGreater(int.from_bytes(counter, "little"), 0)
         del job, caught
         gc.collect()
         counter.extend(b"more")
