@@ -285,7 +285,9 @@ fn wait_for_sleep(vm: &Vm, time: usize) {
     let deadline = Instant::now() + vm.pace().scale(SLEEP);
     let begun = || {
         let console = std::fs::read_to_string(vm.logs().console()).unwrap();
-        console.matches("remaining freezable tasks completed").count()
+        console
+            .matches("remaining freezable tasks completed")
+            .count()
     };
     while begun() < time {
         assert!(Instant::now() < deadline, "the system stays awake");

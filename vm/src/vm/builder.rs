@@ -586,7 +586,8 @@ impl<'a> Builder<'a> {
             // notests: the kernel's tests of its ciphers do not concern us. no_console_suspend: a
             // panic in the middle of a suspend is shown, too.
             "{console}{} panic=-1 printk.devkmsg=on log_buf_len=4M cryptomgr.notests=1 \
-             no_console_suspend sysctl.kernel.hung_task_timeout_secs={} rcupdate.rcu_cpu_stall_timeout={}{}{}{}{}",
+             no_console_suspend sysctl.kernel.hung_task_timeout_secs={} \
+             rcupdate.rcu_cpu_stall_timeout={}{}{}{}{}",
             // Otherwise the addresses are not those of the symbols.
             if self.debugger { " nokaslr" } else { "" },
             pace.hung_task_seconds(),
