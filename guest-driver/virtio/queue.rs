@@ -552,8 +552,8 @@ impl BoundQueues {
         } else {
             // Undo the steps of a start that failed.
             //
-            // SAFETY: By the invariants of `RawDevice` it is valid, and it stays so: this is what
-            // its driver holds. This may sleep and does not run in a callback of the device, and
+            // SAFETY: By the invariants of `RawDevice` it is valid and bound, and it stays so as long
+            // as this exists. This may sleep and does not run in a callback of the device, and
             // callbacks do not take the lock of `Queues::device`.
             unsafe { reset_device(self.raw.0) };
         }
