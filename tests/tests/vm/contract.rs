@@ -32,8 +32,7 @@ const SECONDS: &str = "VIRTIO_HMM_MODEL_SECONDS";
 const SEED: &str = "VIRTIO_HMM_MODEL_SEED";
 
 /// Rows that run only on a kernel with all of these options. They are no options of a machine that
-/// the device needs; `tests/guest/device.config` has them, or `tests/guest/mistakes.config`. Neither has
-/// that for secret memory yet.
+/// the device needs; `tests/guest/device.config` has them, or `tests/guest/mistakes.config`.
 const NEEDS: &[(&[&str], &[&str])] = &[
     (
         // Memory is refused on demand only by a kernel that was built for it.
