@@ -60,7 +60,7 @@ pub(crate) fn install_missing_packages(log: &Path) -> Result<()> {
     }
     progress::announce(
         &format!("installing {names} on this machine"),
-        "they make the root directory that holds compilers, kernel sources and QEMU",
+        "to make the root directory that holds compilers, kernel sources and QEMU",
     );
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
