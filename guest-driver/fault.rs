@@ -21,7 +21,7 @@ use crate::{
     },
     fault::{map::PageMapper, request::FaultRequest},
     late,
-    mm::{hmm::HmmRequest, observed, LockedMm, HPAGE_PMD_SIZE},
+    mm::{has_process, hmm::HmmRequest, observed, LockedMm, HPAGE_PMD_SIZE},
     process::Charging,
     space::{inbox::Batch, Space, Spaces},
     uapi::late::LatePoint,
@@ -342,7 +342,7 @@ impl<'a> Resolver<'a> {
     /// Answers all faults of a batch, which is sorted by address. {drv-answer-every-fault}
     fn run(space: &'a Space, batch: &Batch) -> Result {
         let Batch { life, records } = batch;
-        let Some(mm) = observed(space.mm()) else {
+        let Some(mm) = observed(space.mm()).filter(|mm| has_process(mm)) else {
             return terminate(&space.device, records, *life, Reason::Gone);
         };
         let _charging = Charging::to(&mm);

@@ -129,7 +129,7 @@ impl Drop for Charging {
     }
 }
 
-/// The first address beyond the caller's address space.
+/// The first address that no process can have.
 pub(crate) fn end_of_addresses() -> usize {
     // SAFETY: The function may be called by any process.
     unsafe { sys::virtio_hmm_task_size() }

@@ -46,11 +46,18 @@ static u32 user_of(const struct cred *cred)
 	while (ns != &init_user_ns && ns->parent != &init_user_ns)
 		ns = ns->parent;
 	/*
-	 * The owner of a user namespace can become any user in it, so the owner counts. Root may be
-	 * any user anyway.
+	 * The owner of a user namespace, and its root, can become any user in it. So all of them count
+	 * as one user: as the owner or, if that is root, who may be any user anyway, as the namespace's
+	 * own root.
 	 */
-	if (ns != &init_user_ns && !uid_eq(ns->owner, GLOBAL_ROOT_UID))
-		user = ns->owner;
+	if (ns != &init_user_ns) {
+		kuid_t root = make_kuid(ns, 0);
+
+		if (!uid_eq(ns->owner, GLOBAL_ROOT_UID))
+			user = ns->owner;
+		else if (uid_valid(root))
+			user = root;
+	}
 	return __kuid_val(user);
 }
 
@@ -73,21 +80,38 @@ static bool may_access(struct task_struct *task, kuid_t uid, kgid_t gid, kernel_
 
 	guard(rcu)();
 	theirs = __task_cred(task);
-	if (!ns_capable(theirs->user_ns, CAP_SYS_PTRACE)) {
-		if (!uid_eq(uid, theirs->euid) || !uid_eq(uid, theirs->suid) ||
-		    !uid_eq(uid, theirs->uid) || !gid_eq(gid, theirs->egid) ||
-		    !gid_eq(gid, theirs->sgid) || !gid_eq(gid, theirs->gid))
-			return false;
-		/* As cap_ptrace_access_check(). */
-		if (current_user_ns() != theirs->user_ns ||
-		    !cap_issubset(theirs->cap_permitted, capabilities))
-			return false;
-	}
+	/* Capabilities last: a security module may take note of a process that asks for one. */
+	if ((!uid_eq(uid, theirs->euid) || !uid_eq(uid, theirs->suid) ||
+	     !uid_eq(uid, theirs->uid) || !gid_eq(gid, theirs->egid) ||
+	     !gid_eq(gid, theirs->sgid) || !gid_eq(gid, theirs->gid) ||
+	     /* As cap_ptrace_access_check(). */
+	     current_user_ns() != theirs->user_ns ||
+	     !cap_issubset(theirs->cap_permitted, capabilities)) &&
+	    !ns_capable(theirs->user_ns, CAP_SYS_PTRACE))
+		return false;
 	/* A process that drops privileges changes dumpable first: commit_creds(). */
 	smp_rmb();
 	state = rcu_dereference(task->exec_state);
 	return READ_ONCE(state->dumpable) == TASK_DUMPABLE_OWNER ||
 	       ns_capable(state->user_ns, CAP_SYS_PTRACE);
+}
+
+/*
+ * The address space, with a reference, of a process with this first thread. The first thread may have
+ * ended before the others.
+ */
+static struct mm_struct *mm_of_process(struct task_struct *leader)
+{
+	struct task_struct *thread;
+	struct mm_struct *mm = NULL;
+
+	guard(rcu)();
+	for_each_thread(leader, thread) {
+		mm = get_task_mm(thread);
+		if (mm)
+			break;
+	}
+	return mm;
 }
 
 /* Whether the caller may read the data of a process: PTRACE_MODE_READ_FSCREDS. */
@@ -119,7 +143,7 @@ struct mm_struct *virtio_hmm_mm_of(pid_t number)
 		mm = ERR_PTR(error);
 	} else {
 		if (may_look_into(task))
-			mm = get_task_mm(task) ?: ERR_PTR(-ESRCH);
+			mm = mm_of_process(task) ?: ERR_PTR(-ESRCH);
 		else
 			mm = ERR_PTR(-EACCES);
 		up_read(&task->signal->exec_update_lock);
@@ -203,11 +227,12 @@ struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
 	error = down_read_killable(&task->signal->exec_update_lock);
 	if (error)
 		goto out;
-	mm = get_task_mm(task);
+	mm = mm_of_process(task);
 	if (!mm)
 		error = -ESRCH;
 	else if (mm == current->mm)
-		error = 0;
+		/* A child of vfork() has the caller's memory, and nothing of its own. */
+		error = same_thread_group(task, current) ? 0 : -EINVAL;
 	/* As process_vm_writev() and process_madvise(). */
 	else if (!may_trace(task) || !may_look_into(task) || !capable(CAP_SYS_NICE))
 		error = -EACCES;
@@ -216,7 +241,9 @@ struct mm_struct *virtio_hmm_traced_mm(int pidfd, int memory,
 	else
 		/* The process may have executed another program since the file was opened. */
 		error = file->private_data == mm ? 0 : -ESRCH;
-	if (!error) {
+	if (!error && mm == current->mm) {
+		virtio_hmm_caller(owner);
+	} else if (!error) {
 		cred = get_task_cred(task);
 		owner->user = user_of(cred);
 		owner->effective = __kuid_val(cred->euid);
@@ -273,7 +300,8 @@ struct workqueue_struct *virtio_hmm_alloc_workqueue(const char *name)
 
 unsigned long virtio_hmm_task_size(void)
 {
-	return TASK_SIZE;
+	/* Not TASK_SIZE, which is that of the caller: the process may be another one. */
+	return TASK_SIZE_MAX;
 }
 
 s64 virtio_hmm_monotonic_now(void)
@@ -365,6 +393,17 @@ int virtio_hmm_mmap_read_lock_killable(struct mm_struct *mm)
 	return mmap_read_lock_killable(mm);
 }
 
+/* Takes the mmap lock for writing; -EINTR if the caller is being killed. */
+int virtio_hmm_mmap_write_lock_killable(struct mm_struct *mm)
+{
+	return mmap_write_lock_killable(mm);
+}
+
+void virtio_hmm_mmap_write_unlock(struct mm_struct *mm)
+{
+	mmap_write_unlock(mm);
+}
+
 struct waker {
 	struct timer_list timer;
 	struct task_struct *task;
@@ -407,7 +446,16 @@ bool virtio_hmm_has_process(struct mm_struct *mm)
 #ifdef CONFIG_MEMCG
 	return rcu_access_pointer(mm->owner);
 #else
-	return atomic_read(&mm->mm_users) > 1;
+	struct task_struct *process, *thread;
+
+	/* Without an owner, a search. Only the holder of the last reference need not search. */
+	if (atomic_read(&mm->mm_users) == 1)
+		return false;
+	guard(rcu)();
+	for_each_process_thread(process, thread)
+		if (READ_ONCE(thread->mm) == mm && !(thread->flags & PF_KTHREAD))
+			return true;
+	return false;
 #endif
 }
 

@@ -103,6 +103,8 @@ void virtio_hmm_wait_for_tasks(void);
 bool virtio_hmm_is_write_tracked(struct vm_area_struct *vma);
 bool virtio_hmm_is_private_to_cpus(struct vm_area_struct *vma);
 int virtio_hmm_mmap_read_lock_killable(struct mm_struct *mm);
+int virtio_hmm_mmap_write_lock_killable(struct mm_struct *mm);
+void virtio_hmm_mmap_write_unlock(struct mm_struct *mm);
 
 /* mm/hmm.rs, mm/exclusive.rs */
 int virtio_hmm_range_fault(struct hmm_range *range, unsigned long timeout,

@@ -29,7 +29,7 @@ use crate::{
         shares::Holder,
         Device,
     },
-    mm::mmu_notifier::MmuIntervalNotifier,
+    mm::{has_process, mmu_notifier::MmuIntervalNotifier, observed},
     poll::Waiters,
     process::{Charging, Owner},
     space::{
@@ -399,9 +399,11 @@ impl Space {
         self.jobs.space()
     }
 
-    /// Whether no process has the address space any more.
+    /// Whether no process has the address space any more. Observers, which hold references to it, may
+    /// keep its memory longer.
     pub(crate) fn has_no_process(&self) -> bool {
         self.notifier.mirror().life.is_over()
+            || !observed(&self.mm).is_some_and(|mm| has_process(&mm))
     }
 
     /// What has happened to it.

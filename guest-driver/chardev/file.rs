@@ -351,7 +351,8 @@ impl OpenFile {
         };
         fill_bytes(&range, residency.states, STEP, |step, states| {
             let clients = self.clients.enter()?;
-            let mm = observed(space.mm()).ok_or(ESRCH)?;
+            let mm = observed(space.mm()).filter(|mm| has_process(mm));
+            let mm = mm.ok_or(ESRCH)?;
             PageWalker::new(&clients, &space, &mm)?.page_states(step, states)
         })
     }

@@ -50,7 +50,7 @@ pub(crate) fn page_range(address: u64, bytes: u64) -> Result<Range<usize>> {
     Ok(usize::try_from(address)?..usize::try_from(end)?)
 }
 
-/// The same for a range that is valid for the caller's process, mapped or not.
+/// The same for a range that is valid for a process, mapped or not.
 ///
 /// # Errors
 ///

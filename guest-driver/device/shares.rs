@@ -109,10 +109,11 @@ impl Shares {
         jobs: u32,
         frames: u64,
     ) -> Result<impl PinInit<Self>> {
-        // A user that has left may still have frames, until their contents are used or freed.
+        // A user that has left may still have frames, until their contents are used or freed. The
+        // last slot is for those that find no other one.
         let count = (spaces as usize)
             .saturating_mul(2)
-            .saturating_add(1)
+            .saturating_add(2)
             .min(usize::from(u16::MAX));
         let mut users = KVVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
@@ -142,10 +143,14 @@ impl Shares {
         let _naming = self.naming.lock();
         let known = |slot: &User| slot.id.load(Relaxed) == user;
         let free = |slot: &User| slot.held.iter().all(|held| held.load(Relaxed) == 0);
-        let index = self.users.iter().position(known);
-        let index = index.or_else(|| self.users.iter().position(free));
-        let index = index.ok_or(ENOSPC)?;
-        self.users.get(index).ok_or(ENOSPC)?.id.store(user, Relaxed);
+        let (rest, own) = self.users.split_last().ok_or(ENOSPC)?;
+        let index = own.iter().position(known);
+        let index = index.or_else(|| own.iter().position(free));
+        // Those for whom there is no slot of their own count as one user.
+        let (index, slot) = index
+            .and_then(|index| Some((index, own.get(index)?)))
+            .unwrap_or((own.len(), rest));
+        slot.id.store(user, Relaxed);
         let holder = Holder {
             user: u16::try_from(index)?,
             is_privileged,

@@ -262,9 +262,11 @@ impl<'a> PageMapper<'a> {
             region: Region::around(address)?,
         });
         while attempts.go_on() {
+            // What the VMA is must not change until the pages are mapped.
+            let seq = self.space.notifier.read_begin();
             let mut wanted = FaultRequest::around(self.mm, address).ok_or(EFAULT)?;
             describe(&mut wanted)?;
-            match self.attempt(&wanted, &mut resources, answers) {
+            match self.attempt(&wanted, seq, &mut resources, answers) {
                 Ok(Attempt::Done(outcome)) => return Ok(Some(outcome)),
                 Ok(Attempt::Elsewhere) => return Ok(None),
                 Ok(Attempt::Lacking) => {
@@ -333,10 +335,12 @@ impl<'a> PageMapper<'a> {
         Ok(())
     }
 
-    /// Maps what is requested as it is now, with `resources`, which are taken if that succeeds.
+    /// Maps what is requested as it is now, with `resources`, which are taken if that succeeds. The
+    /// request was made when the notifier had this sequence.
     fn attempt(
         &mut self,
         wanted: &FaultRequest,
+        seq: usize,
         resources: &mut Option<MapResources>,
         answers: &mut Option<Message<Answer>>,
     ) -> Result<Attempt> {
@@ -358,6 +362,9 @@ impl<'a> PageMapper<'a> {
         };
         if committed.state().is_ended() {
             return Err(ESRCH);
+        }
+        if committed.has_changed_since(seq) {
+            return Ok(Attempt::Changed);
         }
         if let Some(obstacle) = check(device, &committed, wanted)? {
             return Ok(obstacle);

@@ -13,7 +13,7 @@ use crate::{
     mm::{
         has_process, hpage_range,
         memremap::{Found, Sought},
-        pages_in, LockedMm, LockedVma, HPAGE_PMD_SIZE,
+        pages_in, LockedVma, HPAGE_PMD_SIZE,
     },
 };
 use core::ops::Range;
@@ -47,7 +47,7 @@ pub(crate) fn for_each_chunk(
     let mut tally = Tally::default();
     let mut reached = range.start;
     while reached < range.end {
-        let locked = LockedMm::killable(mm)?;
+        let locked = until.lock(mm)?;
         let area = locked.find(reached).map(|vma| {
             let area = vma.clip(&(reached..range.end));
             (vma, area)

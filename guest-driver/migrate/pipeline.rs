@@ -18,12 +18,12 @@ use crate::{
     mm::{
         address_at, hpage_range,
         migrate::{Collected, MigratePfns, Slot},
-        pages_in, HPAGE_PMD_ORDER, HPAGE_PMD_SIZE,
+        pages_in, LockedMm, HPAGE_PMD_ORDER, HPAGE_PMD_SIZE,
     },
     process,
 };
 use core::ops::Range;
-use kernel::{current, prelude::*};
+use kernel::{current, mm::MmWithUser, prelude::*};
 
 /// When to end before everything has been moved.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,19 @@ pub(crate) enum Until {
 }
 
 impl Until {
+    /// Takes the mmap lock of a process.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the caller is being killed; `EAGAIN` if a move that nothing ends finds the lock held
+    /// for long.
+    pub(crate) fn lock(self, mm: &MmWithUser) -> Result<LockedMm<'_>> {
+        match self {
+            Self::Done => LockedMm::soon(mm),
+            Self::Signal | Self::Killed => LockedMm::killable(mm),
+        }
+    }
+
     /// Whether to end now.
     pub(crate) fn is_over(self) -> bool {
         match self {

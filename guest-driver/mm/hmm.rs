@@ -341,6 +341,13 @@ impl<'a, T: MirrorOps> Committed<'a, T> {
         self.pfns.len()
     }
 
+    /// Whether the address space has changed since the notifier had this sequence
+    /// ([`MmuIntervalNotifier::read_begin`]), and so what else was learnt since then.
+    #[allow(dead_code)] // The sample does not need it.
+    pub(crate) fn has_changed_since(&self, seq: usize) -> bool {
+        self.notifier.read_retry(&self.state, seq)
+    }
+
     /// The mirrored state.
     pub(crate) fn state(&mut self) -> &mut T::State {
         &mut self.state

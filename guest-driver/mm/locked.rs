@@ -16,8 +16,13 @@ use kernel::{
         MmWithUser,
     },
     prelude::*,
+    time::{delay::fsleep, Delta},
     types::NotThreadSafe,
 };
+
+/// How often [`LockedMm::soon`] tries, and how long it pauses in between. There is no event to wait for.
+const SOON: u32 = 1000;
+const PAUSE: Delta = Delta::from_millis(1);
 
 /// A process's address space whose mmap lock is held for reading.
 ///
@@ -56,6 +61,28 @@ impl<'m> LockedMm<'m> {
         })
     }
 
+    /// Takes the lock if it becomes free within a second. For threads that cannot be killed, such as
+    /// one that is exiting: the kernel itself may hold the lock for ever.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if it does not become free.
+    pub(crate) fn soon(mm: &'m MmWithUser) -> Result<Self> {
+        for _ in 0..SOON {
+            if let Some(guard) = mm.mmap_read_trylock() {
+                // The lock is released by `drop`.
+                core::mem::forget(guard);
+                // INVARIANT: It is held now.
+                return Ok(Self {
+                    mm,
+                    _not_send: NotThreadSafe,
+                });
+            }
+            fsleep(PAUSE);
+        }
+        Err(EAGAIN)
+    }
+
     /// The first VMA that ends above `address`.
     pub(crate) fn find(&self, address: usize) -> Option<LockedVma<'_>> {
         // SAFETY: The address space is valid and its lock is held.
@@ -81,6 +108,45 @@ impl Drop for LockedMm<'_> {
     fn drop(&mut self) {
         // SAFETY: By the invariants this thread holds the lock.
         unsafe { sys::mmap_read_unlock(self.mm.as_raw()) };
+    }
+}
+
+/// A process's address space whose mmap lock is held for writing.
+///
+/// # Invariants
+///
+/// The lock is held by the thread that has made the value.
+pub(super) struct ChangingMm<'m> {
+    mm: &'m MmWithUser,
+    _not_send: NotThreadSafe,
+}
+
+impl<'m> ChangingMm<'m> {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the caller is being killed.
+    pub(super) fn killable(mm: &'m MmWithUser) -> Result<Self> {
+        // SAFETY: The address space is valid.
+        to_result(unsafe { sys::virtio_hmm_mmap_write_lock_killable(mm.as_raw()) })?;
+        // INVARIANT: It is held now.
+        Ok(Self {
+            mm,
+            _not_send: NotThreadSafe,
+        })
+    }
+
+    /// The address space.
+    pub(super) fn as_raw(&self) -> *mut sys::mm_struct {
+        self.mm.as_raw()
+    }
+}
+
+impl Drop for ChangingMm<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the invariants this thread holds the lock.
+        unsafe { sys::virtio_hmm_mmap_write_unlock(self.mm.as_raw()) };
     }
 }
 

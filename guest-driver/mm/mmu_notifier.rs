@@ -22,6 +22,7 @@
 
 use super::{
     exclusive_seq::{ExclusiveLock, ExclusiveSeq},
+    locked::ChangingMm,
     turn::{Look, Turn, Turns},
     PgmapOwner,
 };
@@ -218,7 +219,11 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
             invalidate_finish: Some(Self::invalidate_finish),
         };
 
-    /// Subscribes to the changes of `mm`.
+    /// Subscribes to the changes of `mm`, whose mmap lock the caller must not hold.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory for that, `EINTR` if the caller is being killed.
     pub(crate) fn new<'a>(
         mm: &'a MmWithUser,
         mirror: T,
@@ -252,11 +257,18 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
             exclusive <- ExclusiveLock::new(),
             turns: Turns::new(user)?,
             raw <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_interval_notifier| {
+                let locked = ChangingMm::killable(mm)?;
                 // SAFETY: `slot` is part of a pinned `MmuIntervalNotifier` whose other fields are
                 // initialised, which it stays until `drop` removes the notifier. `mm`
-                // has users. No lock of `mm` is held, or this would deadlock.
+                // has users, and its mmap lock is held for writing.
                 to_result(unsafe {
-                    bindings::mmu_interval_notifier_insert(slot, mm.as_raw(), 0, WHOLE, Self::OPS)
+                    bindings::mmu_interval_notifier_insert_locked(
+                        slot,
+                        locked.as_raw(),
+                        0,
+                        WHOLE,
+                        Self::OPS,
+                    )
                 })
             }),
         }))

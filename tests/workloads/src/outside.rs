@@ -17,7 +17,7 @@ use rustix::event::{poll, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{pidfd_open, Pid, PidfdFlags};
 
-use crate::sys::{self, raw_ioctl};
+use crate::sys::{self, raw_ioctl, Sharing};
 
 /// A user that owns nothing.
 const NOBODY: u32 = 65_534;
@@ -108,6 +108,8 @@ pub(crate) fn run(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     serves(ctx)?;
     refuses(ctx)?;
     refuses_another_user(ctx)?;
+    refuses_a_child_with_the_same_memory(ctx)?;
+    serves_a_process_whose_first_thread_has_ended(ctx)?;
     ends_with_the_process(ctx)?;
     ends_with_the_program(ctx)?;
     Ok(())
@@ -291,6 +293,73 @@ fn refuses_another_user(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
     ctx.check(roots.end()? && own.end()?, || {
         "a process has suffered".to_owned()
     });
+    Ok(())
+}
+
+/// A child as of vfork(2), which a binding would give the caller's own memory.
+fn refuses_a_child_with_the_same_memory(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let (input, mut output) = std::io::pipe()?;
+    let mut stack = vec![0_u128; 4096];
+    let child = sys::share(&mut stack, Sharing::Memory, input.as_fd())?;
+    let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+    let path = format!("/proc/{}/mem", child.as_raw_nonzero());
+    let memory = OpenOptions::new().read(true).write(true).open(&path);
+    let refused = memory
+        .with_context(|| format!("opening {path}"))
+        .and_then(|memory| refusal(ctx.path, pidfd.as_fd(), memory.as_fd()));
+    // It must have ended before its stack goes. It has this end of the pipe as well.
+    output.write_all(b"x")?;
+    rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())?;
+    ctx.check_equal("a child with the same memory", refused?, Some(Errno::INVAL));
+    Ok(())
+}
+
+/// The process is there as long as one of its threads is.
+fn serves_a_process_whose_first_thread_has_ended(ctx: &mut WorkloadCtx<'_>) -> Result<()> {
+    let (input, output) = std::io::pipe()?;
+    let (mut told, tell) = std::io::pipe()?;
+    let mut stack = vec![0_u128; 4096];
+    let word = Box::new(7_u64);
+    let begin = || {
+        // The other end must be closed when the parent closes its own.
+        sys::close(output.as_fd());
+        let thread = sys::share(&mut stack, Sharing::Process, input.as_fd());
+        let number = thread.map_or(0, |thread| thread.as_raw_nonzero().get());
+        sys::write(tell.as_fd(), &number.to_ne_bytes());
+        sys::end_thread()
+    };
+    // SAFETY: the child makes system calls only, and its stack is a copy.
+    let child = unsafe { sys::fork(begin) }?;
+    let mut number = [0; 4];
+    told.read_exact(&mut number)?;
+    let thread = i32::from_ne_bytes(number);
+    // Since Linux 6.16 no event tells of the end of a first thread while there are others.
+    let stat = format!("/proc/{}/stat", child.as_raw_nonzero());
+    while !std::fs::read_to_string(&stat)?.contains(") Z ") {
+        std::thread::yield_now();
+    }
+
+    let path = format!(
+        "/proc/{child}/task/{thread}/mem",
+        child = child.as_raw_nonzero()
+    );
+    let memory = OpenOptions::new().read(true).write(true).open(&path);
+    let memory = memory.with_context(|| format!("opening {path}"))?;
+    let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+    let process = Device::open(ctx.path)?.bind_process(pidfd.as_fd(), memory.as_fd())?;
+    let sum = process.run(op::AtomicAdd {
+        address: (&raw const *word).addr() as u64,
+        element: Element::U64,
+        operand: 1,
+        repeat: 1,
+    });
+    ctx.check(sum.is_ok(), || format!("a job on its memory: {sum:?}"));
+    ctx.check_equal("the same word here", *word, 7);
+    ctx.check(!process.is_over(), || "it is over".to_owned());
+    drop(output);
+    let ended = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())?;
+    let status = ended.and_then(|(_, status)| status.exit_status());
+    ctx.check_equal("how it has ended", status, Some(0));
     Ok(())
 }
 

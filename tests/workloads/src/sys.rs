@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use hmm_tool::region::Region;
 use rustix::io::Errno;
@@ -131,6 +131,72 @@ pub(crate) unsafe fn fork(body: impl FnOnce() -> u8) -> io::Result<Pid> {
         child => Pid::from_raw(child)
             .filter(|_| child > 0)
             .ok_or_else(io::Error::last_os_error),
+    }
+}
+
+/// What else a child shares with this process, as its memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Nothing: it is a process of its own, as a child of vfork(2).
+    Memory,
+    /// All: it is another thread of the process.
+    Process,
+}
+
+/// Starts a child that shares this process's memory, reads a byte, and exits, with its whole process if
+/// it is a thread. Returns its number. The stack must outlive it.
+pub(crate) fn share(
+    stack: &mut [u128],
+    sharing: Sharing,
+    input: BorrowedFd<'_>,
+) -> io::Result<Pid> {
+    extern "C" fn wait(input: *mut c_void) -> libc::c_int {
+        let input = libc::c_int::try_from(input.addr()).unwrap_or(-1);
+        let mut byte = 0_u8;
+        // SAFETY: the byte is valid for writes.
+        unsafe { libc::read(input, (&raw mut byte).cast(), 1) };
+        // SAFETY: it takes a number. It ends all threads, without running anything.
+        unsafe { libc::syscall(libc::SYS_exit_group, 0) };
+        0
+    }
+    let input = usize::try_from(input.as_raw_fd()).unwrap_or(usize::MAX);
+    let argument = std::ptr::without_provenance_mut(input);
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    let flags = match sharing {
+        Sharing::Memory => libc::CLONE_VM | libc::SIGCHLD,
+        Sharing::Process => {
+            libc::CLONE_VM
+                | libc::CLONE_FS
+                | libc::CLONE_FILES
+                | libc::CLONE_SIGHAND
+                | libc::CLONE_THREAD
+        }
+    };
+    // SAFETY: the child runs `wait` only, which makes two system calls and uses nothing else, on a stack
+    // that outlives it by this function's contract.
+    let child = unsafe { libc::clone(wait, top, flags, argument) };
+    Pid::from_raw(child)
+        .filter(|_| child > 0)
+        .ok_or_else(io::Error::last_os_error)
+}
+
+/// Closes a file for this process, which has been forked; others still have it.
+pub(crate) fn close(file: BorrowedFd<'_>) {
+    // SAFETY: the child does not use it any more, and never drops it.
+    unsafe { libc::close(file.as_raw_fd()) };
+}
+
+/// Writes some bytes to a pipe that has room for them.
+pub(crate) fn write(pipe: BorrowedFd<'_>, bytes: &[u8]) {
+    // The reader finds out if they are missing.
+    let _ = rustix::io::write(pipe, bytes);
+}
+
+/// Ends the calling thread, and not its process.
+pub(crate) fn end_thread() -> ! {
+    loop {
+        // SAFETY: it takes a number.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
     }
 }
 

@@ -14,6 +14,8 @@ const NAMESAKES: &[(&str, &str)] = &[
     ("blockable", "mmu_notifier_range_blockable"),
     ("is_write_tracked", "userfaultfd_wp"),
     ("mmap_read_lock_killable", "mmap_read_lock_killable"),
+    ("mmap_write_lock_killable", "mmap_write_lock_killable"),
+    ("mmap_write_unlock", "mmap_write_unlock"),
     ("is_zero_page", "is_zero_pfn"),
     ("pfn_to_page", "pfn_to_page"),
     ("page_to_pfn", "page_to_pfn"),
