@@ -10,3 +10,4 @@
 #include <linux/virtio_config.h>
 
 #include "shim.h"
+#include "trace.h"

@@ -11,7 +11,7 @@ use crate::{
     poll::Ready,
     process::Owner,
     space::{Space, Spaces},
-    uapi::{DeviceState, DriverStatistics},
+    uapi::{trace::Cause, DeviceState, DriverStatistics},
     watchdog::Watchdog,
     wire::statistics::Statistics,
 };
@@ -134,7 +134,7 @@ impl Clients {
     fn leaving(self: &Arc<Self>, space: &Space) {
         if self.files.load(Relaxed) == 1 {
             if let Ok(_clients) = self.enter() {
-                all_to_system(space);
+                all_to_system(space, Cause::Exit);
             }
         }
     }
@@ -146,7 +146,8 @@ impl Clients {
         if self.files.fetch_sub(1, Relaxed) == 1 {
             if let Ok(clients) = self.enter() {
                 let is_opened = || clients.files.load(Relaxed) > 0;
-                evict::evict_all(&clients.device, &mut |moved| moved == 0 || is_opened());
+                let stop = &mut |moved| moved == 0 || is_opened();
+                evict::evict_all(&clients.device, Cause::Exit, stop);
             }
         }
     }
@@ -198,7 +199,7 @@ impl Clients {
     pub(crate) fn remove(&self) {
         self.removed.store(true, Release);
         self.spaces.pollers.wake();
-        self.all_to_system();
+        self.all_to_system(Cause::Removal);
         self.spaces.end_all();
         self.users.synchronize();
         // A file may have been bound meanwhile.
@@ -207,7 +208,7 @@ impl Clients {
         let mut least = u64::MAX;
         let mut since = Instant::<Monotonic>::now();
         loop {
-            evict::evict_all(&self.device, &mut evict::rounds(ROUNDS));
+            evict::evict_all(&self.device, Cause::Removal, &mut evict::rounds(ROUNDS));
             let left = self.device.core.frames.used();
             if left == 0 {
                 break;
@@ -218,7 +219,7 @@ impl Clients {
             }
             if since.elapsed() < LAST_RESORT {
                 // A huge page that found no huge page of system memory moves in small pages.
-                evict::evict_from_processes(&self.device);
+                evict::evict_from_processes(&self.device, Cause::Removal);
             } else {
                 evict::poison_all(&self.device);
             }
@@ -229,16 +230,16 @@ impl Clients {
 
     /// Moves all pages to system memory. Returns when there are none left in device memory, or when
     /// `stop` says so. `stop` is called after each round with the number of pages moved.
-    pub(crate) fn evict_all(&self, stop: &mut dyn FnMut(u64) -> bool) {
-        self.all_to_system();
-        evict::evict_all(&self.device, stop);
+    pub(crate) fn evict_all(&self, cause: Cause, stop: &mut dyn FnMut(u64) -> bool) {
+        self.all_to_system(cause);
+        evict::evict_all(&self.device, cause, stop);
     }
 
     /// Moves the pages of all spaces to system memory, as far as that is possible at the moment.
     /// While their process is known, huge pages can move in small pages.
-    fn all_to_system(&self) {
+    fn all_to_system(&self, cause: Cause) {
         match self.spaces.all() {
-            Ok(spaces) => spaces.iter().for_each(|space| all_to_system(space)),
+            Ok(spaces) => spaces.iter().for_each(|space| all_to_system(space, cause)),
             Err(error) => pr_debug!("huge pages may have to stay large: {:?}\n", error),
         }
     }

@@ -168,6 +168,7 @@ impl Parts {
         };
         let alive = Alive::new(clients.clone(), config, parts)?;
         let node = Node::new(&clients, node::Names::PROGRAMS)?;
+        hmm.core.set_node(node.number());
         let dmirror = if *module_parameters::dmirror.value_ref() {
             node_for_tests(&clients)?
         } else {

@@ -126,24 +126,17 @@ pub(crate) struct Told {
 
 impl Told {
     /// For jobs of a space, and of the file with these ends.
-    pub(crate) fn new(
-        jobs: Arc<Jobs>,
-        ends: Arc<Ends>,
-        eventfd: Option<EventFd>,
-    ) -> Result<Arc<Self>> {
-        Ok(Arc::new(
-            Self {
-                jobs,
-                ends,
-                eventfd,
-            },
-            GFP_KERNEL_ACCOUNT,
-        )?)
+    pub(crate) fn new(jobs: Arc<Jobs>, ends: Arc<Ends>, eventfd: Option<EventFd>) -> Self {
+        Self {
+            jobs,
+            ends,
+            eventfd,
+        }
     }
-}
 
-impl Handler for Told {
-    fn completed(&self, chain: Arc<Chain>) {
+    /// The device has returned the chain of one of these jobs, or has been given up. May be called in
+    /// interrupt context.
+    pub(crate) fn completed(&self, chain: Arc<Chain>) {
         // First, so that a thread that learns of the end finds the slot free.
         self.jobs.completed(chain);
         self.ends.one_more();

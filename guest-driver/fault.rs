@@ -24,6 +24,7 @@ use crate::{
     mm::{has_process, hmm::HmmRequest, observed, LockedMm, HPAGE_PMD_SIZE},
     process::Charging,
     space::{inbox::Batch, Space, Spaces},
+    trace,
     uapi::late::LatePoint,
     virtio::{Chain, Draft, Handler, Written},
     wire::{
@@ -196,6 +197,14 @@ impl Dispatcher {
                 continue;
             };
             space.events().faults.increment();
+            trace::fault(|| trace::Fault {
+                device: core.node(),
+                space: space.id(),
+                job: record.job.get(),
+                address: record.address.get(),
+                access: record.access.get(),
+                pages: record.pages.get(),
+            });
             space.keep_fault(record, life);
             core.work.with(|queue| {
                 // If the work is already queued, it will find the record.

@@ -8,10 +8,11 @@
 
 use crate::{
     clients::Clients,
-    device::{command::Cancel, queue::Message, Device},
+    device::{command::Cancel, core::Core, queue::Message, Device},
     ends::{Ends, Told},
     eventfd::EventFd,
     space::Space,
+    trace,
     virtio::{Chain, Draft, Handler, Written},
     wait::{Deadline, Event, Waited},
     wire::{
@@ -28,7 +29,7 @@ use kernel::{
     sync::{Arc, Mutex},
     time::Delta,
 };
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// The maximum number of jobs cancelled by one request: a kilobyte of names.
 const CANCEL_ENTRIES: usize = 128;
@@ -61,6 +62,29 @@ struct Job {
     /// Whether the device has been told, or is about to be told, to end it: only told once.
     /// {drv-cancel-once}
     is_cancelled: bool,
+}
+
+/// Called when the device returns one of the jobs that were submitted together.
+struct Returned {
+    core: Arc<Core>,
+    space: u32,
+    told: Told,
+}
+
+impl Handler for Returned {
+    fn completed(&self, chain: Arc<Chain>) {
+        trace::complete(|| {
+            let request = JobRequest::read_from_prefix(chain.request()).ok();
+            let reply = chain.reply().and_then(|reply| reply.read::<JobReply>(0));
+            trace::Complete {
+                device: self.core.node(),
+                space: self.space,
+                job: request.map_or(0, |(request, _)| request.job.get()),
+                status: reply.map_or(-1, |reply| reply.status.get() as i32),
+            }
+        });
+        self.told.completed(chain);
+    }
 }
 
 /// Jobs that have been submitted.
@@ -111,13 +135,18 @@ impl Fences {
         eventfd: Option<EventFd>,
     ) -> Result<Submitted> {
         let device = &*clients.device;
-        let told = Told::new(space.jobs.clone(), self.ends.clone(), eventfd)?;
+        let returned = Returned {
+            core: device.core.clone(),
+            space: space.id(),
+            told: Told::new(space.jobs.clone(), self.ends.clone(), eventfd),
+        };
+        let returned = Arc::new(returned, GFP_KERNEL_ACCOUNT)?;
         let mut table = self.table.lock();
         let first_fence = table.next;
         let mut count = 0_u32;
         let mut error = EAGAIN;
         for descriptor in jobs {
-            if let Err(failed) = table.submit(device, space, descriptor, &told) {
+            if let Err(failed) = table.submit(device, space, descriptor, &returned) {
                 error = failed;
                 break;
             }
@@ -388,7 +417,7 @@ impl Table {
         device: &Device,
         space: &Space,
         descriptor: &JobDescriptor,
-        told: &Arc<Told>,
+        returned: &Arc<Returned>,
     ) -> Result {
         let core = &device.core;
         if self.count >= core.limits.max_jobs {
@@ -402,7 +431,7 @@ impl Table {
             reserved: 0.into(),
             descriptor: *descriptor,
         };
-        let handler: Arc<dyn Handler> = told.clone();
+        let handler: Arc<dyn Handler> = returned.clone();
         let mut draft = Draft::new(
             size_of::<JobRequest>(),
             // {drv-reply-room}
@@ -420,6 +449,12 @@ impl Table {
         let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
         space.jobs.take_slot()?;
         // Nothing fails from here on.
+        trace::submit(|| trace::Submit {
+            device: core.node(),
+            space: space.id(),
+            job: name,
+            operation: descriptor.operation.get(),
+        });
         let job = Job {
             chain: slot.post(draft),
             name,

@@ -27,7 +27,7 @@ use crate::{
     device::Device,
     fault::Serving,
     migrate::evict,
-    uapi::DeviceState,
+    uapi::{trace::Cause, DeviceState},
     virtio::{BoundQueues, Watcher},
     wait::{Event, Workqueue},
     wire::{config::Config, Queue},
@@ -241,7 +241,8 @@ impl Lifecycle {
             // CPUs still use its memory, because no fault stops them. Take its pages away from
             // their processes; the contents are lost.
             core.frames.close();
-            evict::evict_all(&self.clients.device, &mut evict::rounds(ROUNDS));
+            let stop = &mut evict::rounds(ROUNDS);
+            evict::evict_all(&self.clients.device, Cause::Reset, stop);
         }
     }
 
@@ -308,7 +309,8 @@ impl Lifecycle {
     fn prepare(&self) {
         let _parts = self.parts.lock();
         if self.clients.state() == DeviceState::Running {
-            self.clients.evict_all(&mut evict::rounds(ROUNDS));
+            let stop = &mut evict::rounds(ROUNDS);
+            self.clients.evict_all(Cause::Suspend, stop);
         }
     }
 
@@ -354,7 +356,8 @@ impl Lifecycle {
         }
         // Collect the jobs that were cancelled.
         core.link.queues().look(Queue::Submit.raw());
-        self.clients.evict_all(&mut evict::rounds(ROUNDS));
+        let stop = &mut evict::rounds(ROUNDS);
+        self.clients.evict_all(Cause::Suspend, stop);
         if core.frames.used() > core.frames.lost() {
             return Err(EBUSY);
         }

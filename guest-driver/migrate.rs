@@ -12,6 +12,7 @@ pub(crate) mod allocate;
 pub(crate) mod chunks;
 pub(crate) mod cpu_fault;
 pub(crate) mod evict;
+pub(crate) mod journey;
 pub(crate) mod pipeline;
 pub(crate) mod to_device;
 pub(crate) mod to_system;

@@ -30,6 +30,7 @@ mod process;
 mod quirks;
 mod space;
 mod sys;
+mod trace;
 mod virtio;
 mod wait;
 mod watchdog;

@@ -29,7 +29,10 @@ use crate::{
     poll::{Poll, Waiters},
     process::Owner,
     space::Space,
-    uapi::dmirror::{DmirrorCall, DmirrorCommand, FAIL_ALLOC},
+    uapi::{
+        dmirror::{DmirrorCall, DmirrorCommand, FAIL_ALLOC},
+        trace::Cause,
+    },
     wire::{
         command::Status,
         fault::Reason,
@@ -190,7 +193,7 @@ impl Access<'_> {
             DmirrorCall::CheckExclusive => self.check_exclusive(),
             DmirrorCall::Release => {
                 let stop = &mut |moved| moved == 0 || current!().signal_pending();
-                self.dmirror.clients.evict_all(stop);
+                self.dmirror.clients.evict_all(Cause::Request, stop);
                 Ok(Done::default())
             }
             DmirrorCall::Flags => self.flags(npages),
@@ -313,6 +316,7 @@ impl Access<'_> {
                 part.clone(),
                 Holes::AreFilled,
                 Until::Killed,
+                Cause::Request,
             )?;
             Self::check_kind(&moved.tally)?;
             let in_device =
@@ -326,7 +330,15 @@ impl Access<'_> {
 
     fn migrate_to_system(&self) -> Result<Done> {
         self.check_readable()?;
-        let back = || to_system(self.space(), self.mm, self.range.clone(), Until::Killed);
+        let back = || {
+            to_system(
+                self.space(),
+                self.mm,
+                self.range.clone(),
+                Until::Killed,
+                Cause::Request,
+            )
+        };
         let mut tally = back()?.tally;
         Self::check_kind(&tally)?;
         let mut pages = tally.moved;

@@ -26,8 +26,8 @@ use crate::{
     process::{self, Owner},
     space::Space,
     uapi::{
-        migrate_flags, submit_flags, Bind, BindProcess, Call, Cancel, Counters, Destination,
-        DeviceState, Info, Migrate, Residency, SpaceCounters, Submit, Wait, WaitAny,
+        migrate_flags, submit_flags, trace::Cause, Bind, BindProcess, Call, Cancel, Counters,
+        Destination, DeviceState, Info, Migrate, Residency, SpaceCounters, Submit, Wait, WaitAny,
         MAX_RESIDENCY_PAGES, MAX_SUBMIT, MAX_WAIT, VERSION,
     },
     wait::Deadline,
@@ -326,9 +326,12 @@ impl OpenFile {
         let mm = observed(bound.space.mm()).ok_or(ESRCH)?;
         let pages = (range.len() >> PAGE_SHIFT) as u64;
         let space = &bound.space;
+        let cause = Cause::Request;
         let progress = match (destination, holes) {
-            (Destination::Device, _) => to_device(space, &mm, range, holes, Until::Signal)?,
-            (Destination::System, Holes::Stay) => to_system(space, &mm, range, Until::Signal)?,
+            (Destination::Device, _) => to_device(space, &mm, range, holes, Until::Signal, cause)?,
+            (Destination::System, Holes::Stay) => {
+                to_system(space, &mm, range, Until::Signal, cause)?
+            }
             (Destination::System, Holes::AreFilled) => return Err(EINVAL),
         };
         let tally = &progress.tally;

@@ -109,6 +109,11 @@ impl<T: Poll<Node = ()>> Node<T> {
         Ok(node)
     }
 
+    /// Its number among the nodes: `N` of `/dev/hmmN`.
+    pub(crate) fn number(&self) -> u32 {
+        self.number as u32
+    }
+
     /// Its name.
     pub(crate) fn name(&self) -> &'static CStr {
         self.name

@@ -25,7 +25,10 @@ use kernel::{
     impl_has_work, new_mutex, new_work,
     page::PAGE_SHIFT,
     prelude::*,
-    sync::{Arc, Mutex},
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, Mutex,
+    },
     time::Delta,
     workqueue::{Work, WorkItem},
 };
@@ -65,6 +68,8 @@ pub(crate) struct Core {
     /// Set when no more memory is allocated.
     #[pin]
     pub(crate) closed: Event,
+    /// The number of its node, for traces.
+    node: Atomic<u32>,
 }
 
 impl_has_work! {
@@ -118,9 +123,20 @@ impl Core {
                 discarding <- new_mutex!((), "Core::discarding"),
                 discard <- new_work!("Core::discard"),
                 closed <- Event::new(),
+                node: Atomic::new(u32::MAX),
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// The number of its node, `N` of `/dev/hmmN`; `u32::MAX` before it has one.
+    pub(crate) fn node(&self) -> u32 {
+        self.node.load(Relaxed)
+    }
+
+    /// Sets that number.
+    pub(crate) fn set_node(&self, number: u32) {
+        self.node.store(number, Relaxed);
     }
 
     /// The number of jobs.

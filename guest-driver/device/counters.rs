@@ -47,11 +47,24 @@ pub(crate) struct Timing<'a> {
     begun: Instant<Monotonic>,
 }
 
+impl Timing<'_> {
+    /// The time until now, which is added to the counter.
+    pub(crate) fn stop(self) -> u64 {
+        let elapsed = self.elapsed();
+        self.counter.add(elapsed);
+        core::mem::forget(self);
+        elapsed
+    }
+
+    fn elapsed(&self) -> u64 {
+        // The monotonic clock never goes back.
+        self.begun.elapsed().as_nanos().unsigned_abs()
+    }
+}
+
 impl Drop for Timing<'_> {
     fn drop(&mut self) {
-        // The monotonic clock never goes back.
-        self.counter
-            .add(self.begun.elapsed().as_nanos().unsigned_abs());
+        self.counter.add(self.elapsed());
     }
 }
 

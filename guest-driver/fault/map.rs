@@ -33,7 +33,8 @@ use crate::{
     },
     quirks::follow_writes::is_tracked,
     space::{mapped::Region, mirror::SpaceMirror, Space},
-    uapi::late::LatePoint,
+    trace,
+    uapi::{late::LatePoint, trace::Cause},
     virtio::Handler,
     wire::rights,
 };
@@ -43,7 +44,7 @@ use kernel::{
     mm::MmWithUser,
     prelude::*,
     sync::Arc,
-    time::{delay::fsleep, Delta},
+    time::{delay::fsleep, Delta, Instant, Monotonic},
 };
 
 /// How long one attempt may wait in the kernel for changes by other threads.
@@ -79,11 +80,20 @@ enum Attempt {
     Elsewhere,
 }
 
+/// What a trace tells of one call of a [`PageMapper`].
+#[derive(Default)]
+struct Traced {
+    pages: u64,
+    retries: u64,
+}
+
 /// Maps pages of a process on the device.
 pub(crate) struct PageMapper<'a> {
     space: &'a Space,
     mm: &'a MmWithUser,
     pfns: HmmPfns,
+    /// Pages that were mapped, and attempts that were in vain, by one call.
+    traced: Traced,
     /// Whether other faults wait for the caller, not counting those that arrive meanwhile.
     pub(crate) is_awaited: bool,
 }
@@ -95,6 +105,7 @@ impl<'a> PageMapper<'a> {
             space,
             mm,
             pfns: HmmPfns::new(HPAGE_PMD_NR)?,
+            traced: Traced::default(),
             is_awaited: false,
         })
     }
@@ -117,9 +128,12 @@ impl<'a> PageMapper<'a> {
         describe: impl Fn(&mut FaultRequest) -> Result,
         answers: &mut Option<Message<Answer>>,
     ) -> Result<MapOutcome> {
-        // Only a request for atomics can depend on where the page is.
-        self.map_and_kick(address, describe, answers, Attempts::new(self.space))?
-            .ok_or(EBUSY)
+        self.traced(address, answers, |mapper, answers| {
+            // Only a request for atomics can depend on where the page is.
+            mapper
+                .map_and_kick(address, describe, answers, Attempts::new(mapper.space))?
+                .ok_or(EBUSY)
+        })
     }
 
     /// The same for pages that no job waits for yet: fewer attempts, and the device is not kicked
@@ -133,8 +147,11 @@ impl<'a> PageMapper<'a> {
         address: usize,
         describe: impl Fn(&mut FaultRequest) -> Result,
     ) -> Result<MapOutcome> {
-        self.try_map(address, describe, &mut None, Attempts::ahead(self.space))?
-            .ok_or(EBUSY)
+        self.traced(address, &mut None, |mapper, answers| {
+            mapper
+                .try_map(address, describe, answers, Attempts::ahead(mapper.space))?
+                .ok_or(EBUSY)
+        })
     }
 
     /// Kicks the device for everything that was mapped, unless it has been kicked since.
@@ -149,6 +166,16 @@ impl<'a> PageMapper<'a> {
     ///
     /// As [`Self::map`].
     pub(crate) fn map_atomic(
+        &mut self,
+        address: usize,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<MapOutcome> {
+        self.traced(address, answers, |mapper, answers| {
+            mapper.map_for_atomics(address, answers)
+        })
+    }
+
+    fn map_for_atomics(
         &mut self,
         address: usize,
         answers: &mut Option<Message<Answer>>,
@@ -168,7 +195,7 @@ impl<'a> PageMapper<'a> {
         {
             return Ok(outcome);
         }
-        match self.map_exclusive(address, answers) {
+        match self.try_exclusive(address, answers) {
             Err(error) if error == EOPNOTSUPP => {}
             other => return other,
         }
@@ -225,6 +252,16 @@ impl<'a> PageMapper<'a> {
         address: usize,
         answers: &mut Option<Message<Answer>>,
     ) -> Result<MapOutcome> {
+        self.traced(address, answers, |mapper, answers| {
+            mapper.try_exclusive(address, answers)
+        })
+    }
+
+    fn try_exclusive(
+        &mut self,
+        address: usize,
+        answers: &mut Option<Message<Answer>>,
+    ) -> Result<MapOutcome> {
         let mut attempts = Attempts::new(self.space);
         while attempts.go_on() {
             match self.attempt_exclusive(address, answers)? {
@@ -233,6 +270,30 @@ impl<'a> PageMapper<'a> {
             }
         }
         Err(EBUSY)
+    }
+
+    /// Traces one call that maps pages of a region.
+    fn traced(
+        &mut self,
+        address: usize,
+        answers: &mut Option<Message<Answer>>,
+        map: impl FnOnce(&mut Self, &mut Option<Message<Answer>>) -> Result<MapOutcome>,
+    ) -> Result<MapOutcome> {
+        let begun = Instant::<Monotonic>::now();
+        let faults = answers.as_ref().map_or(0, Message::count);
+        let mapped = map(self, answers);
+        let Traced { pages, retries } = core::mem::take(&mut self.traced);
+        trace::resolve(|| trace::Resolve {
+            device: self.space.device.core.node(),
+            space: self.space.id(),
+            address: address as u64,
+            faults,
+            error: mapped.as_ref().map_or_else(|error| error.to_errno(), |_| 0),
+            pages,
+            retries,
+            nanoseconds: begun.elapsed().as_nanos().unsigned_abs(),
+        });
+        mapped
     }
 
     /// As [`Self::map`]; `None` if the page is not where the request wants it.
@@ -279,7 +340,8 @@ impl<'a> PageMapper<'a> {
                 Ok(Attempt::Shared(range)) => {
                     // A write needs a private copy. Only the kernel makes it, and only of system
                     // memory.
-                    let moved = to_system(self.space, self.mm, range, Until::Done)?;
+                    let moved =
+                        to_system(self.space, self.mm, range, Until::Done, Cause::DeviceFault)?;
                     if moved.tally.moved == 0 {
                         // Another thread is migrating them, which takes a moment.
                         fsleep(Delta::from_micros(100));
@@ -292,7 +354,8 @@ impl<'a> PageMapper<'a> {
         Err(EBUSY)
     }
 
-    fn count_retry(&self) {
+    fn count_retry(&mut self) {
+        self.traced.retries = self.traced.retries.saturating_add(1);
         self.space.device.core.counters.fault_retries.increment();
     }
 
@@ -321,7 +384,7 @@ impl<'a> PageMapper<'a> {
     ///
     /// `ESRCH` if the space has ended or the process is gone, `EINTR` if the caller is being
     /// killed, `EAGAIN` if other faults wait for the caller.
-    fn waited_long(&self) -> Result {
+    fn waited_long(&mut self) -> Result {
         if current!().signal_pending() {
             return Err(EINTR);
         }
@@ -384,8 +447,7 @@ impl<'a> PageMapper<'a> {
         }
         drop(committed);
         drop(leftover);
-        core.counters.fault_pages.add(pages);
-        self.space.events().fault_pages.add(pages);
+        self.count_pages(pages);
         Ok(Attempt::Done(MapOutcome {
             in_device,
             end: wanted.window.end,
@@ -439,13 +501,18 @@ impl<'a> PageMapper<'a> {
         drop(committed);
         drop(leftover);
         self.kick();
-        core.counters.fault_pages.increment();
-        self.space.events().fault_pages.increment();
+        self.count_pages(1);
         Ok(Some(MapOutcome {
             in_device: 0,
             end: page.end,
             request: Some(request),
         }))
+    }
+
+    fn count_pages(&mut self, pages: u64) {
+        self.traced.pages = self.traced.pages.saturating_add(pages);
+        self.space.device.core.counters.fault_pages.add(pages);
+        self.space.events().fault_pages.add(pages);
     }
 
     fn map_message(&self, capacity: usize) -> Result<Message<Map>> {

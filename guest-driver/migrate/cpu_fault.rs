@@ -18,6 +18,7 @@ use crate::{
     late,
     migrate::{
         allocate::{fill_system, Filled},
+        journey::Journey,
         transfer::{count, Carrier, Plain, Tally, Transfer},
     },
     mm::{
@@ -32,7 +33,7 @@ use crate::{
         zap_moving::{block_zaps, collect_whole_for_fault},
     },
     space::{mirror::SpaceMirror, Elsewhere, Space, Spaces},
-    uapi::late::LatePoint,
+    uapi::{late::LatePoint, trace::Cause, Destination},
     wire::{
         command::FetchEntry,
         dma::{DmaItem, ItemResult},
@@ -188,6 +189,7 @@ fn handle_small(
         range: fault.vma().clip(&(start..start.saturating_add(bytes))),
         size: Compound::Split,
         sole: None,
+        journey: journey(space),
     };
     let Some(space) = space else {
         return visit.fetch(&Plain, None, &core.buffers, 0).map(drop);
@@ -232,6 +234,7 @@ fn handle_huge(
         range,
         size: Compound::Keep,
         sole,
+        journey: journey(space),
     };
     let Some(space) = space else {
         return visit.fetch(&Plain, None, &core.buffers, 0).map(drop);
@@ -247,6 +250,15 @@ fn handle_huge(
     Ok(())
 }
 
+/// The journey of pages of a space, or of a process that has none.
+fn journey(space: Option<&Space>) -> Journey {
+    Journey {
+        space: space.map(Space::id),
+        destination: Destination::System,
+        cause: Cause::CpuFault,
+    }
+}
+
 /// A page that a CPU has accessed, and the range that is to move with it.
 struct Visit<'v, 'f> {
     core: &'v Core,
@@ -257,6 +269,7 @@ struct Visit<'v, 'f> {
     /// The proof that no other process has the huge page, which may then move in small pages; see
     /// [`Collected::fill_split`].
     sole: Option<SoleFolio<'f>>,
+    journey: Journey,
 }
 
 impl Visit<'_, '_> {
@@ -281,13 +294,14 @@ impl Visit<'_, '_> {
         let buffer = buffers.take(space, self.range.len() >> PAGE_SHIFT);
         let MoveBuffer { pfns, list } = buffer.map_err(|_| VmFaultError::Oom)?;
         let range = self.range.clone();
+        let mut leg = self.journey.leg(range.clone());
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = match size {
             Compound::Keep => collect_whole_for_fault(fault, pagemap, range, invalidation, pfns),
             Compound::Split => fault.collect(pagemap, range, invalidation, pfns),
         };
         let collected = collected.map_err(|_| VmFaultError::Sigbus)?;
-        drop(collecting);
+        leg.collect = collecting.stop();
 
         let index = fault.address().saturating_sub(start) >> PAGE_SHIFT;
         let is_faulting = |slot: Slot| slot.indices().contains(&index);
@@ -317,10 +331,10 @@ impl Visit<'_, '_> {
             Err(error) if error == EAGAIN => return Ok(0),
             Err(_) => return Err(VmFaultError::Oom),
         };
-        drop(allocating);
+        leg.allocate = allocating.stop();
         let copying = core.counters.copy_nanoseconds.time();
         let (collected, list) = transfer.end_or_stay().map_err(|_| VmFaultError::Sigbus)?;
-        drop(copying);
+        leg.copy = copying.stop();
         if wanted.is_some_and(|slot| !collected.is_filled(slot.index)) {
             return Err(VmFaultError::Sigbus);
         }
@@ -328,15 +342,16 @@ impl Visit<'_, '_> {
         // moment: the CPU will access it again.
         let committing = core.counters.commit_nanoseconds.time();
         let committed = collected.commit();
-        drop(committing);
+        leg.commit = committing.stop();
         let mut tally = Tally::default();
         count(&committed, &mut tally);
         let finalising = core.counters.finalise_nanoseconds.time();
         let pfns = committed.finish();
-        drop(finalising);
+        leg.finalise = finalising.stop();
         core.counters.cpu_fault_pages.add(tally.moved);
         core.counters.huge_to_system.add(tally.large);
         buffers.put(pfns, list);
+        leg.end(core, tally.moved, tally.large);
         Ok(tally.moved)
     }
 }

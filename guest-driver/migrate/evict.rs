@@ -11,6 +11,7 @@ use crate::{
     migrate::{
         allocate::{fill_system, Filled},
         chunks::for_each_chunk,
+        journey::Journey,
         pipeline::{Pipeline, Until},
         to_system::push_to_system,
         transfer::{count, is_lost, Plain, Tally, Transfer},
@@ -21,7 +22,7 @@ use crate::{
         migrate::{Collected, LostFolio, Slot},
         HPAGE_PMD_NR,
     },
-    uapi::late::LatePoint,
+    uapi::{late::LatePoint, trace::Cause, Destination},
 };
 use kernel::{
     page::PAGE_SIZE,
@@ -35,12 +36,12 @@ use kernel::{
 /// its page tables tell where its pages are.
 ///
 /// Zaps need not be blocked, because huge pages are split before they move.
-pub(crate) fn evict_from_processes(device: &Device) {
+pub(crate) fn evict_from_processes(device: &Device, cause: Cause) {
     let all = 0..usize::MAX & !(PAGE_SIZE - 1);
     for_each_process(|mm| {
         let (all, here) = (all.clone(), Some(Sought::Here));
         let moved = for_each_chunk(device, mm, all, here, Until::Done, |vma, chunk| {
-            let mut pipeline = Pipeline::new(device, Until::Done);
+            let mut pipeline = Pipeline::new(device, Until::Done, journey(cause));
             push_to_system(&mut pipeline, device, vma, chunk, None)?;
             pipeline.finish()
         });
@@ -49,6 +50,15 @@ pub(crate) fn evict_from_processes(device: &Device) {
             Err(error) => pr_debug!("pages of a process are not evicted: {:?}\n", error),
         }
     });
+}
+
+/// The journey of pages of any process.
+fn journey(cause: Cause) -> Journey {
+    Journey {
+        space: None,
+        destination: Destination::System,
+        cause,
+    }
 }
 
 /// Takes all pages away from all processes; their contents are lost.
@@ -77,10 +87,10 @@ pub(crate) fn rounds(most: u32) -> impl FnMut(u64) -> bool {
 
 /// Moves all pages out of device memory, regardless of their process. Returns when there are none
 /// left, or when `stop` says so. `stop` is called after each round with the number of pages moved.
-pub(crate) fn evict_all(device: &Device, stop: &mut dyn FnMut(u64) -> bool) {
+pub(crate) fn evict_all(device: &Device, cause: Cause, stop: &mut dyn FnMut(u64) -> bool) {
     let core = &device.core;
     while core.frames.used() > 0 {
-        let moved = match evict_once(device) {
+        let moved = match evict_once(device, cause) {
             Ok(tally) => {
                 core.counters.pages_evicted.add(tally.moved);
                 core.counters.huge_to_system.add(tally.large);
@@ -100,7 +110,7 @@ pub(crate) fn evict_all(device: &Device, stop: &mut dyn FnMut(u64) -> bool) {
 }
 
 /// Walks once over all of device memory.
-fn evict_once(device: &Device) -> Result<Tally> {
+fn evict_once(device: &Device, cause: Cause) -> Result<Tally> {
     let core = &device.core;
     let most = core.limits.max_move;
     let mut lost = KVVec::new();
@@ -138,9 +148,12 @@ fn evict_once(device: &Device) -> Result<Tally> {
             Ok(())
         })?;
         let committed = collected.commit();
-        count(&committed, &mut sum);
+        let mut tally = Tally::default();
+        count(&committed, &mut tally);
+        sum.add(tally);
         let pfns = committed.finish();
         core.buffers.put(pfns, list);
+        journey(cause).leg(0..0).end(core, tally.moved, tally.large);
         next = first.saturating_add(frames);
     }
     // The memory must be freed in any case. Pages that the device does not return are lost. Their

@@ -13,6 +13,7 @@ use crate::{
     },
     migrate::{
         allocate::Filled,
+        journey::{Journey, Leg},
         transfer::{each_moved, Plain, Tally, Transfer},
     },
     mm::{
@@ -66,6 +67,7 @@ impl Until {
 pub(crate) struct Pipeline<'a, 'm> {
     device: &'a Device,
     until: Until,
+    journey: Journey,
     under_way: [Option<Part<'a, 'm>>; DEPTH],
     moved: Moved,
 }
@@ -75,6 +77,7 @@ struct Part<'a, 'm> {
     start: usize,
     transfer: Transfer<'a, 'm, Plain>,
     tally: Tally,
+    leg: Leg,
     /// Regions of huge pages that got new memory, and of those that did not.
     large: u64,
     lacking: u64,
@@ -115,11 +118,12 @@ pub(crate) fn region_bit(address: usize) -> u64 {
 }
 
 impl<'a, 'm> Pipeline<'a, 'm> {
-    /// Moves parts until all are done, or until `until` says so.
-    pub(crate) fn new(device: &'a Device, until: Until) -> Self {
+    /// Moves parts on this journey until all are done, or until `until` says so.
+    pub(crate) fn new(device: &'a Device, until: Until, journey: Journey) -> Self {
         Self {
             device,
             until,
+            journey,
             under_way: [const { None }; DEPTH],
             moved: Moved::default(),
         }
@@ -184,12 +188,13 @@ impl<'a, 'm> Pipeline<'a, 'm> {
         let start = range.start;
         let pages = pages_in(&range);
         let MoveBuffer { pfns, list } = core.buffers.take(0, pages)?;
+        let mut leg = self.journey.leg(range.clone());
         let collecting = core.counters.collect_nanoseconds.time();
         let collected = collect(range, pfns)?;
-        drop(collecting);
+        leg.collect = collecting.stop();
         let mut tally = Tally::default();
         let (mut large, mut lacking) = (0, 0);
-        let _allocating = core.counters.allocate_nanoseconds.time();
+        let allocating = core.counters.allocate_nanoseconds.time();
         let transfer = Transfer::begin(
             core,
             &Plain,
@@ -216,10 +221,12 @@ impl<'a, 'm> Pipeline<'a, 'm> {
                 Ok(matches!(filled, Filled::Allocated))
             },
         )?;
+        leg.allocate = allocating.stop();
         Ok(Part {
             start,
             transfer,
             tally,
+            leg,
             large,
             lacking,
         })
@@ -235,15 +242,16 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             start,
             transfer,
             mut tally,
+            mut leg,
             large,
             lacking,
         } = part;
         let copying = counters.copy_nanoseconds.time();
         let (collected, list) = transfer.end_or_stay()?;
-        drop(copying);
+        leg.copy = copying.stop();
         let committing = counters.commit_nanoseconds.time();
         let committed = collected.commit();
-        drop(committing);
+        leg.commit = committing.stop();
         let mut moved = 0;
         each_moved(&committed, |index, order| {
             tally.count(order);
@@ -255,9 +263,11 @@ impl<'a, 'm> Pipeline<'a, 'm> {
             self.moved.failed |= large;
         }
         self.moved.tally.add(tally);
-        let _finalising = counters.finalise_nanoseconds.time();
+        let finalising = counters.finalise_nanoseconds.time();
         let pfns = committed.finish();
         buffers.put(pfns, list);
+        leg.finalise = finalising.stop();
+        leg.end(&self.device.core, tally.moved, tally.large);
         Ok(())
     }
 }

@@ -8,12 +8,14 @@ use crate::{
     migrate::{
         allocate::{FrameAllocator, Holes},
         chunks::{for_each_chunk, runs, whole_regions, Progress},
+        journey::Journey,
         pipeline::{region_bit, Pipeline, Until},
         transfer::Tally,
     },
     mm::{memremap::Sought, migrate::Compound, pages_in, HPAGE_PMD_NR},
     quirks::zap_moving::block_zaps,
     space::Space,
+    uapi::{trace::Cause, Destination},
 };
 use core::ops::Range;
 use kernel::{mm::MmWithUser, prelude::*};
@@ -32,9 +34,15 @@ pub(crate) fn to_device(
     range: Range<usize>,
     holes: Holes,
     until: Until,
+    cause: Cause,
 ) -> Result<Progress> {
     let device = &*space.device;
     let core = &device.core;
+    let journey = Journey {
+        space: Some(space.id()),
+        destination: Destination::Device,
+        cause,
+    };
     let sought = match holes {
         Holes::Stay => Some(Sought::Elsewhere),
         Holes::AreFilled => None,
@@ -48,7 +56,7 @@ pub(crate) fn to_device(
             .then(|| block_zaps(&space.notifier, chunk.clone()))
             .transpose()?;
         let out = |size, regions: u64| {
-            let mut pipeline = Pipeline::new(device, until);
+            let mut pipeline = Pipeline::new(device, until, journey);
             let mut allocator = FrameAllocator::new(device, space.holder(), holes);
             runs(
                 &chunk,

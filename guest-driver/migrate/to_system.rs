@@ -9,6 +9,7 @@ use crate::{
     migrate::{
         allocate::fill_system,
         chunks::{for_each_chunk, runs, whole_regions, Progress, CHUNK_BYTES},
+        journey::Journey,
         pipeline::{region_bit, Moved, Pipeline, Until},
     },
     mm::{
@@ -18,6 +19,7 @@ use crate::{
     },
     quirks::zap_moving::{block_zaps, collect_whole, ZapGuard},
     space::{mirror::SpaceMirror, Space},
+    uapi::{trace::Cause, Destination},
 };
 use core::ops::Range;
 use kernel::{
@@ -37,8 +39,9 @@ pub(crate) fn to_system(
     mm: &MmWithUser,
     range: Range<usize>,
     until: Until,
+    cause: Cause,
 ) -> Result<Progress> {
-    move_range(space, mm, range, Failed::Stays, until)
+    move_range(space, mm, range, Failed::Stays, until, cause)
 }
 
 /// What to do with a huge page that the device could not copy.
@@ -56,9 +59,15 @@ fn move_range(
     range: Range<usize>,
     failed: Failed,
     until: Until,
+    cause: Cause,
 ) -> Result<Progress> {
     let device = &*space.device;
     let core = &device.core;
+    let journey = Journey {
+        space: Some(space.id()),
+        destination: Destination::System,
+        cause,
+    };
     let takes_large = device.pagemap.takes_large();
     let most = if takes_large {
         pages_in(&range).min(CHUNK_BYTES >> PAGE_SHIFT)
@@ -75,7 +84,9 @@ fn move_range(
             .then(|| block_zaps(&space.notifier, chunk.clone()))
             .transpose()?;
         let mut moved = match (&guard, found.flatten()) {
-            (Some(guard), Some(found)) => found.move_to_system(guard, device, vma, until)?,
+            (Some(guard), Some(found)) => {
+                found.move_to_system(guard, device, vma, (until, journey))?
+            }
             _ => Moved::default(),
         };
         // Do not retry what has moved: by now it may be on the device again.
@@ -85,7 +96,7 @@ fn move_range(
         }
         // The rest is split when it is collected, except what was not reached in time.
         let left = chunk.start..moved.ended.unwrap_or(chunk.end);
-        let mut pipeline = Pipeline::new(device, until);
+        let mut pipeline = Pipeline::new(device, until, journey);
         runs(
             &left,
             |address| settled & region_bit(address) == 0,
@@ -157,7 +168,7 @@ impl<'a> HugePages<'a> {
         guard: &ZapGuard<'_, SpaceMirror>,
         device: &Device,
         vma: LockedVma<'_>,
-        until: Until,
+        (until, journey): (Until, Journey),
     ) -> Result<Moved> {
         let Self { range, found } = self;
         let is_whole = |address: usize| {
@@ -170,7 +181,7 @@ impl<'a> HugePages<'a> {
                     && page.pfn().is_some_and(is_ours)
             })
         };
-        let mut pipeline = Pipeline::new(device, until);
+        let mut pipeline = Pipeline::new(device, until, journey);
         runs(&range, is_whole, |run| {
             push_to_system(&mut pipeline, device, vma, run, Some(guard))
         })?;
@@ -183,12 +194,12 @@ impl<'a> HugePages<'a> {
 
 /// Moves all pages of the process of a space to system memory, as far as that is possible at the
 /// moment. A huge page for which there is no huge page of system memory moves in small pages.
-pub(crate) fn all_to_system(space: &Space) {
+pub(crate) fn all_to_system(space: &Space, cause: Cause) {
     let Some(mm) = observed(space.mm()) else {
         return;
     };
     let all = 0..usize::MAX & !(PAGE_SIZE - 1);
-    if let Err(error) = move_range(space, &mm, all, Failed::IsSplit, Until::Done) {
+    if let Err(error) = move_range(space, &mm, all, Failed::IsSplit, Until::Done, cause) {
         // `evict_all` follows, and works without the process.
         pr_debug!("pages not moved to system memory: {:?}\n", error);
     }

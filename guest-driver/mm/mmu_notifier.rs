@@ -86,8 +86,8 @@ pub(crate) trait MirrorOps: Send + Sync + Sized + 'static {
         Kuid::current_euid()
     }
 
-    /// Called for every change, for example to count it.
-    fn on_event(&self) {}
+    /// Called for every change, for example to count or trace it. Must not sleep.
+    fn on_event(&self, _change: &MmuNotifierRange<'_>) {}
 
     /// Called when no process has the address space any more, before all of it is unmapped. Must not
     /// sleep.
@@ -375,8 +375,21 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
         let blockable = unsafe { bindings::virtio_hmm_blockable(range) };
         // SAFETY: The kernel calls with a valid range, which does not change during the call.
         let event = unsafe { MmuNotifierEvent::of(&*range, this.mirror.owner()) };
+        // SAFETY: The kernel calls with a valid range.
+        let number = unsafe { (*range).event };
+        // INVARIANT: This is the callback for that change, and `change` does not outlive it. By the
+        // invariants the notifier is inserted, so the address space exists.
+        let change = MmuNotifierRange {
+            // SAFETY: By the invariants the notifier is inserted; its `mm` does not change.
+            mm: unsafe { (*raw).mm },
+            event,
+            number,
+            addresses: start..end,
+            is_blockable: blockable,
+            _callback: PhantomData,
+        };
 
-        this.mirror.on_event();
+        this.mirror.on_event(&change);
         if event == MmuNotifierEvent::Release {
             this.mirror.released();
         }
@@ -404,16 +417,6 @@ impl<T: MirrorOps> MmuIntervalNotifier<T> {
             return true;
         }
         state.exclusive.changed();
-        // INVARIANT: This is the callback for that change, and `change` does not outlive it. By the
-        // invariants the notifier is inserted, so the address space exists.
-        let change = MmuNotifierRange {
-            // SAFETY: By the invariants the notifier is inserted; its `mm` does not change.
-            mm: unsafe { (*raw).mm },
-            event,
-            addresses: start..end,
-            is_blockable: blockable,
-            _callback: PhantomData,
-        };
         if this.mirror.ignores(&state.mirrored, &change) {
             return true;
         }
@@ -516,6 +519,7 @@ impl<T: MirrorOps> PinnedDrop for MmuIntervalNotifier<T> {
 pub(crate) struct MmuNotifierRange<'c> {
     mm: *mut bindings::mm_struct,
     event: MmuNotifierEvent,
+    number: u32,
     addresses: Range<usize>,
     is_blockable: bool,
     _callback: PhantomData<&'c ()>,
@@ -530,6 +534,12 @@ impl MmuNotifierRange<'_> {
     /// Why it changes.
     pub(crate) fn event(&self) -> MmuNotifierEvent {
         self.event
+    }
+
+    /// The same as a number: an `enum mmu_notifier_event`.
+    #[allow(dead_code)] // The sample does not need it.
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 
     /// The addresses that change.

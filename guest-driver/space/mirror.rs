@@ -22,6 +22,7 @@ use crate::{
         zap_moving::{BlockedZaps, HasBlockedZaps},
     },
     space::{counters::Events, life::Life, mapped::Mapped},
+    trace,
     uapi::late::LatePoint,
     wait::Event,
 };
@@ -105,10 +106,16 @@ impl SpaceMirror {
     }
 }
 
+/// An `Unmap` of a range on its way; not sent if the device has been reset.
+pub(crate) struct Unmapping {
+    range: Range<usize>,
+    sent: Result<Sent<Unmap>, Message<Unmap>>,
+}
+
 impl MirrorOps for SpaceMirror {
     type State = Mirrored;
     type Resources = Message<Unmap>;
-    type Pending = Result<Sent<Unmap>, Message<Unmap>>;
+    type Pending = Unmapping;
 
     fn owner(&self) -> PgmapOwner {
         self.owner
@@ -122,9 +129,16 @@ impl MirrorOps for SpaceMirror {
         self.user
     }
 
-    fn on_event(&self) {
+    fn on_event(&self, change: &MmuNotifierRange<'_>) {
         self.core.counters.invalidations.increment();
         self.events.invalidations.increment();
+        trace::change(|| trace::Change {
+            device: self.core.node(),
+            space: self.space,
+            start: change.addresses().start as u64,
+            end: change.addresses().end as u64,
+            event: change.number(),
+        });
     }
 
     fn released(&self) {
@@ -156,26 +170,39 @@ impl MirrorOps for SpaceMirror {
         self.core.counters.invalidations_sent.increment();
         self.events.invalidations_sent.increment();
         let link = &self.core.link;
+        let range = range.clone();
         let Ok(slot) = link.reserve_slot::<Unmap>() else {
             // The device has been reset, so it has no mappings left. It may be restarted and be
             // given the space again.
-            return Err(message);
+            return Unmapping {
+                range,
+                sent: Err(message),
+            };
         };
         // The preallocated message has capacity for one entry.
-        let _ = message.push(&range_entry(range));
-        let sent = link.post(slot, message);
+        let _ = message.push(&range_entry(&range));
+        let sent = Ok(link.post(slot, message));
         link.kick::<Unmap>();
-        Ok(sent)
+        Unmapping { range, sent }
     }
 
     fn invalidate_wait(&self, pending: Self::Pending) -> Option<Message<Unmap>> {
         late::at(LatePoint::ChangeEnds);
-        let _waiting = self.core.counters.invalidate_nanoseconds.time();
-        match pending {
+        let waiting = self.core.counters.invalidate_nanoseconds.time();
+        let message = match pending.sent {
             // {drv-unmap-before-reuse}, {drv-protect-before-share}
             Ok(sent) => sent.wait_and_reuse(&self.core.link),
             Err(message) => Some(message),
-        }
+        };
+        let nanoseconds = waiting.stop();
+        trace::invalidate(|| trace::Invalidate {
+            device: self.core.node(),
+            space: self.space,
+            start: pending.range.start as u64,
+            end: pending.range.end as u64,
+            nanoseconds,
+        });
+        message
     }
 
     fn resources_lost(&self) {

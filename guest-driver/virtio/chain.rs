@@ -194,8 +194,8 @@ impl Chain {
         self.number.store(number, Relaxed);
     }
 
-    /// The request, for the device to read.
-    pub(super) fn out(&self) -> &[u8] {
+    /// The request, which the device may read.
+    pub(crate) fn request(&self) -> &[u8] {
         &self.out
     }
 

@@ -193,7 +193,7 @@ impl Ring {
         };
         chain.set_number(ring.added);
         let added = {
-            let out = chain.out();
+            let out = chain.request();
             let (inn, inn_len) = chain.reply_buffer();
             let token = Arc::into_raw(chain.clone());
             // SAFETY:

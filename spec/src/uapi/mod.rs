@@ -31,6 +31,7 @@ use crate::wire::statistics::Statistics;
 
 pub mod dmirror;
 pub mod late;
+pub mod trace;
 
 /// The version of this interface.
 pub const VERSION: u32 = 2;

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use virtio_hmm_spec::uapi::dmirror::{self, protection, DmirrorCall, DmirrorCommand};
 use virtio_hmm_spec::uapi::late::{self, LatePoint};
+use virtio_hmm_spec::uapi::trace::Cause;
 use virtio_hmm_spec::uapi::{self, migrate_flags, page_state, submit_flags, CALLS};
 use virtio_hmm_spec::wire::command::{
     self, map_flags, query_flags, AnswerEntry, CancelEntry, FetchEntry, InitEntry, MapEntry,
@@ -142,6 +143,7 @@ impl Interface {
                 enumeration::<uapi::Destination>(),
                 enumeration::<DmirrorCall>(),
                 enumeration::<LatePoint>(),
+                enumeration::<Cause>(),
             ],
             constants: constants! {
                 wire { DEVICE_ID, QUEUE_COUNT, PAGE_SHIFT, PAGE_BYTES, LARGE_ORDER, LARGE_PAGES }
