@@ -190,6 +190,13 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
 
+    /// File to write a trace of all that the device does to, for `hmm timeline`; it is overwritten
+    ///
+    /// It takes some hundred bytes for each request, and begins with the start of the daemon. With
+    /// `ctl PATH trace` it is ended and gone on with.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+
     /// Print what this program can do, as JSON, and exit, whatever else is asked for
     #[arg(long)]
     pub print_capabilities: bool,

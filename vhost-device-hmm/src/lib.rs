@@ -5,6 +5,7 @@
 //!                           │        command    bytes ⇄ requests
 //!                           └──────→ device     what requests do
 //!                              lateness          late, and wrong, on purpose
+//!                              trace             what happens, moment by moment
 //! ```
 //!
 //! Dependencies point to the right and down. Nothing in [`device`] knows the parts before it, and
@@ -35,3 +36,4 @@ pub mod scheduling;
 pub mod server;
 pub mod service;
 pub mod sigbus;
+pub mod trace;

@@ -27,7 +27,7 @@ use vhost_device_hmm::outlet::Outlet;
 use vhost_device_hmm::sandbox::{self, Gaps};
 use vhost_device_hmm::server::{self, Signals, Sockets, Stage};
 use vhost_device_hmm::service::ServiceManager;
-use vhost_device_hmm::{last_words, report, scheduling, sigbus};
+use vhost_device_hmm::{last_words, report, scheduling, sigbus, trace};
 
 /// How long writing the last lines may take.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -99,6 +99,7 @@ struct Prepared {
     options: Options,
     log: Builder,
     log_file: Option<File>,
+    trace: Option<trace::Prepared>,
     /// What is logged until a client of the control socket changes it.
     log_level: LevelFilter,
     /// What there is to say about the start, once there is a log.
@@ -121,6 +122,7 @@ impl Prepared {
             .map_err(|error| format!("cannot reach systemd by NOTIFY_SOCKET: {error}"))?;
         let options = args.backend();
         let log_file = args.log_file.as_deref().map(open_log).transpose()?;
+        let trace = args.trace.as_deref().map(begin_trace).transpose()?;
         let log = log_as_asked(args, log_file.is_none(), sockets.have_control());
         let log_level = log_filter(args).build().filter();
         let mut notes = Vec::new();
@@ -138,6 +140,7 @@ impl Prepared {
             options,
             log,
             log_file,
+            trace,
             log_level,
             notes,
             gaps,
@@ -153,11 +156,13 @@ fn run(args: &Args, prepared: Prepared, stderr: &Outlet) -> Result<(), Box<dyn E
         options,
         log,
         log_file,
+        trace,
         log_level,
         notes,
         gaps,
     } = prepared;
     let log = start_log(log, log_level, log_file, stderr)?;
+    trace.map(trace::Prepared::start).transpose()?;
     notes.iter().for_each(|note| log::info!("{note}"));
     let device = args.device();
     let lateness = Arc::new(Lateness::new(&args.rule));
@@ -178,6 +183,7 @@ fn run(args: &Args, prepared: Prepared, stderr: &Outlet) -> Result<(), Box<dyn E
         Stage::Ending => manager.tell(&[NotifyState::Stopping]),
     };
     let served = server::serve(sockets, &device, options, &lateness, &signals, entered);
+    trace::flush();
     log.flush(LAST_WORDS);
     Ok(served?)
 }
@@ -214,6 +220,11 @@ fn open_log(path: &Path) -> Result<File, String> {
     let mut options = File::options();
     let opened = options.append(true).create(true).open(path);
     opened.map_err(|error| format!("cannot write the log to {}: {error}", path.display()))
+}
+
+fn begin_trace(path: &Path) -> Result<trace::Prepared, String> {
+    let begun = File::create(path).and_then(trace::Prepared::new);
+    begun.map_err(|error| format!("cannot write a trace to {}: {error}", path.display()))
 }
 
 /// Starts the log, to a file or to standard error, and returns where it is written.

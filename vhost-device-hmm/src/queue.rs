@@ -4,6 +4,7 @@
 //! after they were checked. This module does not know what the bytes mean.
 
 use std::sync::atomic::{fence, Ordering};
+use std::time::Instant;
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -58,6 +59,8 @@ pub struct Chain {
     length: u64,
     room: u64,
     writable: Vec<(GuestAddress, usize)>,
+    /// When it was taken, if that is of interest.
+    taken: Option<Instant>,
 }
 
 impl Chain {
@@ -68,6 +71,17 @@ impl Chain {
         self.length = 0;
         self.room = 0;
         self.writable.clear();
+        self.taken = None;
+    }
+
+    /// Notes when it was taken.
+    pub fn set_taken(&mut self, taken: Option<Instant>) {
+        self.taken = taken;
+    }
+
+    /// When it was taken, if that was noted.
+    pub fn taken(&self) -> Option<Instant> {
+        self.taken
     }
 
     /// The head, by which the chain is returned.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hmm_timeline::device::Event;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vhost_user_backend::{VringRwLock, VringState, VringT};
 use virtio_hmm_spec::points::Point;
@@ -21,6 +22,7 @@ use crate::command;
 use crate::device::Accelerator;
 use crate::lateness::{self, About, Lateness, ReplyMishap};
 use crate::queue::{self, Available, Broken, Chain, Nearby};
+use crate::trace;
 
 /// The largest ring that a driver may ask for.
 pub(super) const QUEUE_SIZE: usize = 1024;
@@ -388,6 +390,7 @@ impl Moving<'_> {
             match available {
                 Available::Nothing => return None,
                 Available::Chain => {
+                    chain.set_taken(trace::begin());
                     if self.lane.lateness.concerns(self.points.taken) {
                         let about = self.about(chain);
                         self.pass(self.points.taken, || about);
@@ -423,6 +426,18 @@ impl Moving<'_> {
 
     /// Writes a reply and returns the chain. {dev-return-chain}
     pub(super) fn answer(&mut self, chain: &Chain, reply: &mut [u8], seen: Seen) {
+        self.answer_as_rules_say(chain, reply, seen);
+        // Jobs and faults are recorded by themselves.
+        if let (Some(_), Queue::Control | Queue::Dma) = (chain.taken(), self.lane.queue) {
+            let About { space, operation } = self.about(chain);
+            trace::since(chain.taken(), space, || Event::Request {
+                queue: self.lane.queue.name().to_lowercase().into(),
+                operation: operation.map(Into::into),
+            });
+        }
+    }
+
+    fn answer_as_rules_say(&mut self, chain: &Chain, reply: &mut [u8], seen: Seen) {
         let Points {
             executed, answered, ..
         } = self.points;

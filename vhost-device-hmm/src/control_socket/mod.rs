@@ -24,6 +24,7 @@ use zerocopy::IntoBytes;
 
 use crate::backend::Backend;
 use crate::lateness::{parse_time, Held, InForce, Lateness, Rule, RuleError, DEFAULT_LIMIT};
+use crate::trace;
 use protocol::{Failure, Request, MAX_LINE};
 
 /// The most clients at a time: more than the people and programs that look at one device.
@@ -156,6 +157,13 @@ impl Console {
                     })?);
                 }
                 Ok(json!({ "level": log::max_level().as_str().to_lowercase() }))
+            }
+            Request::Trace { on } => {
+                if trace::set_on(on) {
+                    return Ok(json!({ "on": on }));
+                }
+                let message = "this daemon has no file for a trace; start it with --trace FILE";
+                Err(Failure::new("no-trace", message))
             }
             Request::Mappings { space, from, count } => {
                 let from = from.as_deref().map_or(Ok(0), address)?;

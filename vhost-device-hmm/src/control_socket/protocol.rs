@@ -77,6 +77,13 @@ pub enum Request {
         /// off, error, warn, info, debug or trace
         level: Option<String>,
     },
+    /// End the trace of a daemon that was started with --trace, or go on with it
+    Trace {
+        /// Whether to record from now on
+        #[arg(value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set,
+            value_name = "on|off")]
+        on: bool,
+    },
     /// Print spaces, jobs, faults and queues
     Dump,
     /// Print how pages of a space are mapped

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 
+use hmm_timeline::device::Event;
 use parking_lot::{Mutex, RwLock};
 use virtio_hmm_spec::wire::command::Status;
 use virtio_hmm_spec::wire::config::{capability, Config, MAGIC, VERSION};
@@ -35,6 +36,7 @@ use super::space::{Epochs, Space};
 use super::statistics::Counters;
 use super::tlb::Tlb;
 use crate::lateness::Lateness;
+use crate::trace;
 
 /// Width of a virtual address in bits. {dev-address-bits}
 const ADDRESS_BITS: u32 = super::mmu::ADDRESS_BITS;
@@ -356,6 +358,10 @@ impl Accelerator {
         let space = self.space(space)?;
         admitted?;
         let work = Work::new(operation)?;
+        trace::moment(Some(space.id()), || Event::Queued {
+            job,
+            operation: operation.name().into(),
+        });
         self.schedule.insert(Job::new(job, space, work, ticket))
     }
 

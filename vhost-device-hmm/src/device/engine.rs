@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hmm_timeline::device::Event;
 use parking_lot::{Mutex, RwLock};
 use virtio_hmm_spec::points::Point;
 
@@ -23,6 +24,7 @@ use super::statistics::{Counters, Tally};
 use super::tlb::Tlb;
 use super::view::View;
 use crate::lateness::{About, Lateness};
+use crate::trace;
 
 /// How long a job may keep an engine while other jobs wait. {dev-job-turns}
 const TURN: Duration = Duration::from_millis(1);
@@ -59,10 +61,15 @@ impl Engine {
             // A panic in an operation is a bug of the device: its job ends, the engine continues.
             // The operation's unfinished state is dropped with the job, and its locks do not
             // poison. {dev-job-ends}, {dev-catch-all}
+            let begun = trace::begin();
             let end = catch_unwind(AssertUnwindSafe(|| self.turn(&mut turn)));
             let end = end.unwrap_or_else(|_| {
                 log::error!("job {} ended by a bug in its operation", turn.job.id);
                 TurnEnd::Ended(End::Broken)
+            });
+            trace::since(begun, Some(turn.job.space.id()), || Event::Turn {
+                job: turn.job.id,
+                stop: end.word().into(),
             });
             tell(self.schedule.put_back(turn, end));
         }

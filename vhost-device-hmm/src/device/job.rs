@@ -49,6 +49,19 @@ pub enum End {
     Broken,
 }
 
+impl End {
+    /// A word for it in a trace: the specification's name of a status, where it has one.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Finished(status, _) | Self::Refused(status) => status.name(),
+            Self::Faulted(..) => Status::Fault.name(),
+            Self::Stormed(_) => Status::Storm.name(),
+            Self::Cancelled => Status::Cancelled.name(),
+            Self::Broken => "Broken",
+        }
+    }
+}
+
 /// A job that has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
+use hmm_timeline::device::Event;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use virtio_hmm_spec::points::Point;
 use virtio_hmm_spec::wire::command::Status;
@@ -20,6 +21,7 @@ use super::snapshot::{FaultState, JobPlace, JobState};
 use super::statistics::Counters;
 use super::turns::Turns;
 use crate::lateness::{About, Lateness};
+use crate::trace;
 
 /// Asks the engine that runs a job to stop.
 pub type CancelFlag = Arc<AtomicBool>;
@@ -42,6 +44,17 @@ pub enum TurnEnd {
     Stopped(Fault, u32),
     /// It has ended.
     Ended(End),
+}
+
+impl TurnEnd {
+    /// A word for it in a trace.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Stopped(..) => "fault",
+            Self::Ended(_) => "ended",
+        }
+    }
 }
 
 /// What the listener has to collect after a change.
@@ -272,6 +285,11 @@ impl Schedule {
                     news.ended = true;
                 } else {
                     let id = job.id;
+                    trace::moment(Some(job.space.id()), || Event::Fault {
+                        job: id,
+                        address: fault.address,
+                        access: fault.access,
+                    });
                     // {dev-park}, {dev-control-not-behind-fault}
                     let fault = jobs.faults.raise(job, fault, pages);
                     jobs.places.insert(id, Place::Parked(fault));
@@ -293,6 +311,7 @@ impl Schedule {
             return false;
         };
         self.counters.faults_retried.add(1);
+        answered(&parked.job, true);
         if self.lateness.concerns(Point::FaultRetried) {
             self.retry_late(jobs, parked.job);
             return true;
@@ -354,6 +373,7 @@ impl Schedule {
             return News::default();
         };
         self.counters.faults_terminated.add(1);
+        answered(&parked.job, false);
         jobs.end(
             parked.job,
             End::Faulted(parked.fault, reason),
@@ -473,6 +493,14 @@ impl Schedule {
     }
 }
 
+/// Records an answer to the fault of a job.
+fn answered(job: &Job, retry: bool) {
+    trace::moment(Some(job.space.id()), || Event::Answer {
+        job: job.id,
+        retry,
+    });
+}
+
 impl Jobs {
     fn admits(&mut self, id: u64, max_jobs: usize) -> Result<(), Status> {
         if self.closed {
@@ -518,6 +546,10 @@ impl Jobs {
 
     /// Consumes the job, so that its space is unused when its end is reported. {dev-job-quiet}
     fn end(&mut self, job: Box<Job>, end: End, counters: &Counters) {
+        trace::moment(Some(job.space.id()), || Event::Ended {
+            job: job.id,
+            how: end.word().into(),
+        });
         self.places.remove(&job.id);
         counters.jobs_ended.add(1);
         if matches!(end, End::Finished(Status::Ok, _)) {

@@ -18,9 +18,12 @@ mod rule;
 use std::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use hmm_timeline::device::Event;
 use parking_lot::{Condvar, Mutex};
 use virtio_hmm_spec::points::Point;
 use virtio_hmm_spec::wire::Queue;
+
+use crate::trace;
 
 pub use mishap::{garble, unknown_status, wrong_result};
 pub use rule::{
@@ -97,6 +100,7 @@ pub struct Held {
 pub struct Wait {
     number: u64,
     point: Point,
+    about: About,
     until: Instant,
     /// The rule, if it is a hold.
     held_by: Option<RuleId>,
@@ -174,6 +178,7 @@ impl Lateness {
         let wait = Wait {
             number: state.last_wait,
             point,
+            about,
             until: now + time,
             held_by: (action == Action::Hold).then_some(id),
             ends: state.ends,
@@ -198,6 +203,7 @@ impl Lateness {
 
     /// Waits, unless `given_up` returns true. It is called again after each [`Lateness::wake`].
     pub fn wait(&self, wait: Wait, given_up: impl Fn() -> bool) {
+        let begun = trace::begin();
         let mut state = self.state.lock();
         self.waiting.fetch_add(1, Ordering::Relaxed);
         // Either this call of `given_up` sees the change, or the thread that made it sees
@@ -220,6 +226,9 @@ impl Lateness {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         self.changed.notify_all();
         drop(state);
+        trace::since(begun, wait.about.space, || Event::Late {
+            point: wait.point.name().into(),
+        });
         if let Some(rule) = expired {
             log::warn!(
                 "what was held at {} was not released within its limit; the rule {rule} ends",
