@@ -46,6 +46,8 @@ pub struct Settings {
     pub table_memory: Option<u64>,
     /// What it logs: a level of the `log` crate.
     pub log: String,
+    /// Where it writes a trace.
+    pub trace: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -59,6 +61,7 @@ impl Default for Settings {
             misreports: Vec::new(),
             table_memory: None,
             log: "info".to_owned(),
+            trace: None,
         }
     }
 }
@@ -115,6 +118,9 @@ impl Daemon {
         }
         for field in &settings.misreports {
             command.args(["--misreport", field]);
+        }
+        if let Some(trace) = &settings.trace {
+            command.arg("--trace").arg(trace);
         }
         command.arg("--control").arg(control_socket(socket));
         // Straight into the file, so that it has all that the daemon printed before it ended.

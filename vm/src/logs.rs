@@ -79,6 +79,12 @@ impl Logs {
     pub fn daemon(&self, device: usize) -> PathBuf {
         self.directory.join(format!("daemon{device}.log"))
     }
+
+    /// The trace of a device, if it has one.
+    #[must_use]
+    pub fn trace(&self, device: usize) -> PathBuf {
+        self.directory.join(format!("device{device}.trace"))
+    }
 }
 
 /// The last lines of a log, for an error message.

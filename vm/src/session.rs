@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use hmm_cli::output::{self, CLOSED};
 use hmm_cli::remark;
 use rustix::io::Errno;
@@ -56,6 +56,26 @@ pub struct Settings {
     pub userland: bool,
     /// Whether the machine waits for a debugger.
     pub debugger: bool,
+    /// Whether driver and devices trace what they do while the command runs.
+    pub trace: bool,
+}
+
+/// How a command has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: i32,
+    /// What was traced.
+    pub trace: Option<Traced>,
+}
+
+/// What driver and devices have traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// The driver's events, as the kernel's lines.
+    pub events: String,
+    /// The files with the records of the devices.
+    pub devices: Vec<PathBuf>,
 }
 
 impl Default for Settings {
@@ -80,6 +100,7 @@ impl Default for Settings {
             share: None,
             userland: false,
             debugger: false,
+            trace: false,
         }
     }
 }
@@ -114,6 +135,9 @@ impl Settings {
         }
         if self.debugger {
             machine = machine.debugger();
+        }
+        if self.trace {
+            machine = machine.trace();
         }
         for parameter in &self.module_parameters {
             machine = machine.module_parameter(parameter);
@@ -154,6 +178,9 @@ impl Settings {
     }
 }
 
+/// Where a guest keeps the driver's events.
+const EVENTS: &str = "/tmp/hmm.events";
+
 /// Runs a command in a fresh machine, without a time limit, and prints its output. Returns its exit
 /// status, or what a shell returns instead: 128 plus the number of the signal that killed it, 127 if
 /// there is no such command, 126 if the command cannot be run. A reader that has gone ends the
@@ -162,11 +189,22 @@ impl Settings {
 /// # Errors
 ///
 /// When the machine does not start, or the kernel or the daemon complained.
-pub fn run_command(artifacts: &Artifacts, settings: &Settings, command: &[String]) -> Result<i32> {
+pub fn run_command(
+    artifacts: &Artifacts,
+    settings: &Settings,
+    command: &[String],
+) -> Result<Ended> {
     ensure!(!command.is_empty(), "there is no command to run");
     let vm = settings.start(settings.builder(artifacts))?;
+    let program = if settings.trace {
+        Command::new("hmm")
+            .arguments(["trace", "--quiet", "-o", EVENTS, "--"])
+            .arguments(command)
+    } else {
+        Command::from(command)
+    };
     let ended = vm
-        .spawn(Command::from(command).unlimited())?
+        .spawn(program.unlimited())?
         .stream_while(|stream, bytes| match stream {
             Stream::Output if write_all(&mut io::stdout(), bytes).is_err() => {
                 ControlFlow::Break(())
@@ -187,8 +225,24 @@ pub fn run_command(artifacts: &Artifacts, settings: &Settings, command: &[String
         }
         Err(error) => return Err(error.into()),
     };
+    let events = if settings.trace {
+        Some(
+            vm.guest()
+                .read_file(EVENTS)
+                .context("reading the driver's events")?,
+        )
+    } else {
+        None
+    };
+    let logs = vm.logs().clone();
+    // The traces of the devices are complete after that.
     vm.switch_off()?;
-    Ok(status)
+    let devices = settings.devices + settings.coherent_devices;
+    let trace = events.map(|events| Traced {
+        events: String::from_utf8_lossy(&events).into_owned(),
+        devices: (0..devices).map(|device| logs.trace(device)).collect(),
+    });
+    Ok(Ended { status, trace })
 }
 
 /// The exit status of a command that could not be run, as a shell has it.

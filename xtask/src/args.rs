@@ -67,8 +67,8 @@ pub(crate) enum Command {
     Patches(PatchesArgs),
     /// Print the options that a kernel needs for the device and its tests
     ///
-    /// They are a fragment for the kernel's scripts/kconfig/merge_config.sh, and lines for
-    /// virtme-ng's --configitem.
+    /// They are a fragment for the kernel's scripts/kconfig/merge_config.sh, and a file for virtme-ng's
+    /// --config.
     Kconfig(KconfigArgs),
     /// Make the book: all pages of this repository for people, with a search
     ///
@@ -212,6 +212,11 @@ pub(crate) struct VmArgs {
     /// Add to the kernel's command line; may be repeated
     #[arg(long, value_name = "ARGUMENTS")]
     pub(crate) append: Vec<String>,
+
+    /// Trace driver and devices while the command runs, and write both on one clock to this file, for
+    /// https://ui.perfetto.dev
+    #[arg(long, value_name = "FILE", requires = "command")]
+    pub(crate) trace: Option<PathBuf>,
 
     /// Mount this directory of the host at /share in the guest, for reading and writing
     #[arg(long, value_name = "DIRECTORY")]

@@ -56,6 +56,17 @@ pub(crate) enum Command {
     /// and prints how many bytes cross the link, beside the bound: the fewest with which any policy
     /// could have served this run. Needs no device.
     Replay(Replay),
+    /// Trace what the driver does while a command runs.
+    ///
+    /// Faults, moves, changes of memory and jobs of all devices, with their times, to a file; what they
+    /// add up to goes to standard error. Needs root. The exit status is the command's (128 and the
+    /// signal's number if one has ended it), 127 if it is not there and 126 if it cannot be run.
+    Trace(Trace),
+    /// Put the driver's events and the devices' records on one clock, in a file for Perfetto.
+    ///
+    /// The driver's events come from `hmm trace -o FILE`, and a device's records from `vhost-device-hmm
+    /// --trace FILE` on the host. Needs no device. https://ui.perfetto.dev opens the file.
+    Timeline(Timeline),
     /// Show where the memory of a process is. The process must be bound to the device.
     Residency {
         /// The process.
@@ -120,6 +131,44 @@ pub(crate) struct Stats {
     #[arg(long, value_name = "N", requires = "watch",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) times: Option<u64>,
+}
+
+/// What to trace.
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    /// Where to write it: for Perfetto (https://ui.perfetto.dev) if the name ends with .pftrace,
+    /// otherwise the kernel's own lines, for `hmm timeline`.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Trace only these: fault, resolve, migrate, change, invalidate, submit, complete.
+    /// [default: all of them]
+    #[arg(long, value_name = "EVENT", value_delimiter = ',')]
+    pub(crate) events: Vec<String>,
+    /// The kernel's buffer for each processor. If events come faster than they are read, some are lost;
+    /// their number is told.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = size::parse::<u64>)]
+    pub(crate) buffer: u64,
+    /// Do not print what it adds up to.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Which files to put together.
+#[derive(Debug, Args)]
+pub(crate) struct Timeline {
+    /// The driver's events, as `hmm trace -o FILE` writes them.
+    #[arg(value_name = "EVENTS")]
+    pub(crate) events: PathBuf,
+    /// A device's records, as `vhost-device-hmm --trace FILE` writes them: first those of /dev/hmm0,
+    /// then those of /dev/hmm1, and so on.
+    #[arg(long = "device-trace", value_name = "FILE")]
+    pub(crate) devices: Vec<PathBuf>,
+    /// Where to write the timeline.
+    #[arg(short, long, value_name = "FILE", default_value = "run.pftrace")]
+    pub(crate) output: PathBuf,
 }
 
 /// What to replay, and on which device.

@@ -12,6 +12,8 @@ mod migrate;
 mod replay;
 mod residency;
 mod stats;
+mod timeline;
+mod trace;
 mod workload;
 
 use std::process::ExitCode;
@@ -39,6 +41,21 @@ fn main() -> ExitCode {
         }
         Command::Replay(options) => replay::show(&options, json).map(|()| true),
         Command::Residency { pid } => residency::show(&device, pid, json).map(|()| true),
+        Command::Trace(options) => {
+            let traced = trace::run(&trace::Plan {
+                file: options.output.as_deref(),
+                events: &options.events,
+                buffer: options.buffer,
+                quiet: options.quiet,
+                json,
+                command: &options.command,
+            });
+            match traced {
+                Ok(status) => return ExitCode::from(status),
+                Err(error) => Err(error),
+            }
+        }
+        Command::Timeline(options) => timeline::make(&options, json).map(|()| true),
         Command::Stats(stats) => stats::show(&device, &stats, json).map(|()| true),
     };
     exit_code("hmm", outcome)

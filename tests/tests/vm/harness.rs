@@ -343,8 +343,8 @@ fn a_session_ends_with_the_status_of_its_command() {
         ..session::Settings::default()
     };
     let command = ["sh".to_owned(), "given".to_owned()];
-    let status = session::run_command(&artifacts, &settings, &command).unwrap();
-    assert_eq!(status, 7);
+    let ended = session::run_command(&artifacts, &settings, &command).unwrap();
+    assert_eq!(ended.status, 7);
 }
 
 #[test]
@@ -383,8 +383,8 @@ fn a_session_has_the_machine_and_the_devices_that_were_asked_for() {
         ..session::Settings::default()
     };
     let command = ["sh", "look"].map(str::to_owned);
-    let status = session::run_command(&artifacts, &settings, &command).unwrap();
-    assert_eq!(status, 5);
+    let ended = session::run_command(&artifacts, &settings, &command).unwrap();
+    assert_eq!(ended.status, 5);
 
     let elsewhere = session::Settings {
         rules: vec![(Some(2), "hold@dma.taken".to_owned())],

@@ -22,6 +22,7 @@ mod sample;
 mod smoke;
 mod support;
 mod teardown;
+mod tracing;
 mod userland;
 mod workloads;
 mod wrong_device;

@@ -50,6 +50,7 @@ pub struct Builder<'a> {
     share: Option<PathBuf>,
     userland: bool,
     debugger: bool,
+    trace: bool,
     daemon: daemon::Settings,
     rules: Vec<(Option<usize>, String)>,
     files: Vec<PathBuf>,
@@ -79,6 +80,7 @@ impl<'a> Builder<'a> {
             share: None,
             userland: false,
             debugger: false,
+            trace: false,
             daemon: daemon::Settings::default(),
             rules: Vec::new(),
             files: Vec::new(),
@@ -255,6 +257,13 @@ impl<'a> Builder<'a> {
     #[must_use]
     pub fn daemon_log(mut self, level: impl Into<String>) -> Self {
         self.daemon.log = level.into();
+        self
+    }
+
+    /// Lets the daemons trace what their devices do; see [`Logs::trace`].
+    #[must_use]
+    pub fn trace(mut self) -> Self {
+        self.trace = true;
         self
     }
 
@@ -485,7 +494,7 @@ impl<'a> Builder<'a> {
             .write(&initramfs)?;
         let daemons = (0..devices)
             .map(|device| {
-                let settings = self.daemon_settings(device);
+                let settings = self.daemon_settings(device, logs);
                 Daemon::start(
                     &self.artifacts.daemon,
                     &directory.path().join(device_socket(device)),
@@ -564,12 +573,13 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn daemon_settings(&self, device: usize) -> daemon::Settings {
+    fn daemon_settings(&self, device: usize, logs: &Logs) -> daemon::Settings {
         let mine = |which: &Option<usize>| which.is_none_or(|which| which == device);
         let mine = self.rules.iter().filter(|(which, _)| mine(which));
         daemon::Settings {
             rules: mine.map(|(_, rule)| rule.clone()).collect(),
             coherent: device >= self.devices,
+            trace: self.trace.then(|| logs.trace(device)),
             ..self.daemon.clone()
         }
     }

@@ -2,11 +2,16 @@
 //!
 //! It turns the command line into settings; the machine is the fixture's.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{ensure, Context, Result};
+use hmm_cli::{output, remark};
+use hmm_timeline::perfetto;
+use hmm_timeline::together::Together;
 use hmm_vm::qemu::Machine;
-use hmm_vm::session::{self, Settings};
+use hmm_vm::session::{self, Ended, Settings, Traced};
 
 use crate::args::{MachineChoice, VmArgs};
 use crate::setup::cargo::{Checkout, Purpose};
@@ -55,11 +60,34 @@ pub(crate) fn vm(args: &VmArgs) -> Result<ExitCode> {
         share,
         userland: args.tools,
         debugger: args.gdb,
+        trace: args.trace.is_some(),
     };
     if args.command.is_empty() {
         session::shell(&prepared.artifacts, &settings)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let status = session::run_command(&prepared.artifacts, &settings, &args.command)?;
+    let Ended { status, trace } =
+        session::run_command(&prepared.artifacts, &settings, &args.command)?;
+    if let (Some(path), Some(traced)) = (&args.trace, trace) {
+        write_timeline(path, &traced)?;
+    }
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+}
+
+/// Writes what was traced to a file, and says what it adds up to.
+fn write_timeline(path: &Path, traced: &Traced) -> Result<()> {
+    let read = |file: &PathBuf| {
+        fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))
+    };
+    let devices = traced
+        .devices
+        .iter()
+        .map(read)
+        .collect::<Result<Vec<_>>>()?;
+    let together = Together::read(&traced.events, devices.iter().map(String::as_str))?;
+    fs::write(path, perfetto::encode(&together.tracks()))
+        .with_context(|| format!("writing {}", path.display()))?;
+    output::errors(together.text().as_bytes());
+    remark!("{}: https://ui.perfetto.dev opens it", path.display());
+    Ok(())
 }
