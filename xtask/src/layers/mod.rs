@@ -20,7 +20,7 @@ use imports::{Import, Library, Source};
 use table::{Place, Table};
 
 /// The crates whose layers are checked.
-const CRATES: [Crate; 6] = [
+const CRATES: [Crate; 7] = [
     Crate {
         folder: "vhost-device-hmm",
         root: "src/lib.rs",
@@ -51,6 +51,11 @@ const CRATES: [Crate; 6] = [
     },
     Crate {
         folder: "replay",
+        root: "src/lib.rs",
+        library: None,
+    },
+    Crate {
+        folder: "timeline",
         root: "src/lib.rs",
         library: None,
     },

@@ -26,10 +26,12 @@ use crate::run::machines::{self, Catalogue, Turn, BY_NAME, ONE_RELEASE};
 use crate::run::names::Names;
 use crate::run::report::{Case, Counts, Failure, Report};
 use crate::run::virtme_ng;
+use crate::setup::cache::Cache;
 use crate::setup::cargo::{Checkout, Purpose};
 use crate::setup::driver;
 use crate::setup::kernel::Kernel;
 use crate::setup::needs::Lacks;
+use crate::setup::perfetto;
 use crate::setup::prepare::{Foundation, Prepared};
 
 /// The package whose tests compare the specification's prose with its code.
@@ -68,6 +70,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<ExitCode> {
     let mut suite = Suite::new(Names::new(&args.names), about_checkout)?;
     suite.host_parts()?;
     suite.book()?;
+    suite.timelines()?;
     // Names that are those of parts without a machine need none of what follows.
     if suite.names.is_empty() || !suite.names.are_all_used() {
         suite.machine_parts(args)?;
@@ -105,6 +108,7 @@ fn list(args: &TestArgs) -> Result<ExitCode> {
         say!("{part}");
     }
     say!("{BOOK}");
+    say!("{TIMELINES}");
     for part in MACHINE_PARTS {
         say!("{part}");
     }
@@ -134,6 +138,12 @@ const HOST_PARTS: [&str; 8] = [
 
 /// The part that needs a browser.
 const BOOK: &str = "book";
+
+/// The part that needs Python, and Perfetto's package for it.
+const TIMELINES: &str = "timelines";
+
+/// The package of timelines, whose test reads them by these definitions.
+const TIMELINE: &str = "hmm-timeline";
 
 /// What comes before all parts that need the toolbox.
 const SET_UP: &str = "set-up and build";
@@ -312,6 +322,27 @@ impl Suite {
             Ok(mut reading) => self.harness(BOOK, &mut reading.command),
             Err(error) => {
                 self.fail(BOOK, &error);
+                Ok(())
+            }
+        }
+    }
+
+    /// Timelines, as Perfetto's own definitions read them.
+    fn timelines(&mut self) -> Result<()> {
+        if !self.wants(TIMELINES, true) {
+            return Ok(());
+        }
+        match Cache::of_user().and_then(|cache| perfetto::prepare(&cache)) {
+            Ok(package) => {
+                let mut command = self.checkout.cargo();
+                command
+                    .args(["test", "--package", TIMELINE, "--features", "reader"])
+                    .args(["--test", "reader"])
+                    .env("PYTHONPATH", package);
+                self.harness(TIMELINES, &mut command)
+            }
+            Err(error) => {
+                self.fail(TIMELINES, &error);
                 Ok(())
             }
         }

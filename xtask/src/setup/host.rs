@@ -51,17 +51,20 @@ pub(crate) fn install_missing_packages(log: &Path) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let names = missing.join(" ");
+    let reason = "to make the root directory that holds compilers, kernel sources and QEMU";
+    install(&missing, reason, log)
+}
+
+/// Installs packages that this machine lacks, or says how to install them. `reason` is why.
+pub(crate) fn install(packages: &[&str], reason: &str, log: &Path) -> Result<()> {
+    let names = packages.join(" ");
     if find_program("apt-get").is_none() {
         bail!("this machine lacks {names}; install them with your package manager and try again");
     }
     if !is_root() {
         bail!("this machine lacks {names}; run `sudo apt-get install {names}` and try again");
     }
-    progress::announce(
-        &format!("installing {names} on this machine"),
-        "to make the root directory that holds compilers, kernel sources and QEMU",
-    );
+    progress::announce(&format!("installing {names} on this machine"), reason);
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command
@@ -72,7 +75,7 @@ pub(crate) fn install_missing_packages(log: &Path) -> Result<()> {
     // In CI, package lists are usually stale or absent.
     progress::run("apt-get update", &mut apt(&["update"]), log)?.check()?;
     let mut install = apt(&["install", "-y", "--no-install-recommends"]);
-    progress::run("apt-get install", install.args(&missing), log)?.check()
+    progress::run("apt-get install", install.args(packages), log)?.check()
 }
 
 fn missing_packages() -> Vec<&'static str> {

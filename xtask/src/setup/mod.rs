@@ -20,6 +20,7 @@ pub(crate) mod mdbook;
 pub(crate) mod needs;
 pub(crate) mod out;
 mod panics;
+pub(crate) mod perfetto;
 pub(crate) mod prepare;
 pub(crate) mod progress;
 mod release;
