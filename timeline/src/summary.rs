@@ -205,9 +205,9 @@ impl OfDevice {
         let mut text = String::new();
         let _ = writeln!(
             text,
-            "device      {} jobs, {} faults, {} on engines",
-            figure::count(self.jobs),
-            figure::count(self.faults),
+            "device      {}, {}, {} on engines",
+            number(self.jobs, "job"),
+            number(self.faults, "fault"),
             time(self.engine_nanoseconds)
         );
         for (title, kinds) in [("requests", &self.requests), ("late", &self.late)] {
@@ -224,6 +224,12 @@ impl OfDevice {
         lost(&mut text, self.lost, "records");
         text
     }
+}
+
+/// How many of a thing, with its name in the singular or the plural.
+pub(crate) fn number(count: u64, name: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {name}{plural}", figure::count(count))
 }
 
 fn lost(text: &mut String, lost: u64, what: &str) {

@@ -10,7 +10,7 @@ use crate::clocks::{self, Difference};
 use crate::device::{self, Device};
 use crate::draw::{draw, Drawn};
 use crate::guest::Guest;
-use crate::summary::{OfDevice, OfGuest};
+use crate::summary::{number, OfDevice, OfGuest};
 use crate::tracks::Tracks;
 
 /// What was traced of a guest and its devices.
@@ -113,17 +113,17 @@ impl Together {
     pub fn text(&self) -> String {
         let Sums { guest, devices } = self.sums();
         let mut text = guest.text();
-        for (number, ((_, difference), sums)) in self.devices.iter().zip(&devices).enumerate() {
+        for (device, ((_, difference), sums)) in self.devices.iter().zip(&devices).enumerate() {
             text.push_str(&sums.text());
             // Writing to a string cannot fail.
             let _ = match difference {
                 Ok(difference) => writeln!(
                     text,
-                    "clocks      together within {}, by {} jobs",
+                    "clocks      together within {}, by {}",
                     figure::time(Duration::from_nanos(difference.uncertainty)),
-                    figure::count(difference.jobs as u64)
+                    number(difference.jobs as u64, "job")
                 ),
-                Err(error) => writeln!(text, "clocks      device {number} is left out: {error}"),
+                Err(error) => writeln!(text, "clocks      device {device} is left out: {error}"),
             };
         }
         text

@@ -17,6 +17,14 @@ use hmm_cli::remark;
 use crate::area::{Area, PAGE};
 use crate::row::cannot_run;
 
+/// Whether the kernel has a function of this name.
+pub(crate) fn has_function(name: &str) -> Result<bool> {
+    const SYMBOLS: &str = "/proc/kallsyms";
+    let symbols = fs::read_to_string(SYMBOLS).with_context(|| format!("reading {SYMBOLS}"))?;
+    let mut names = symbols.lines().filter_map(|line| line.split(' ').nth(2));
+    Ok(names.any(|other| other == name))
+}
+
 /// A page table entry, as `/proc/PID/pagemap` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry(u64);

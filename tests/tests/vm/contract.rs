@@ -69,12 +69,22 @@ const NEEDS: &[(&[&str], &[&str])] = &[
     ),
 ];
 
+/// Rows that run only on a kernel without an option: it warns of a mistake of its own there.
+const UNLESS: &[(&str, &[&str])] = &[("PAGE_TABLE_CHECK", &["page-map-scans-see-device-writes"])];
+
 /// The rows that cannot run on a kernel with these options.
 fn not_here(options: &Options) -> BTreeSet<&'static str> {
     NEEDS
         .iter()
         .filter(|(needs, _)| !needs.iter().all(|option| options.has(option)))
-        .flat_map(|(_, rows)| rows.iter().copied())
+        .map(|(_, rows)| rows)
+        .chain(
+            UNLESS
+                .iter()
+                .filter(|(unless, _)| options.has(unless))
+                .map(|(_, rows)| rows),
+        )
+        .flat_map(|rows| rows.iter().copied())
         .collect()
 }
 
