@@ -214,7 +214,7 @@ pub(crate) struct VmArgs {
     pub(crate) append: Vec<String>,
 
     /// Trace driver and devices while the command runs, and write both on one clock to this file, for
-    /// https://ui.perfetto.dev
+    /// Perfetto (ui.perfetto.dev)
     #[arg(long, value_name = "FILE", requires = "command")]
     pub(crate) trace: Option<PathBuf>,
 

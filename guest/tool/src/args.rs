@@ -65,7 +65,7 @@ pub(crate) enum Command {
     /// Put the driver's events and the devices' records on one clock, in a file for Perfetto.
     ///
     /// The driver's events come from `hmm trace -o FILE`, and a device's records from `vhost-device-hmm
-    /// --trace FILE` on the host. Needs no device. https://ui.perfetto.dev opens the file.
+    /// --trace FILE` on the host. Needs no device. Perfetto (ui.perfetto.dev) opens it.
     Timeline(Timeline),
     /// Show where the memory of a process is. The process must be bound to the device.
     Residency {
@@ -136,7 +136,7 @@ pub(crate) struct Stats {
 /// What to trace.
 #[derive(Debug, Args)]
 pub(crate) struct Trace {
-    /// Where to write it: for Perfetto (https://ui.perfetto.dev) if the name ends with .pftrace,
+    /// Where to write it: for Perfetto (ui.perfetto.dev) if the name ends with .pftrace,
     /// otherwise the kernel's own lines, for `hmm timeline`.
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
