@@ -48,7 +48,7 @@ const NEEDS: &[(&[&str], &[&str])] = &[
             "no-memory-when-the-device-goes",
         ],
     ),
-    (&["COREDUMP"], &["a-core-dump-of-moved-pages"]),
+    (&["COREDUMP", "ELF_CORE"], &["a-core-dump-of-moved-pages"]),
     (&["PID_NS"], &["a-look-is-by-the-callers-numbers"]),
     (&["SECRETMEM"], &["secret-memory-is-not-for-devices"]),
     (

@@ -2,7 +2,6 @@
 //!
 //! It knows virtme-ng's command line, and nothing of what the device does.
 
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -13,10 +12,13 @@ use hmm_vm::daemon::{Daemon, Settings};
 use hmm_vm::kconfig::Options;
 use hmm_vm::pace::Pace;
 
-use crate::setup::{out, progress};
+use crate::setup::{host, out, progress};
 
 /// virtme-ng's program.
 const VNG: &str = "vng";
+
+/// What it prepares a tree's modules with.
+const DEPMOD: &str = "depmod";
 
 /// How long a guest may take, in seconds: far more than an emulated one needs.
 const LIMIT: &str = "300";
@@ -36,13 +38,15 @@ const OPTIONS: [&str; 5] = [
 ];
 
 const NOT_INSTALLED: &str = "as virtme-ng is not installed";
+const NO_DEPMOD: &str = "as depmod is missing, which virtme-ng needs (package kmod)";
 const MODULES: &str = "as the kernel cannot begin on the host's files without modules";
 
 /// Why the recipe cannot be run on this machine with a kernel of these options, if it cannot.
 pub(crate) fn obstacle(options: &Options) -> Option<&'static str> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    if !env::split_paths(&path).any(|directory| directory.join(VNG).is_file()) {
+    if host::find_program(VNG).is_none() {
         Some(NOT_INSTALLED)
+    } else if host::find_program(DEPMOD).is_none() {
+        Some(NO_DEPMOD)
     } else if !OPTIONS.iter().all(|option| options.is_built_in(option)) {
         Some(MODULES)
     } else {
@@ -121,9 +125,12 @@ mod tests {
             .concat();
         // Nothing else is asked of this machine.
         let possible = obstacle(&Options::parse(&whole));
-        assert!(matches!(possible, None | Some(NOT_INSTALLED)));
+        assert!(matches!(possible, None | Some(NOT_INSTALLED | NO_DEPMOD)));
         let modules = whole.replace("9P_FS=y", "9P_FS=m");
         let obstacle = obstacle(&Options::parse(&modules));
-        assert!(matches!(obstacle, Some(MODULES | NOT_INSTALLED)));
+        assert!(matches!(
+            obstacle,
+            Some(MODULES | NOT_INSTALLED | NO_DEPMOD)
+        ));
     }
 }

@@ -90,7 +90,7 @@ fn missing_packages() -> Vec<&'static str> {
 }
 
 /// The path of a program, as a shell would find it, also in the administrators' directories.
-fn find_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
