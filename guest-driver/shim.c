@@ -46,9 +46,9 @@ static u32 user_of(const struct cred *cred)
 	while (ns != &init_user_ns && ns->parent != &init_user_ns)
 		ns = ns->parent;
 	/*
-	 * The owner of a user namespace, and its root, can become any user in it. So all of them count
-	 * as one user: as the owner or, if that is root, who may be any user anyway, as the namespace's
-	 * own root.
+	 * The owner of a user namespace, and the root in it, can become any user of the namespace. So
+	 * all users of the namespace count as one: as its owner. If the host's root is the owner, they
+	 * count as the root in the namespace.
 	 */
 	if (ns != &init_user_ns) {
 		kuid_t root = make_kuid(ns, 0);

@@ -2,8 +2,8 @@
 
 //! The driver's tracepoints. `trace.h` defines them, and docs/tracing.md has their meaning.
 //!
-//! Each function here is a static branch, which costs nothing while nobody traces. The event is made
-//! by a closure, which is called only if somebody does. `kernel::declare_trace!` does the same for
+//! Each function here is a static branch, which costs nothing while there is no trace. The event is made
+//! by a closure, which is called only while there is one. `kernel::declare_trace!` does the same for
 //! tracepoints of the kernel itself; it does not find those of a module.
 //!
 //! Does not know what the events are about.

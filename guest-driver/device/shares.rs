@@ -146,7 +146,7 @@ impl Shares {
         let (rest, own) = self.users.split_last().ok_or(ENOSPC)?;
         let index = own.iter().position(known);
         let index = index.or_else(|| own.iter().position(free));
-        // Those for whom there is no slot of their own count as one user.
+        // Users without a slot of their own share the last one: together they count as one user.
         let (index, slot) = index
             .and_then(|index| Some((index, own.get(index)?)))
             .unwrap_or((own.len(), rest));

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::clocks::Difference;
 use crate::device::{Device, Event as Did, Record};
-use crate::guest::{Event, Guest, What, STAGES};
+use crate::guest::{kind_of_move, Event, Guest, What, STAGES};
 use crate::tracks::{distribute, Content, Detail, Group, Slice, Track, Tracks};
 
 /// The size of a page, in bytes.
@@ -200,8 +200,7 @@ fn moved(event: &Event) -> Vec<Slice> {
     let whole = stages
         .iter()
         .fold(0_u64, |sum, stage| sum.saturating_add(*stage));
-    let to = if *to_device { "to device" } else { "to system" };
-    let mut slice = until(event, whole, format!("{to}, {cause}"));
+    let mut slice = until(event, whole, kind_of_move(*to_device, cause));
     slice.details = range(*start, *end);
     slice.details.push(("pages", Detail::Number(*pages)));
     let mut begin = slice.begin;

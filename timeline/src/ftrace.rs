@@ -22,7 +22,7 @@ pub struct Line<'a> {
 pub enum Said<'a> {
     /// An event.
     Event(Line<'a>),
-    /// So many events were lost, because nobody has read them in time.
+    /// So many events were lost, because they were not read in time.
     Lost(u64),
 }
 

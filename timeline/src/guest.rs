@@ -108,6 +108,13 @@ pub enum What {
     },
 }
 
+/// What a move is called: where pages move to, and why.
+#[must_use]
+pub fn kind_of_move(to_device: bool, cause: &str) -> String {
+    let to = if to_device { "to device" } else { "to system" };
+    format!("{to}, {cause}")
+}
+
 /// The stages of a move.
 pub const STAGES: [&str; 5] = ["collect", "allocate", "copy", "commit", "finalise"];
 

@@ -8,7 +8,7 @@ use hmm_cli::figure;
 use serde::Serialize;
 
 use crate::device::{Device, Event as Did};
-use crate::guest::{Guest, What};
+use crate::guest::{kind_of_move, Guest, What};
 
 /// Sums of a guest's events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -121,8 +121,8 @@ impl OfGuest {
                     stages,
                     ..
                 } => {
-                    let to = if *to_device { "to device" } else { "to system" };
-                    let moves = sums.moves.entry(format!("{to}, {cause}")).or_default();
+                    let kind = kind_of_move(*to_device, cause);
+                    let moves = sums.moves.entry(kind).or_default();
                     moves.parts += 1;
                     moves.pages += pages;
                     moves.nanoseconds += stages.iter().sum::<u64>();

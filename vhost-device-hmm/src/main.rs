@@ -183,7 +183,7 @@ fn run(args: &Args, prepared: Prepared, stderr: &Outlet) -> Result<(), Box<dyn E
         Stage::Ending => manager.tell(&[NotifyState::Stopping]),
     };
     let served = server::serve(sockets, &device, options, &lateness, &signals, entered);
-    trace::flush();
+    trace::flush(LAST_WORDS);
     log.flush(LAST_WORDS);
     Ok(served?)
 }

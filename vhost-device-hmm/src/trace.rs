@@ -7,8 +7,8 @@
 //!
 //! Knows nothing of the device.
 //!
-//! Lock order: `Trace::file`, then a buffer; then `Trace::is_filling`. A thread of the device may hold
-//! any lock when it records, and takes the last two only.
+//! Lock order: a buffer's lock and that of `Trace::turns` are taken last, and not together. The writer
+//! holds neither while it writes to the file.
 
 use std::cell::OnceCell;
 use std::fs::File;
@@ -49,10 +49,16 @@ struct Trace {
     /// A moment on both clocks: that of the records is the host's monotonic one.
     origin: (Instant, u64),
     buffers: [Mutex<Buffer>; BUFFERS],
-    file: Mutex<File>,
-    /// Signalled when a buffer is half full.
-    filling: Condvar,
-    is_filling: Mutex<bool>,
+    turns: Mutex<Turns>,
+    /// Signalled when either number of `turns` has changed.
+    turned: Condvar,
+}
+
+/// How often the writer was asked to write, and up to which of these it has.
+#[derive(Debug, Default)]
+struct Turns {
+    asked: u64,
+    done: u64,
 }
 
 #[derive(Debug, Default)]
@@ -92,16 +98,8 @@ impl Prepared {
     /// When the system cannot start a thread.
     pub fn start(self) -> io::Result<()> {
         let Self { file, origin } = self;
-        let trace = TRACE.get_or_init(|| Trace {
-            origin,
-            buffers: Default::default(),
-            file: Mutex::new(file),
-            filling: Condvar::new(),
-            is_filling: Mutex::new(false),
-        });
-        std::thread::Builder::new()
-            .name("trace".into())
-            .spawn(|| trace.write_for_ever())?;
+        let trace = TRACE.get_or_init(|| Trace::new(origin));
+        trace.start(file)?;
         ON.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -113,21 +111,18 @@ pub fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
 
-/// Records from now on, or no more until it is called again; returns false if there is no file. What was
-/// recorded before is in the file when it returns.
-pub fn set_on(on: bool) -> bool {
-    let Some(trace) = TRACE.get() else {
-        return false;
-    };
+/// Records from now on, or no more until it is called again. Returns whether what was recorded before is
+/// in the file, for which it waits, but no longer than `patience`; `None` if there is no file.
+pub fn set_on(on: bool, patience: Duration) -> Option<bool> {
+    let trace = TRACE.get()?;
     ON.store(on, Ordering::Relaxed);
-    trace.write();
-    true
+    Some(trace.flush(patience))
 }
 
-/// Writes what has been recorded.
-pub fn flush() {
+/// Waits until what has been recorded is in the file, but no longer than `patience`.
+pub fn flush(patience: Duration) {
     if let Some(trace) = TRACE.get() {
-        trace.write();
+        trace.flush(patience);
     }
 }
 
@@ -179,8 +174,7 @@ fn record(begun: Instant, lasted: Duration, space: Option<u32>, event: Event) {
         let is_half_full = buffer.records.len() == MOST / 2;
         drop(buffer);
         if is_half_full {
-            *trace.is_filling.lock() = true;
-            trace.filling.notify_one();
+            trace.ask();
         }
     });
 }
@@ -197,21 +191,55 @@ impl Thread {
 }
 
 impl Trace {
-    fn write_for_ever(&self) {
-        loop {
-            let mut is_filling = self.is_filling.lock();
-            if !*is_filling {
-                self.filling.wait_for(&mut is_filling, SOON);
-            }
-            *is_filling = false;
-            drop(is_filling);
-            self.write();
+    fn new(origin: (Instant, u64)) -> Self {
+        Self {
+            origin,
+            buffers: Default::default(),
+            turns: Mutex::default(),
+            turned: Condvar::new(),
         }
     }
 
+    /// Starts the thread that writes. No other thread touches the file, which may take long.
+    fn start(&'static self, mut file: impl Write + Send + 'static) -> io::Result<()> {
+        let thread = std::thread::Builder::new().name("trace".into());
+        thread.spawn(move || loop {
+            let mut turns = self.turns.lock();
+            if turns.asked == turns.done {
+                self.turned.wait_for(&mut turns, SOON);
+            }
+            let asked = turns.asked;
+            drop(turns);
+            self.write(&mut file);
+            self.turns.lock().done = asked;
+            self.turned.notify_all();
+        })?;
+        Ok(())
+    }
+
+    /// Asks the writer to write now, and returns the number of that.
+    fn ask(&self) -> u64 {
+        let mut turns = self.turns.lock();
+        turns.asked += 1;
+        self.turned.notify_all();
+        turns.asked
+    }
+
+    /// Waits until what has been recorded is written; returns whether it is.
+    fn flush(&self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        let turn = self.ask();
+        let mut turns = self.turns.lock();
+        while turns.done < turn {
+            if self.turned.wait_until(&mut turns, end).timed_out() {
+                return turns.done >= turn;
+            }
+        }
+        true
+    }
+
     /// Writes what is in the buffers.
-    fn write(&self) {
-        let mut file = self.file.lock();
+    fn write(&self, file: &mut impl Write) {
         let mut lines = Vec::new();
         for buffer in &self.buffers {
             let Buffer { records, lost } = std::mem::take(&mut *buffer.lock());
@@ -253,8 +281,7 @@ fn nanoseconds(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-    use std::io::Seek;
+    use std::io::{BufRead, BufReader, Read, Seek};
 
     use hmm_timeline::device::Device;
 
@@ -268,12 +295,37 @@ mod tests {
         }
     }
 
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_file_that_takes_nothing_keeps_no_thread_waiting_for_longer_than_it_has_patience() {
+        let (reader, writer) = io::pipe().unwrap();
+        let trace: &Trace = Box::leak(Box::new(Trace::new((Instant::now(), 0))));
+        trace.start(writer).unwrap();
+        let record = Record {
+            at: 1,
+            lasted: 0,
+            thread: "t".into(),
+            space: None,
+            event: fault(7),
+        };
+        // More than a pipe holds.
+        trace.buffers[0].lock().records = vec![record; MOST];
+        assert!(!trace.flush(Duration::from_millis(100)));
+        let reading = std::thread::spawn(move || {
+            let lines = BufReader::new(reader).lines().take(MOST);
+            lines.map(|line| line.unwrap().len()).sum::<usize>()
+        });
+        assert!(trace.flush(LONG));
+        assert!(reading.join().unwrap() > 1 << 16, "a pipe holds less");
+    }
+
     // One test, because there is one trace in a process.
     #[test]
     fn what_is_recorded_is_in_the_file_or_counted() {
         moment(None, || unreachable!("nothing is recorded without a trace"));
         assert!(begin().is_none());
-        assert!(!set_on(true), "there is no file");
+        assert_eq!(set_on(true, LONG), None, "there is no file");
 
         let mut file = tempfile::tempfile().unwrap();
         let prepared = Prepared::new(file.try_clone().unwrap()).unwrap();
@@ -291,7 +343,7 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
-        assert!(set_on(false));
+        assert_eq!(set_on(false, LONG), Some(true));
         moment(None, || unreachable!("it is off"));
 
         let mut text = String::new();

@@ -21,7 +21,7 @@ use hmm_timeline::summary::OfGuest;
 use self::tracefs::Instance;
 
 /// The end of the name of a file for Perfetto; another file gets the events as text.
-pub(crate) const PERFETTO: &str = "pftrace";
+const PERFETTO: &str = "pftrace";
 
 /// What to trace, and where to.
 pub(crate) struct Plan<'a> {

@@ -34,7 +34,7 @@ pub const MAX_CLIENTS: usize = 16;
 const MAPPINGS: usize = 256;
 const MOST_MAPPINGS: usize = 4096;
 
-/// How long a client may take to read an answer.
+/// How long a client may take to read an answer, and the file of a trace to take what was recorded.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The state that clients inspect and steer.
@@ -158,13 +158,17 @@ impl Console {
                 }
                 Ok(json!({ "level": log::max_level().as_str().to_lowercase() }))
             }
-            Request::Trace { on } => {
-                if trace::set_on(on) {
-                    return Ok(json!({ "on": on }));
-                }
-                let message = "this daemon has no file for a trace; start it with --trace FILE";
-                Err(Failure::new("no-trace", message))
-            }
+            Request::Trace { on } => match trace::set_on(on, PATIENCE) {
+                Some(true) => Ok(json!({ "on": on })),
+                Some(false) => Err(Failure::new(
+                    "timeout",
+                    "what was recorded before cannot be written to the file in time",
+                )),
+                None => Err(Failure::new(
+                    "no-trace",
+                    "this daemon has no file for a trace; start it with --trace FILE",
+                )),
+            },
             Request::Mappings { space, from, count } => {
                 let from = from.as_deref().map_or(Ok(0), address)?;
                 let count = count.unwrap_or(MAPPINGS).min(MOST_MAPPINGS);
